@@ -1,0 +1,1 @@
+"""Hard requests: when a request is one, what the threshold guarantees, and where it should go."""

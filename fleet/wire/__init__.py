@@ -1,0 +1,1 @@
+"""What travels between server and devices: topics, messages, and how they become bytes."""

@@ -1,0 +1,137 @@
+"""The command line's front: finds the program that owns a subcommand, and loads it only then.
+
+A device that runs `kedge agent` never imports Litestar or onnx. A user's mistake becomes one line and exit
+code 2; a bug keeps its traceback and exits with 1.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Final
+
+import click
+
+from fleet.errors import KedgeError, MissingExtraError
+from kedge import __version__
+
+#: Subcommand to "module:attribute", and the line that `kedge --help` shows without loading it.
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "compile": ("compiler.cli:compile_command", "Quantize and package a model for a target."),
+    "targets": ("compiler.cli:targets", "List the targets that models can be compiled for."),
+    "inspect": ("compiler.cli:inspect", "Show what a bundle holds, after verifying every byte."),
+    "run": ("compiler.cli:run", "Run a bundle on inputs from a file."),
+    "serve": ("server.cli:serve", "Run the server: console, API, broker and workers."),
+    "publish": ("server.cli:publish", "Upload bundles and make them a signed release."),
+    "rollout": ("server.cli:rollout", "Create, watch, pause and abort rollouts."),
+    "device": ("server.cli:device", "List, show and claim devices."),
+    "keys": ("server.cli:keys", "Show the keys and metadata that devices trust."),
+    "broker": ("server.cli:broker", "Write the set-up of a production broker."),
+    "agent": ("device_agent.cli:agent", "Enrol this device, and run the agent on it."),
+    "demo": ("kedge.demo.command:demo", "Run the main job on this machine, from compile to offload."),
+    "doctor": ("kedge.doctor:doctor", "Say what this installation has, and what is missing."),
+}
+
+#: Top-level module of a library to the extra that brings it.
+EXTRAS: Final = {
+    "onnx": "compiler",
+    "rich": "compiler",
+    "sympy": "compiler",
+    "litestar": "server",
+    "sqlmodel": "server",
+    "sqlalchemy": "server",
+    "alembic": "server",
+    "amqtt": "server",
+    "jinja2": "server",
+    "argon2": "server",
+    "onnxruntime": "onnxruntime",
+    "mlserver": "demo",
+    "psycopg": "postgres",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose subcommands are imported when they are called, not when they are listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names, in the order of the table."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return the command, or None when there is none of that name."""
+        del ctx
+        return load(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write names and lines from the table, importing nothing."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+def load(name: str) -> click.Command:
+    """Import and return a subcommand.
+
+    Raises:
+        MissingExtraError: it needs a library that is not installed.
+    """
+    module, _, attribute = COMMANDS[name][0].partition(":")
+    try:
+        command = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise _explained(error, f"kedge {name}") from error
+    if not isinstance(command, click.Command):
+        raise TypeError(f"{COMMANDS[name][0]} is not a command")
+    return command
+
+
+def _explained(error: ModuleNotFoundError, what: str) -> Exception:
+    extra = EXTRAS.get((error.name or "").partition(".")[0])
+    return MissingExtraError(what, extra) if extra else error
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kedge")
+def cli() -> None:
+    """Compile, sign, ship and run models on fleets of edge devices."""
+
+
+def _call(command: click.Command, arguments: list[str], name: str) -> int:
+    try:
+        code = command.main(arguments, prog_name=name, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except click.Abort:
+        click.echo("stopped", err=True)
+        return 130
+    except ModuleNotFoundError as error:
+        explained = _explained(error, name)
+        if explained is error:
+            raise
+        click.echo(f"error: {explained}", err=True)
+        return 2
+    except KedgeError as error:
+        click.echo(f"error: {error}", err=True)
+        return 2
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """Run `kedge`.
+
+    Exit codes: 0 done, 1 a bug (with its traceback), 2 an error that Kedge understands (one line), 130
+    stopped by the user.
+    """
+    sys.exit(_call(cli, sys.argv[1:], "kedge"))
+
+
+def compile_main() -> None:
+    """Run `compile`, which is `kedge compile`."""
+    try:
+        command = load("compile")
+    except MissingExtraError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    sys.exit(_call(command, sys.argv[1:], "compile"))
