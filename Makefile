@@ -26,7 +26,7 @@ demo: install    ## run the main job on this machine, then serve the console (AR
 	$(BIN)/kedge demo $(ARGS)
 
 test: install    ## run every check and test
-	@PYTHON=$(BIN)/python tools/system_packages.sh
+	@tools/system_packages.sh
 	$(MAKE) --no-print-directory lint
 	$(BIN)/pytest $(ARGS)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from processes import Process, free_port, listens, wait_until
 
 
@@ -33,7 +34,8 @@ class Mosquitto:
             f"listener {self.port} 127.0.0.1\n"
             f"allow_anonymous {'true' if anonymous else 'false'}\n"
             "user root\nset_tcp_nodelay true\nmax_inflight_messages 100\nmax_queued_messages 100000\n"
-            f"persistence true\npersistence_location {folder}/\nautosave_interval 1\nautosave_on_changes true\n"
+            f"persistence true\npersistence_location {folder}/\n"
+            "autosave_interval 1\nautosave_on_changes true\n"
             f"{extra}\n"
         )
 
