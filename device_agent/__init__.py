@@ -1,0 +1,1 @@
+"""The program on the device: enrols, updates, proves, serves inference, reports."""
