@@ -78,3 +78,14 @@ class Digest(str):
     def hex(self) -> str:
         """The 64 hex digits."""
         return self.removeprefix("sha256:")
+
+
+def plain(value: object) -> str:
+    """Return a validated name as the string it is: msgspec asks this (as `enc_hook`) of subclasses of str.
+
+    Raises:
+        TypeError: the value is no string at all.
+    """
+    if isinstance(value, str):
+        return str(value)
+    raise TypeError(f"expected a name, got {type(value).__name__}")

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from fleet.errors import BundleError, KedgeError
-from fleet.ids import Digest
+from fleet.ids import Digest, plain
 
 #: Bytes in a chunk: few enough for a broker's queue, many enough for its throughput.
 CHUNK_SIZE: Final = 256 * 1024
@@ -54,7 +54,7 @@ def index_of(blobs: dict[Digest, bytes], size: int = CHUNK_SIZE) -> ChunkIndex:
 
 def encode(index: ChunkIndex) -> bytes:
     """Return the index's bytes: the same index always gives the same bytes."""
-    return msgspec.json.encode(index, order="deterministic")
+    return msgspec.json.encode(index, order="deterministic", enc_hook=plain)
 
 
 def decode(data: bytes) -> ChunkIndex:

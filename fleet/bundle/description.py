@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from fleet.errors import BundleError
-from fleet.ids import Name
+from fleet.ids import Name, plain
 
 SCHEMA: Final = 1
 
@@ -155,7 +155,10 @@ class BundleDescription(msgspec.Struct, frozen=True, kw_only=True):
 
 def encode(description: BundleDescription) -> bytes:
     """Return the file's bytes: the same description always gives the same bytes."""
-    return msgspec.json.format(msgspec.json.encode(description, order="deterministic"), indent=1) + b"\n"
+    return (
+        msgspec.json.format(msgspec.json.encode(description, order="deterministic", enc_hook=plain), indent=1)
+        + b"\n"
+    )
 
 
 def decode(data: bytes) -> BundleDescription:

@@ -16,7 +16,7 @@ import msgspec
 
 from fleet.bundle import description
 from fleet.errors import BundleError, KedgeError
-from fleet.ids import Digest
+from fleet.ids import Digest, plain
 
 MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE: Final = "application/vnd.oci.image.index.v1+json"
@@ -113,7 +113,7 @@ def encode(manifest: Manifest) -> bytes:
     Raises:
         BundleError: longer than `MANIFEST_LIMIT`.
     """
-    data = msgspec.json.encode(manifest, order="deterministic")
+    data = msgspec.json.encode(manifest, order="deterministic", enc_hook=plain)
     if len(data) > MANIFEST_LIMIT:
         raise BundleError(f"manifest: expected at most {MANIFEST_LIMIT} bytes, got {len(data)}")
     return data

@@ -7,6 +7,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from fleet.errors import WireError
+from fleet.ids import plain
 from fleet.wire import messages
 
 M = TypeVar("M", bound=messages.Message)
@@ -14,7 +15,7 @@ M = TypeVar("M", bound=messages.Message)
 #: The largest message that anybody accepts, in bytes: a raw camera frame fits, a flood does not.
 LIMIT: Final = 4 * 1024 * 1024
 
-_ENCODER: Final = msgspec.msgpack.Encoder()
+_ENCODER: Final = msgspec.msgpack.Encoder(enc_hook=plain)
 
 
 def encode(message: messages.Message) -> bytes:
@@ -43,7 +44,7 @@ class Decoder:
             raise WireError(f"message: expected at most {self._limit} bytes, got {len(data)}")
         try:
             return self._decoder.decode(data)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise WireError(f"message: {error}") from error
 
 

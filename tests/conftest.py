@@ -1,0 +1,25 @@
+"""Settings for every test."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_MODELS = ROOT.parent / "shared" / "models"
+
+# A shared machine pauses at will: the time limit of a test is pytest-timeout's, not each example's. In CI the
+# examples are the same every time, so that a red run can be repeated.
+settings.register_profile("kedge", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
+settings.load_profile("kedge")
+
+
+@pytest.fixture(scope="session")
+def shared_models() -> Path:
+    """The folder of real models beside the project; tests that need it are skipped where it is absent."""
+    if not SHARED_MODELS.is_dir():
+        pytest.skip("the folder of shared test models is absent: ../shared/models")
+    return SHARED_MODELS
