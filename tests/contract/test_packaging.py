@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 OURS = ("kedge", "server", "device_agent", "compiler", "fleet", "firmware_profiles")
 #: What a device never has: the agent and its command line must come up without them.
 HEAVY = (
-    "litestar", "sqlmodel", "sqlalchemy", "alembic", "amqtt", "onnx", "onnxruntime", "openvino", "tflite_runtime",
-    "rich", "jinja2", "mlserver", "sympy", "sklearn",
+    "litestar", "sqlmodel", "sqlalchemy", "alembic", "amqtt", "onnx", "onnxruntime", "openvino",
+    "tflite_runtime", "rich", "jinja2", "mlserver", "sympy", "sklearn",
 )  # fmt: skip
 BLOCKED = f"import sys\nfor name in {HEAVY!r}: sys.modules[name] = None\n"
 
@@ -97,7 +97,7 @@ def test_the_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path) -> 
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     done = subprocess.run(
-        [python, "-c", "from kedge.cli import main; import sys; sys.argv[1:] = ['targets', '--json']; main()"],
+        [python, "-c", "import sys, kedge.cli as c; sys.argv[1:] = ['targets', '--json']; c.main()"],
         check=True, capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert "jetson-orin" in done.stdout
