@@ -44,5 +44,14 @@ class BlobStore(Protocol):
     def put(self, digest: Digest, data: bytes) -> None:
         """Store the bytes, atomically; after the return a power cut does not lose them."""
 
+    def assemble(self, digest: Digest, parts: Sequence[Digest]) -> None:
+        """Store the blob that these stored parts make up, in order, as `put` would.
+
+        It never holds the whole blob in memory, for a model may be larger than what is free.
+
+        Raises:
+            BundleError: a part is not stored, or the joined bytes have another digest; nothing is stored.
+        """
+
     def delete(self, digest: Digest) -> None:
         """Forget the bytes, if they are there."""

@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 
 class KedgeError(Exception):
@@ -42,5 +42,26 @@ class BundleError(KedgeError):
     """A bundle is incomplete, altered or malformed."""
 
 
+#: Why something was not trusted, for machines: it travels in `RefusalEvent.reason`.
+TrustReason: TypeAlias = Literal[
+    "bad_signature",  # not signed by the keys that must sign it
+    "malformed",  # no metadata, or metadata that contradicts itself
+    "expired",  # signed, but its time has passed: a freeze attack, or a server that stands still
+    "rollback",  # older than what was seen before
+    "mix_and_match",  # parts that were never published together
+    "too_large",  # longer than it may be: endless data
+    "missing",  # named by trusted metadata, and not to be had
+    "wrong_device",  # signed for another device
+    "wrong_target",  # compiled for other hardware
+    "not_in_repository",  # assigned, but the image repository does not know it, or knows it otherwise
+    "no_root",  # there is no trusted root to start from
+]
+
+
 class TrustError(KedgeError):
     """Something is not signed by who must sign it, is too old, or is meant for somebody else."""
+
+    def __init__(self, message: str, *, reason: TrustReason = "bad_signature") -> None:
+        """Say it for a person, and give the reason for machines."""
+        super().__init__(message)
+        self.reason: Final = reason
