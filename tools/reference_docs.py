@@ -86,7 +86,8 @@ def _struct(struct: type[msgspec.Struct]) -> Iterator[str]:
     )
     yield "| field | type | required |\n| --- | --- | --- |"
     for field in msgspec.structs.fields(struct):
-        yield f"| `{field.encode_name}` | `{_cell(_type_name(hints[field.name]))}` | {'yes' if field.required else 'no'} |"
+        required = "yes" if field.required else "no"
+        yield f"| `{field.encode_name}` | `{_cell(_type_name(hints[field.name]))}` | {required} |"
 
 
 def _structs(*modules: object) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""`kedge demo`: the main job on one machine, told step by step, with what was measured."""
