@@ -1,1 +1,6 @@
-"""Who may tell a device what to run: TUF metadata, the director's assignments, and how both are verified."""
+"""Who may tell a device what to run: TUF metadata, the director's assignments, and how both are verified.
+
+Modules, from the inside out: `metadata_set` holds what is trusted and refuses what is not; `workflow` says
+which file comes next; `assignment` is the director's word to one device; `policy` knows about clocks and
+being offline. Nothing here does I/O: times and bytes are passed in.
+"""
