@@ -8,7 +8,8 @@
     │   │   └── MissingExtraError    an optional part of Kedge is not installed
     │   ├── WireError            bytes from the wire are not what the protocol says
     │   ├── BundleError          a bundle is incomplete, altered or malformed
-    │   └── TrustError           something is not signed by who must sign it, or is too old
+    │   ├── TrustError           something is not signed by who must sign it, or is too old
+    │   └── OffloadError         class scores or a calibration make no sense
     └── anything else            a bug: traceback, exit 1
 """
 
@@ -65,3 +66,7 @@ class TrustError(KedgeError):
         """Say it for a person, and give the reason for machines."""
         super().__init__(message)
         self.reason: Final = reason
+
+
+class OffloadError(KedgeError):
+    """Class scores or a calibration that make no sense."""
