@@ -84,7 +84,8 @@ class TrustedMetadata:
     """The metadata that a client trusts during one refresh.
 
     Attributes:
-        now: the time that expiries are held against, fixed for the whole refresh (5.1).
+        now: the time that expiries are held against, one for the whole refresh (5.1); only a recovery from
+            a stolen key changes it.
         recovered: a root of this refresh has withdrawn a timestamp or snapshot key (5.3.11).
     """
 
@@ -96,7 +97,7 @@ class TrustedMetadata:
         """
         metadata = parse(Root, root, ROOT)
         check_signatures(metadata, metadata.signed, ROOT)
-        self.now: Final = now
+        self.now = now
         self.recovered = False
         self.root: Root = metadata.signed
         self.timestamp: Timestamp | None = None

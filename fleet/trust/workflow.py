@@ -15,12 +15,16 @@ from tuf.api.metadata import TargetFile
 
 from fleet.errors import TrustError
 from fleet.trust import metadata_set as rules
+from fleet.trust import policy
 from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP, TrustedMetadata
 
 #: New roots taken in one refresh (5.3.3: "up to some reasonable number").
 MAX_ROOTS: Final = 256
 #: Delegated roles looked into for one target (5.6.7.1).
 MAX_ROLES: Final = 32
+
+#: The kept file that holds the time floor; no role's file has a name without an ending.
+FLOOR: Final = "time-floor"
 
 _UNRESERVED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
@@ -74,11 +78,12 @@ def filename(role: str, version: int | None = None) -> str:
     return f"{quoted}.json" if version is None else f"{version}.{quoted}.json"
 
 
-def refresh(now: datetime) -> Workflow[TrustedMetadata]:
+def refresh(wall: datetime) -> Workflow[TrustedMetadata]:
     """Bring the trusted metadata up to date: root chain, timestamp, snapshot, top-level targets.
 
     Args:
-        now: what every expiry is held against.
+        wall: what the client's clock says; expiries are held against it, or against the time floor where
+            that is later.
 
     Returns:
         What is trusted now.
@@ -86,21 +91,22 @@ def refresh(now: datetime) -> Workflow[TrustedMetadata]:
     Raises:
         TrustError: something does not verify, is missing or too large; what is kept stays as it was.
     """
-    trusted = yield from _stored_root(now)
-    yield from _refresh_root(trusted)
+    trusted = yield from _stored_root(wall)
+    yield from _refresh_root(trusted, wall)
     yield from _refresh_timestamp(trusted)
+    yield from _raise_floor(trusted)
     yield from _refresh_snapshot(trusted)
     yield from load_targets(trusted, TARGETS, ROOT)
     return trusted
 
 
-def restore(now: datetime) -> Workflow[TrustedMetadata]:
+def restore(wall: datetime) -> Workflow[TrustedMetadata]:
     """Return what is trusted from what is kept alone, for a device that reaches nobody.
 
     Raises:
         TrustError: something is not kept, or has expired.
     """
-    trusted = yield from _stored_root(now)
+    trusted = yield from _stored_root(wall)
     trusted.update_timestamp((yield from _kept(TIMESTAMP)))
     trusted.update_snapshot((yield from _kept(SNAPSHOT)), stored=True)
     trusted.update_targets((yield from _kept(TARGETS)))
@@ -157,14 +163,15 @@ def load_targets(trusted: TrustedMetadata, role: str, delegator: str) -> Workflo
     yield Save(filename(role), data)
 
 
-def _stored_root(now: datetime) -> Workflow[TrustedMetadata]:
+def _stored_root(wall: datetime) -> Workflow[TrustedMetadata]:
+    floor = policy.decode_floor((yield Load(FLOOR)))
     root = yield Load(filename(ROOT))
     if root is None:
         raise TrustError("root: there is no trusted root metadata to start from", reason="no_root")
-    return TrustedMetadata(root, now)
+    return TrustedMetadata(root, policy.clock(wall, floor).now)
 
 
-def _refresh_root(trusted: TrustedMetadata) -> Workflow[None]:
+def _refresh_root(trusted: TrustedMetadata, wall: datetime) -> Workflow[None]:
     for _ in range(MAX_ROOTS):
         name = filename(ROOT, trusted.root.version + 1)
         data = yield Fetch(name, rules.ROOT_LIMIT)
@@ -173,10 +180,11 @@ def _refresh_root(trusted: TrustedMetadata) -> Workflow[None]:
         _check_limit(name, data, rules.ROOT_LIMIT)
         trusted.update_root(data)
         if trusted.recovered:
-            # Before the root is kept: cut off in between, the device still drops what a thief may have
-            # fast-forwarded (5.3.11), for the next refresh takes this root again.
-            yield Forget(filename(TIMESTAMP))
-            yield Forget(filename(SNAPSHOT))
+            # A thief may have fast-forwarded versions (5.3.11) and the time floor. They go before the root is
+            # kept: cut off in between, the next refresh takes this root again.
+            for name_of_stolen in (filename(TIMESTAMP), filename(SNAPSHOT), FLOOR):
+                yield Forget(name_of_stolen)
+            trusted.now = policy.clock(wall, policy.signed_at(trusted.root)).now
         yield Save(filename(ROOT), data)
 
 
@@ -187,6 +195,14 @@ def _refresh_timestamp(trusted: TrustedMetadata) -> Workflow[None]:
     data = yield from _fetched(filename(TIMESTAMP), rules.TIMESTAMP_LIMIT)
     if trusted.update_timestamp(data):
         yield Save(filename(TIMESTAMP), data)
+
+
+def _raise_floor(trusted: TrustedMetadata) -> Workflow[None]:
+    before = policy.decode_floor((yield Load(FLOOR)))
+    signed = (trusted.root, trusted.timestamp)
+    floor = policy.latest([before, *(policy.signed_at(x) for x in signed if x is not None)])
+    if floor is not None and floor != before:
+        yield Save(FLOOR, policy.encode_floor(floor))
 
 
 def _refresh_snapshot(trusted: TrustedMetadata) -> Workflow[None]:

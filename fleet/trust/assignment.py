@@ -1,0 +1,262 @@
+"""The director's word to one device: what it shall run; how it is built, and how a device checks it.
+
+An assignment is one signed TUF `Targets` file. Its entries are copies of the image repository's entries;
+the field `x-kedge` names the device, the rollout and until when the bundles may be activated. The director's
+key is the delegation `director` of the image repository's top-level targets, so rotating it is ordinary TUF,
+and a thief of it can install nothing that the image repository does not hold (the split is that of the Uptane
+Standard 2.1, "Director repository" and "Image repository").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+from tuf.api.metadata import TargetFile, Targets
+
+from fleet.errors import TrustError, WireError
+from fleet.ids import DeviceId, Digest, Name
+from fleet.trust import metadata_set as rules
+from fleet.trust.metadata_set import TrustedMetadata
+from fleet.trust.policy import FIELD, Time
+from fleet.trust.workflow import Workflow, find_target
+
+DIRECTOR: Final = "director"
+#: What the delegation to the director covers: nothing that a bundle's path could match.
+DIRECTOR_PATHS: Final = ("device/*",)
+#: No assignment is longer: one of 100 models is about 60 kB.
+ASSIGNMENT_LIMIT: Final = 128 * 1024
+
+
+class AssignedBundle(msgspec.Struct, frozen=True, kw_only=True):
+    """One bundle of one release, as the image repository's entry describes it.
+
+    Attributes:
+        digest: of the OCI manifest's bytes; it is the bundle's identity.
+        manifest_size: bytes of the manifest.
+        index: digest of the chunk index.
+        index_size: bytes of the chunk index.
+        release_counter: grows with every release of the model; a device never goes back below what it
+            has committed, unless the assignment allows it.
+    """
+
+    model: str
+    version: str
+    target: str
+    digest: str
+    manifest_size: int
+    index: str
+    index_size: int
+    release_counter: int
+
+    @property
+    def path(self) -> str:
+        """The target path in the image repository."""
+        return f"bundles/{self.model}/{self.version}/{self.target}"
+
+
+class Assignment(msgspec.Struct, frozen=True, kw_only=True):
+    """A verified assignment: everything that the device shall run.
+
+    Attributes:
+        version: grows with every assignment to this device.
+        targets: one per model; a model that is not here is left as it is.
+        activate_before: a bundle that is staged and verified may be activated, even offline, until then.
+        expires: until then the device may start to install it.
+        allow_rollback: the release counters may be lower than what the device has committed.
+    """
+
+    device: str
+    rollout: str
+    version: int
+    targets: tuple[AssignedBundle, ...]
+    activate_before: Time
+    expires: Time
+    allow_rollback: bool = False
+
+    def may_install(self, now: datetime) -> bool:
+        """Return whether the device may begin to install what is assigned."""
+        return now < self.expires
+
+    def may_activate(self, now: datetime) -> bool:
+        """Return whether a bundle that is staged and verified may be activated, online or not."""
+        return now < self.activate_before
+
+
+class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
+    """What an assignment is held against.
+
+    Attributes:
+        device: this device's id.
+        target: the compile target whose bundles it takes.
+        version_floor: version of the newest assignment it has verified, 0 at first.
+        release_counters: model to the highest release counter that it has committed.
+    """
+
+    device: str
+    target: str
+    version_floor: int = 0
+    release_counters: Mapping[str, int] = {}
+
+
+class _Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """The field `x-kedge` of an assignment."""
+
+    device: str
+    rollout: str
+    activate_before: Time
+    allow_rollback: bool
+
+
+def entry(bundle: AssignedBundle) -> TargetFile:
+    """Return the image repository's entry of a bundle."""
+    custom = {
+        "digest": bundle.digest,
+        "index": bundle.index,
+        "index_size": bundle.index_size,
+        "model": bundle.model,
+        "version": bundle.version,
+        "target": bundle.target,
+        "release_counter": bundle.release_counter,
+    }
+    hashes = {"sha256": Digest(bundle.digest).hex}
+    return TargetFile(bundle.manifest_size, hashes, bundle.path, {"custom": custom})
+
+
+def bundle_of(path: str, target: TargetFile) -> AssignedBundle:
+    """Return the bundle that an entry describes.
+
+    Raises:
+        TrustError: the entry contradicts itself, or is none of ours.
+    """
+    custom: Any = target.custom
+    if not isinstance(custom, dict):
+        raise TrustError(f"{path}: the entry has no custom field", reason="malformed")
+    try:
+        bundle = msgspec.convert({**custom, "manifest_size": target.length}, AssignedBundle)
+        Name(bundle.model), Name(bundle.version), Name(bundle.target)
+        digests = (Digest(bundle.digest), Digest(bundle.index))
+    except (msgspec.ValidationError, WireError) as error:
+        raise TrustError(f"{path}: {error}", reason="malformed") from error
+    if bundle.path != path or target.hashes != {"sha256": digests[0].hex}:
+        raise TrustError(f"{path}: the entry's custom field speaks of {bundle.path}", reason="malformed")
+    return bundle
+
+
+def build(
+    *,
+    device: DeviceId,
+    rollout: str,
+    version: int,
+    bundles: Iterable[AssignedBundle],
+    activate_before: datetime,
+    expires: datetime,
+    allow_rollback: bool = False,
+) -> Targets:
+    """Return an assignment to be signed by the director."""
+    terms = _Terms(
+        device=device, rollout=rollout, activate_before=activate_before, allow_rollback=allow_rollback
+    )
+    return Targets(
+        version=version,
+        expires=expires,
+        targets={bundle.path: entry(bundle) for bundle in bundles},
+        unrecognized_fields={FIELD: msgspec.to_builtins(terms)},
+    )
+
+
+def verify(trusted: TrustedMetadata, data: bytes, state: DeviceState) -> Workflow[Assignment]:
+    """Check an assignment in full: who signed it, for whom, how new, and that the image repository agrees.
+
+    Args:
+        trusted: refreshed metadata of the image repository; its `now` is what expiry is held against.
+        data: the assignment's bytes.
+        state: what this device is and has.
+
+    Returns:
+        The assignment, whose bundles the device may install.
+
+    Raises:
+        TrustError: it must not be followed; `reason` says why.
+    """
+    claimed, entries = read(trusted, data, state)
+    for bundle in claimed.targets:
+        found = yield from find_target(trusted, bundle.path)
+        if found is None:
+            raise TrustError(
+                f"assignment: the image repository has no {bundle.path}", reason="not_in_repository"
+            )
+        if found.to_dict() != entries[bundle.path].to_dict():
+            raise TrustError(
+                f"assignment: {bundle.path} differs from the image repository's", reason="not_in_repository"
+            )
+    return claimed
+
+
+def read(
+    trusted: TrustedMetadata, data: bytes, state: DeviceState
+) -> tuple[Assignment, Mapping[str, TargetFile]]:
+    """Check all of an assignment but what the image repository says about its entries.
+
+    Raises:
+        TrustError: it must not be followed; `reason` says why.
+    """
+    if len(data) > ASSIGNMENT_LIMIT:
+        raise TrustError(
+            f"assignment: expected at most {ASSIGNMENT_LIMIT} bytes, got {len(data)}", reason="too_large"
+        )
+    metadata = rules.parse(Targets, data, "assignment")
+    rules.check_signatures(metadata, trusted.targets(), DIRECTOR)
+    signed = metadata.signed
+    try:
+        terms = msgspec.convert(signed.unrecognized_fields.get(FIELD), _Terms)
+    except msgspec.ValidationError as error:
+        raise TrustError(f"assignment: {FIELD}: {error}", reason="malformed") from error
+    assignment = Assignment(
+        device=terms.device,
+        rollout=terms.rollout,
+        version=signed.version,
+        targets=tuple(bundle_of(path, target) for path, target in signed.targets.items()),
+        activate_before=terms.activate_before,
+        expires=signed.expires,
+        allow_rollback=terms.allow_rollback,
+    )
+    _check(assignment, state, trusted.now)
+    return assignment, signed.targets
+
+
+def _check(assignment: Assignment, state: DeviceState, now: datetime) -> None:
+    if assignment.device != state.device:
+        raise TrustError(
+            f"assignment: signed for device {assignment.device!r}, and this is {state.device!r}",
+            reason="wrong_device",
+        )
+    if assignment.version < state.version_floor:
+        raise TrustError(
+            f"assignment: expected version {state.version_floor} or later, got {assignment.version}",
+            reason="rollback",
+        )
+    if not assignment.may_install(now):
+        raise TrustError(f"assignment: version {assignment.version} has expired", reason="expired")
+    models = [bundle.model for bundle in assignment.targets]
+    if len(set(models)) != len(models):
+        raise TrustError("assignment: a model is assigned twice", reason="malformed")
+    for bundle in assignment.targets:
+        _check_bundle(bundle, state, allow_rollback=assignment.allow_rollback)
+
+
+def _check_bundle(bundle: AssignedBundle, state: DeviceState, *, allow_rollback: bool) -> None:
+    if bundle.target != state.target:
+        raise TrustError(
+            f"assignment: {bundle.path} is for {bundle.target}, and this is {state.target}",
+            reason="wrong_target",
+        )
+    floor = state.release_counters.get(bundle.model, 0)
+    if bundle.release_counter < floor and not allow_rollback:
+        raise TrustError(
+            f"assignment: expected a release counter of {floor} or more for {bundle.model}, "
+            f"got {bundle.release_counter}",
+            reason="rollback",
+        )

@@ -1,0 +1,86 @@
+"""Clocks that lie: what time a device may believe.
+
+A device's clock may stand at 1970 after a power cut, or at 2100 after a mistake. What it may believe is
+bounded from below by times that somebody trusted has signed: our repository's TUF files carry, beside their
+expiry, the time at which they were signed. The highest one seen is the *time floor*.
+
+A clock that is fast cannot be told from the truth: everything looks expired, so nothing new is installed, and
+what runs goes on running, for being offline or late never stops a running model. What may be done then says
+`fleet.trust.assignment.Assignment`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias
+
+import msgspec
+from tuf.api.metadata import Signed
+
+#: A time that says its zone.
+Time: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
+
+#: The signed field of ours, in assignments and in the metadata of the image repository.
+FIELD: Final = "x-kedge"
+#: A clock may be this far behind the signer's before it is called wrong.
+TOLERANCE: Final = timedelta(minutes=5)
+
+
+class _Signing(msgspec.Struct, frozen=True):
+    """The field `x-kedge` of the image repository's metadata."""
+
+    signed_at: Time
+
+
+class Clock(NamedTuple):
+    """The time to hold expiries against, and whether the device's own clock cannot be believed."""
+
+    now: datetime
+    untrusted: bool
+
+
+def clock(wall: datetime, floor: datetime | None) -> Clock:
+    """Return the time that the device may believe.
+
+    Args:
+        wall: what its clock says.
+        floor: the latest time that it has seen signed, None when none.
+
+    Returns:
+        Never a time before the floor: a clock set back does not revive metadata that has expired.
+    """
+    if floor is None or wall >= floor:
+        return Clock(wall, untrusted=False)
+    return Clock(floor, untrusted=floor - wall > TOLERANCE)
+
+
+def stamp(now: datetime) -> dict[str, Any]:
+    """Return the unrecognized field that says when a metadata file was signed."""
+    return {FIELD: msgspec.to_builtins(_Signing(signed_at=now))}
+
+
+def signed_at(signed: Signed) -> datetime | None:
+    """Return when a metadata file was signed, as its signer says, or None when it does not say."""
+    try:
+        return msgspec.convert(signed.unrecognized_fields.get(FIELD), _Signing).signed_at
+    except msgspec.ValidationError:
+        return None
+
+
+def latest(times: Iterable[datetime | None]) -> datetime | None:
+    """Return the latest of the times that are known, None when none is."""
+    return max((time for time in times if time is not None), default=None)
+
+
+def encode_floor(floor: datetime) -> bytes:
+    """Return the time floor as a device keeps it."""
+    return msgspec.json.encode(floor)
+
+
+def decode_floor(data: bytes | None) -> datetime | None:
+    """Return the time floor that a device has kept; one that cannot be read is none."""
+    try:
+        return msgspec.json.decode(data, type=Time) if data is not None else None
+    except msgspec.DecodeError:
+        return None
