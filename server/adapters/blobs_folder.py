@@ -1,0 +1,119 @@
+"""Content-addressed files in a folder: complete or absent, whatever is killed when."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from fleet.errors import BundleError
+from fleet.ids import Digest
+from server.errors import NotFoundError, TooLargeError
+
+_PIECE: Final = 1024 * 1024
+_UPLOADING: Final = "uploading-"
+
+
+class FolderBlobStore:
+    """Implements `server.ports.blobs.BlobStore`: `<folder>/<two digits>/<digits>`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use the folder, and remove what uploads left behind when the server was killed."""
+        self._folder: Final = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"{_UPLOADING}*"):
+            left.unlink()
+
+    def _path(self, digest: Digest) -> Path:
+        return self._folder / digest.hex[:2] / digest.hex
+
+    def has(self, digest: Digest) -> bool:
+        """Return whether the file is there."""
+        return self._path(digest).is_file()
+
+    def size(self, digest: Digest) -> int:
+        """Return the file's size in bytes.
+
+        Raises:
+            NotFoundError: it is not there.
+        """
+        try:
+            return self._path(digest).stat().st_size
+        except FileNotFoundError:
+            raise NotFoundError(f"blob {digest}: not stored") from None
+
+    def read(self, digest: Digest) -> bytes:
+        """Return the file's bytes, checked against the digest.
+
+        Raises:
+            NotFoundError: it is not there.
+            BundleError: the stored bytes were altered.
+        """
+        data = b"".join(self.stream(digest))
+        got = Digest.of(data)
+        if got != digest:
+            raise BundleError(f"blob {digest}: the stored bytes are {got}")
+        return data
+
+    def stream(self, digest: Digest) -> Iterator[bytes]:
+        """Yield the file in pieces.
+
+        Raises:
+            NotFoundError: it is not there.
+        """
+        try:
+            file = self._path(digest).open("rb")
+        except FileNotFoundError:
+            raise NotFoundError(f"blob {digest}: not stored") from None
+        with file:
+            while piece := file.read(_PIECE):
+                yield piece
+
+    def write(self, digest: Digest, pieces: Iterable[bytes], limit: int) -> int:
+        """Store a file durably and return its size; a file that is there already stays as it is.
+
+        Raises:
+            BundleError: the bytes are not the digest's.
+            TooLargeError: more than `limit` bytes came.
+        """
+        if self.has(digest):
+            return self.size(digest)
+        handle, name = tempfile.mkstemp(prefix=_UPLOADING, dir=self._folder)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                size, got = _copy(pieces, file.write, limit)
+                if got != digest:
+                    raise BundleError(f"blob: expected {digest}, got {got}")
+                file.flush()
+                os.fsync(file.fileno())
+            path = self._path(digest)
+            path.parent.mkdir(exist_ok=True)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
+        _sync(self._folder)
+        return size
+
+
+def _copy(pieces: Iterable[bytes], write: Callable[[bytes], int], limit: int) -> tuple[int, Digest]:
+    size, hasher = 0, hashlib.sha256()
+    for piece in pieces:
+        size += len(piece)
+        if size > limit:
+            raise TooLargeError(f"blob: expected at most {limit} bytes")
+        hasher.update(piece)
+        write(piece)
+    return size, Digest.from_hex(hasher.hexdigest())
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

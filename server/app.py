@@ -1,0 +1,103 @@
+"""The web application: API, console, and what guards both."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from litestar import Litestar, Router
+from litestar.datastructures import MutableScopeHeaders, State
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.middleware import DefineMiddleware
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+from litestar.plugins.jinja import JinjaTemplateEngine
+from litestar.template.config import TemplateConfig
+from litestar.types import ControllerRouterHandler, Message, Scope
+
+from fleet.errors import KedgeError
+from server.api import system
+from server.api.auth import COOKIE, Authentication, guard
+from server.api.deps import VIEWER
+from server.api.problems import on_bug, on_http_error, on_kedge_error
+from server.services.container import Services
+
+#: Bodies of anything but uploads.
+BODY_LIMIT: Final = 1024 * 1024
+#: The console's scripts and styles come from this server alone; nothing inline runs.
+HEADERS: Final = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "font-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+}
+
+
+async def _add_headers(message: Message, _: Scope) -> None:
+    if message["type"] != "http.response.start":
+        return
+    headers = MutableScopeHeaders.from_message(message)
+    for name, value in HEADERS.items():
+        headers.setdefault(name, value)
+    # What a session may see must not stay in shared or disk caches; static files say otherwise themselves.
+    headers.setdefault("cache-control", "no-store")
+
+
+def api_routes() -> list[ControllerRouterHandler]:
+    """Return every handler of the API."""
+    return [system.ROUTES]
+
+
+def _openapi() -> OpenAPIConfig:
+    return OpenAPIConfig(
+        title="Kedge",
+        version="1",
+        description="Devices, releases and rollouts. Errors are problem documents (RFC 9457).",
+        path="/api",
+        render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+        openapi_router=Router(path="/api", route_handlers=[], opt=VIEWER),
+        use_handler_docstrings=True,
+        components=Components(
+            security_schemes={
+                "token": SecurityScheme(type="http", scheme="bearer", description="A machine's token."),
+                "session": SecurityScheme(
+                    type="apiKey", name=COOKIE, security_scheme_in="cookie", description="A person's login."
+                ),
+            }
+        ),
+        security=[{"token": []}, {"session": []}],
+    )
+
+
+def create_app(
+    services: Services,
+    console: tuple[ControllerRouterHandler, ...] = (),
+    templates: TemplateConfig[JinjaTemplateEngine] | None = None,
+) -> Litestar:
+    """Return the application.
+
+    Args:
+        services: what the handlers use.
+        console: the console's handlers.
+        templates: where the console's templates are.
+    """
+    return Litestar(
+        route_handlers=[*api_routes(), *console],
+        state=State({"services": services}),
+        dependencies={"services": Provide(lambda: services, sync_to_thread=False)},
+        middleware=[DefineMiddleware(Authentication)],
+        guards=[guard],
+        before_send=[_add_headers],
+        exception_handlers={KedgeError: on_kedge_error, HTTPException: on_http_error, Exception: on_bug},
+        request_max_body_size=BODY_LIMIT,
+        openapi_config=_openapi(),
+        template_config=templates,
+        debug=False,
+        logging_config=None,
+    )

@@ -1,0 +1,1 @@
+"""Tables, their migrations, and sessions on SQLite or PostgreSQL."""

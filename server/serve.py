@@ -1,0 +1,88 @@
+"""Runs a wired server until it is told to stop."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import socket
+import sys
+from types import FrameType
+
+import click
+import uvicorn
+
+from server.app import create_app
+from server.bootstrap import Runtime, build
+from server.errors import SettingsError
+from server.settings import Settings, is_loopback
+
+
+def run(settings: Settings, *, as_json: bool) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises:
+        SettingsError: the server cannot start as it was asked to.
+    """
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    logging.getLogger("amqtt").setLevel(logging.ERROR)
+    logging.getLogger("transitions").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # uvicorn stops on the signal, then raises it again: this makes that an orderly end.
+    signal.signal(signal.SIGTERM, _exit)
+    listener = _listen(settings.host, settings.port)
+    runtime = build(settings)
+    try:
+        runtime.start()
+        _announce(runtime, listener.getsockname()[1], as_json=as_json)
+        config = uvicorn.Config(
+            create_app(runtime.services),
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=3,
+            forwarded_allow_ips="127.0.0.1",
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        runtime.stop()
+
+
+def _exit(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    return listener
+
+
+def _announce(runtime: Runtime, port: int, *, as_json: bool) -> None:
+    settings, credential = runtime.services.settings, runtime.credential
+    url = f"http://{settings.host}:{port}"
+    if not is_loopback(settings.host):
+        click.echo(
+            "this server is reachable from other machines over plain HTTP: put a TLS proxy before it",
+            err=True,
+        )
+    if as_json:
+        first = None if credential is None else credential._asdict()
+        report = {"url": url, "broker": runtime.broker_url, "data": str(settings.data), "credential": first}
+        click.echo(json.dumps(report))
+        return
+    click.echo(f"console  {url}/")
+    click.echo(f"API      {url}/api/v1/")
+    click.echo(f"broker   {runtime.broker_url}")
+    if credential is not None:
+        click.echo("\nThe first administrator, shown this once:")
+        click.echo(
+            f"  user      {credential.user}\n  password  {credential.password}\n  token     {credential.token}"
+        )

@@ -1,0 +1,1 @@
+"""What the server does, on ports alone: no HTTP, no MQTT library."""

@@ -1,0 +1,303 @@
+"""People, their logins, and the tokens of machines."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict, deque
+from typing import Final, NamedTuple
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerifyMismatchError
+from sqlmodel import Session, col, delete, func, select
+
+from fleet.errors import WireError
+from fleet.ids import Name
+from server.db.engine import Database
+from server.db.tables import LoginSession, Token, User
+from server.errors import ConflictError, InvalidError, NotFoundError, TooManyError, UnauthenticatedError
+from server.ports.clock import Clock
+from server.services.audit import Audit
+from server.services.roles import SYSTEM, Principal, Role
+from server.services.secrets import hashed, new_secret
+
+SESSION_SECONDS: Final = 12 * 3600.0
+#: Failed logins that one address, or one name, may have within the window.
+LOGIN_FAILURES: Final = 10
+LOGIN_WINDOW: Final = 300.0
+PASSWORD_LENGTH: Final = 12
+#: A token's last use is written down this often at most: reading must not become writing.
+_USE_SECONDS: Final = 60.0
+
+
+class FirstCredential(NamedTuple):
+    """The admin that the first start makes; shown once."""
+
+    user: str
+    password: str
+    token: str
+
+
+class _Failures:
+    """Counts failed logins per key within a sliding window."""
+
+    def __init__(self) -> None:
+        self._lock: Final = threading.Lock()
+        self._times: Final[defaultdict[str, deque[float]]] = defaultdict(deque)
+
+    def check(self, keys: tuple[str, ...], now: float) -> None:
+        with self._lock:
+            for key in keys:
+                times = self._times[key]
+                while times and times[0] < now - LOGIN_WINDOW:
+                    times.popleft()
+                if len(times) >= LOGIN_FAILURES:
+                    wait = int(times[0] + LOGIN_WINDOW - now) + 1
+                    raise TooManyError(f"too many failed logins; try again in {wait} s")
+            for key in [key for key, times in self._times.items() if not times]:
+                del self._times[key]
+
+    def add(self, keys: tuple[str, ...], now: float) -> None:
+        with self._lock:
+            for key in keys:
+                self._times[key].append(now)
+
+    def forget(self, keys: tuple[str, ...]) -> None:
+        with self._lock:
+            for key in keys:
+                self._times.pop(key, None)
+
+
+class Accounts:
+    """People and tokens."""
+
+    def __init__(self, database: Database, clock: Clock, audit: Audit) -> None:
+        """Keep what is needed; nothing is read yet."""
+        self._database: Final = database
+        self._clock: Final = clock
+        self._audit: Final = audit
+        self._hasher: Final = PasswordHasher()
+        self._failures: Final = _Failures()
+        # Verified against when there is no such person, so that time tells nothing about who exists.
+        self._decoy: Final = self._hasher.hash(new_secret())
+
+    # --- the first start -----------------------------------------------------------------------------
+
+    def first_start(self) -> FirstCredential | None:
+        """Make an admin with a password and a token if there is nobody yet; return them, or None."""
+        with self._database.write() as session:
+            if session.exec(select(func.count()).select_from(User)).one():
+                return None
+            password, token = new_secret(12), new_secret()
+            self._add_user(session, SYSTEM, "admin", password, Role.ADMIN)
+            self._add_token(session, SYSTEM, "first-start", token, Role.ADMIN, None)
+        return FirstCredential("admin", password, token)
+
+    # --- logging in ----------------------------------------------------------------------------------
+
+    def login(self, name: str, password: str, address: str) -> str:
+        """Check a password and return the secret of a new session, for the cookie.
+
+        Args:
+            name: who they say they are.
+            password: their proof.
+            address: where they come from; failures are counted by it and by name.
+
+        Raises:
+            UnauthenticatedError: no such person, or another password.
+            TooManyError: too many failures.
+        """
+        now, keys = self._clock.now(), (f"address {address}", f"name {name}")
+        self._failures.check(keys, now)
+        with self._database.read() as session:
+            user = session.exec(select(User).where(User.name == name)).first()
+        if not self._verified(user, password) or user is None or user.id is None:
+            self._failures.add(keys, now)
+            raise UnauthenticatedError("wrong name or password")
+        self._failures.forget(keys)
+        secret = new_secret()
+        with self._database.write() as session:
+            session.exec(delete(LoginSession).where(col(LoginSession.expires_at) < now))
+            session.add(
+                LoginSession(
+                    secret_hash=hashed(secret),
+                    user_id=user.id,
+                    created_at=now,
+                    expires_at=now + SESSION_SECONDS,
+                )
+            )
+        return secret
+
+    def _verified(self, user: User | None, password: str) -> bool:
+        stored = self._decoy if user is None or user.disabled else user.password_hash
+        try:
+            self._hasher.verify(stored, password)
+        except (VerifyMismatchError, InvalidHashError):
+            return False
+        return user is not None and not user.disabled
+
+    def logout(self, secret: str) -> None:
+        """End the session of this cookie."""
+        with self._database.write() as session:
+            session.exec(delete(LoginSession).where(col(LoginSession.secret_hash) == hashed(secret)))
+
+    def by_cookie(self, secret: str) -> Principal | None:
+        """Return whose session the cookie's secret is, or None."""
+        query = (
+            select(User)
+            .join(LoginSession, col(LoginSession.user_id) == User.id)
+            .where(LoginSession.secret_hash == hashed(secret), LoginSession.expires_at > self._clock.now())
+        )
+        with self._database.read() as session:
+            user = session.exec(query).first()
+        if user is None or user.disabled:
+            return None
+        return Principal(name=user.name, role=Role(user.role), by_cookie=True)
+
+    def by_token(self, secret: str) -> Principal | None:
+        """Return whose bearer token the secret is, or None."""
+        now = self._clock.now()
+        with self._database.read() as session:
+            token = session.exec(select(Token).where(Token.secret_hash == hashed(secret))).first()
+        if token is None or token.revoked_at is not None or (token.expires_at or now) < now:
+            return None
+        if (token.last_used_at or 0.0) < now - _USE_SECONDS:
+            with self._database.write() as session:
+                token.last_used_at = now
+                session.merge(token)
+        return Principal(name=f"token:{token.name}", role=Role(token.role))
+
+    # --- people --------------------------------------------------------------------------------------
+
+    def users(self) -> list[User]:
+        """Return everybody, by name."""
+        with self._database.read() as session:
+            return list(session.exec(select(User).order_by(User.name)))
+
+    def add_user(self, actor: Principal, name: str, password: str, role: Role) -> User:
+        """Add a person.
+
+        Raises:
+            InvalidError: a bad name, or a password that is too short.
+            ConflictError: the name is taken.
+        """
+        _check_name(name)
+        _check_password(password)
+        with self._database.write() as session:
+            if session.exec(select(User).where(User.name == name)).first():
+                raise ConflictError(f"user {name}: exists already")
+            return self._add_user(session, actor, name, password, role)
+
+    def change_user(
+        self, actor: Principal, name: str, *, role: Role | None = None, disabled: bool | None = None
+    ) -> User:
+        """Change a person's role, or lock them out; nobody changes themselves.
+
+        Raises:
+            NotFoundError: there is no such person.
+            ConflictError: it is the caller's own account.
+        """
+        if actor.name == name:
+            raise ConflictError("expected another admin to change your account")
+        with self._database.write() as session:
+            user = session.exec(select(User).where(User.name == name)).first()
+            if user is None or user.id is None:
+                raise NotFoundError(f"user {name}: expected an existing one")
+            before = {"role": user.role, "disabled": user.disabled}
+            user.role = user.role if role is None else role.value
+            user.disabled = user.disabled if disabled is None else disabled
+            session.add(user)
+            session.exec(delete(LoginSession).where(col(LoginSession.user_id) == user.id))
+            after = {"role": user.role, "disabled": user.disabled}
+            self._audit.record(session, actor, "user.change", f"user {name}", before=before, after=after)
+            return user
+
+    def change_password(self, actor: Principal, old: str, new: str) -> None:
+        """Change the caller's own password, and end their other sessions.
+
+        Raises:
+            UnauthenticatedError: the old password is wrong, or the caller is no person.
+            InvalidError: the new one is too short.
+        """
+        _check_password(new)
+        with self._database.write() as session:
+            user = session.exec(select(User).where(User.name == actor.name)).first()
+            if not self._verified(user, old) or user is None or user.id is None:
+                raise UnauthenticatedError("wrong password")
+            user.password_hash = self._hasher.hash(new)
+            session.add(user)
+            session.exec(delete(LoginSession).where(col(LoginSession.user_id) == user.id))
+            self._audit.record(session, actor, "user.password", f"user {user.name}")
+
+    def _add_user(self, session: Session, actor: Principal, name: str, password: str, role: Role) -> User:
+        user = User(
+            name=name,
+            password_hash=self._hasher.hash(password),
+            role=role.value,
+            created_at=self._clock.now(),
+        )
+        session.add(user)
+        self._audit.record(session, actor, "user.add", f"user {name}", after={"role": role.value})
+        return user
+
+    # --- tokens --------------------------------------------------------------------------------------
+
+    def tokens(self) -> list[Token]:
+        """Return every token that was made, the newest first; never a secret."""
+        with self._database.read() as session:
+            return list(session.exec(select(Token).order_by(col(Token.id).desc())))
+
+    def add_token(
+        self, actor: Principal, name: str, role: Role, expires_in: float | None = None
+    ) -> tuple[Token, str]:
+        """Make a token and return it with its secret, which is shown once.
+
+        Raises:
+            InvalidError: a bad name.
+        """
+        _check_name(name)
+        secret = new_secret()
+        with self._database.write() as session:
+            return self._add_token(session, actor, name, secret, role, expires_in), secret
+
+    def revoke_token(self, actor: Principal, token_id: int) -> None:
+        """Make a token worthless.
+
+        Raises:
+            NotFoundError: there is none of this id.
+        """
+        with self._database.write() as session:
+            token = session.get(Token, token_id)
+            if token is None:
+                raise NotFoundError(f"token {token_id}: expected an existing one")
+            token.revoked_at = token.revoked_at or self._clock.now()
+            session.add(token)
+            self._audit.record(session, actor, "token.revoke", f"token {token.name}")
+
+    def _add_token(
+        self, session: Session, actor: Principal, name: str, secret: str, role: Role, expires_in: float | None
+    ) -> Token:
+        now = self._clock.now()
+        token = Token(
+            name=name,
+            secret_hash=hashed(secret),
+            role=role.value,
+            created_by=actor.name,
+            created_at=now,
+            expires_at=None if expires_in is None else now + expires_in,
+        )
+        session.add(token)
+        self._audit.record(session, actor, "token.add", f"token {name}", after={"role": role.value})
+        session.flush()
+        return token
+
+
+def _check_name(name: str) -> None:
+    try:
+        Name(name)
+    except WireError as error:
+        raise InvalidError(str(error)) from error
+
+
+def _check_password(password: str) -> None:
+    if len(password) < PASSWORD_LENGTH:
+        raise InvalidError(f"password: expected at least {PASSWORD_LENGTH} characters, got {len(password)}")

@@ -1,0 +1,93 @@
+"""The private keys of the trust metadata: one ed25519 key per role, as PEM files that only the server reads.
+
+A key that is being brought in is `<role>.next.pem` until metadata that names it is on disk; whoever starts
+after a power cut finds out from the metadata which of the two counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from securesystemslib.signer import CryptoSigner
+
+from server.errors import SettingsError
+from server.services.durable import sync_folder, write_file
+
+#: Environment variable with the passphrase that the key files are encrypted with.
+PASSPHRASE_VARIABLE: Final = "KEDGE_KEY_PASSPHRASE"
+
+
+class KeyFolder:
+    """A folder of private keys, by role."""
+
+    def __init__(self, folder: Path, passphrase: str = "") -> None:
+        """Use this folder; with a passphrase, keys are encrypted on disk."""
+        self._folder: Final = folder
+        self._passphrase: Final = passphrase.encode() or None
+
+    def create(self, role: str, *, coming: bool = False) -> CryptoSigner:
+        """Make and keep a key for a role; `coming`: beside the one in use."""
+        key = Ed25519PrivateKey.generate()
+        how = BestAvailableEncryption(self._passphrase) if self._passphrase else NoEncryption()
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how)
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_file(self.path(role, coming=coming), pem, mode=0o600)
+        return CryptoSigner(key)
+
+    def load(self, role: str, *, coming: bool = False) -> CryptoSigner | None:
+        """Return a role's key, or None when there is no file.
+
+        Raises:
+            SettingsError: the file holds no ed25519 key, or the passphrase is not its own.
+        """
+        path = self.path(role, coming=coming)
+        with contextlib.suppress(FileNotFoundError):
+            return CryptoSigner(self._read(path))
+        return None
+
+    def settle(self, role: str, keyids: list[str]) -> CryptoSigner | None:
+        """Return the role's key that the metadata names, making a coming one the one in use.
+
+        Returns:
+            None when the folder has no such key.
+
+        Raises:
+            SettingsError: a file holds no key.
+        """
+        coming = self.load(role, coming=True)
+        if coming is not None and coming.public_key.keyid in keyids:
+            os.replace(self.path(role, coming=True), self.path(role))
+            sync_folder(self._folder)
+            return coming
+        if coming is not None:
+            self.path(role, coming=True).unlink()
+        current = self.load(role)
+        return current if current is not None and current.public_key.keyid in keyids else None
+
+    def path(self, role: str, *, coming: bool = False) -> Path:
+        """Return the file of a role's key."""
+        return self._folder / f"{role}{'.next' if coming else ''}.pem"
+
+    def _read(self, path: Path) -> Ed25519PrivateKey:
+        try:
+            key = load_pem_private_key(path.read_bytes(), self._passphrase)
+        except (ValueError, TypeError) as error:
+            raise SettingsError(
+                f"{path}: no readable key ({error}); is {PASSPHRASE_VARIABLE} right?"
+            ) from error
+        except PermissionError as error:
+            raise SettingsError(f"{path}: {error.strerror}") from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise SettingsError(f"{path}: expected an ed25519 key, got {type(key).__name__}")
+        return key

@@ -1,0 +1,98 @@
+"""Where the server keeps its things, and where it listens."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from server.errors import SettingsError
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can connect to the host."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What `kedge serve` was started with.
+
+    Attributes:
+        data: the folder of the database, blobs and keys.
+        host, port: where HTTP listens; port 0 takes a free one.
+        broker: URL of an external broker, or "" for the embedded one.
+        broker_port: where the embedded broker listens; 0 takes a free one, once, and keeps it.
+        database: SQLAlchemy URL, or "" for SQLite in the data folder.
+        tick_seconds: how often rollouts are looked at.
+        max_blob_bytes: the largest file that may be uploaded.
+    """
+
+    data: Path
+    host: str = "127.0.0.1"
+    port: int = 8470
+    broker: str = ""
+    broker_port: int = 0
+    database: str = ""
+    tick_seconds: float = 1.0
+    max_blob_bytes: int = 4 * 1024**3
+
+    def check(self) -> None:
+        """Check what can be checked before anything is opened.
+
+        Raises:
+            SettingsError: a value is wrong or unsafe.
+        """
+        if self.broker:
+            url = urlsplit(self.broker)
+            if url.scheme not in ("mqtt", "mqtts") or not url.hostname:
+                raise SettingsError(
+                    f"broker: expected mqtt://host:port or mqtts://host:port, got {self.broker!r}"
+                )
+            if url.scheme == "mqtt" and not is_loopback(url.hostname):
+                raise SettingsError(
+                    f"broker: plain mqtt:// is for loopback only, got {self.broker!r}; use mqtts://"
+                )
+
+    @property
+    def database_url(self) -> str:
+        """SQLAlchemy URL of the database."""
+        if not self.database:
+            return f"sqlite:///{self.data / 'kedge.db'}"
+        head, separator, tail = self.database.partition("://")
+        return f"postgresql+psycopg{separator}{tail}" if head in ("postgres", "postgresql") else self.database
+
+    @property
+    def blobs(self) -> Path:
+        """Folder of content-addressed files."""
+        return self.data / "blobs"
+
+    @property
+    def keys(self) -> Path:
+        """Folder of private keys; only the server's user reads it."""
+        return self.data / "keys"
+
+    @property
+    def trust(self) -> Path:
+        """Folder of signed metadata."""
+        return self.data / "trust"
+
+    def prepare(self) -> None:
+        """Make the folders.
+
+        Raises:
+            SettingsError: that is not possible.
+        """
+        try:
+            for folder in (self.data, self.blobs, self.keys, self.trust):
+                folder.mkdir(parents=True, exist_ok=True)
+            self.data.chmod(0o700)
+            self.keys.chmod(0o700)
+        except OSError as error:
+            raise SettingsError(f"data folder {self.data}: {error.strerror or error}") from error

@@ -1,0 +1,1 @@
+"""Threads that work while the server runs, each supervised."""
