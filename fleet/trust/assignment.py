@@ -157,7 +157,7 @@ def build(
 ) -> Targets:
     """Return an assignment to be signed by the director."""
     terms = _Terms(
-        device=device, rollout=rollout, activate_before=activate_before, allow_rollback=allow_rollback
+        device=str(device), rollout=rollout, activate_before=activate_before, allow_rollback=allow_rollback
     )
     return Targets(
         version=version,

@@ -15,7 +15,7 @@ def write_file(path: Path, data: bytes, mode: int = 0o644) -> None:
         file.flush()
         os.fchmod(file.fileno(), mode)
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
     sync_folder(path.parent)
 
 

@@ -7,7 +7,6 @@ after a power cut finds out from the metadata which of the two counts.
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +24,7 @@ from server.errors import SettingsError
 from server.services.durable import sync_folder, write_file
 
 #: Environment variable with the passphrase that the key files are encrypted with.
-PASSPHRASE_VARIABLE: Final = "KEDGE_KEY_PASSPHRASE"
+PASSPHRASE_VARIABLE: Final = "KEDGE_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
 
 
 class KeyFolder:
@@ -67,7 +66,7 @@ class KeyFolder:
         """
         coming = self.load(role, coming=True)
         if coming is not None and coming.public_key.keyid in keyids:
-            os.replace(self.path(role, coming=True), self.path(role))
+            self.path(role, coming=True).replace(self.path(role))
             sync_folder(self._folder)
             return coming
         if coming is not None:

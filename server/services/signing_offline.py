@@ -37,7 +37,8 @@ def make_root(
     Args:
         keys: the public key of each top-level role.
         version: one more than the root before.
-        now, expires: when it is signed, and until when it holds.
+        now: when it is signed.
+        expires: until when it holds.
         signers: the root key that it names, and the one that the root before named.
     """
     root = Root(
@@ -56,7 +57,7 @@ def make_targets(
     expires: datetime,
     signer: CryptoSigner,
 ) -> bytes:
-    """Return the top-level targets file: every bundle of every release, and the delegation to the director."""
+    """Return the top-level targets file: every bundle of every release, and who is the director."""
     role = DelegatedRole(DIRECTOR, [director.keyid], 1, terminating=True, paths=list(DIRECTOR_PATHS))
     targets = Targets(
         version=version,

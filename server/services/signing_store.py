@@ -27,50 +27,57 @@ class MetadataFolder:
 
     def __init__(self, folder: Path) -> None:
         """Use this folder."""
-        self._folder: Final = folder
+        self.folder: Final = folder
         self._ledger: dict[str, int] = {}
 
     def open(self) -> None:
         """Make the folder if need be, and read the ledger; a damaged one is made again from file names."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._ledger = msgspec.json.decode((self._folder / _LEDGER).read_bytes(), type=dict[str, int])
+            self._ledger = msgspec.json.decode((self.folder / _LEDGER).read_bytes(), type=dict[str, int])
         except (FileNotFoundError, msgspec.DecodeError):
             self._ledger = {}
         for role in (ROOT, TARGETS, SNAPSHOT):
-            self._ledger[role] = max(self._ledger.get(role, 0), *self.versions(role), 0)
+            self.given_out(role, max(self.versions(role), default=0))
 
     def versions(self, role: str) -> list[int]:
         """Return the versions of a role that lie in the folder, newest first."""
-        found = (_VERSIONED.match(path.name) for path in self._folder.iterdir())
+        found = (_VERSIONED.match(path.name) for path in self.folder.iterdir())
         return sorted((int(m[1]) for m in found if m is not None and m[2] == role), reverse=True)
 
-    def next_version(self, role: str, at_least: int = 0) -> int:
+    def given_out(self, role: str, version: int) -> None:
+        """Note that a version was given out, as some file says."""
+        self._ledger[role] = max(self._ledger.get(role, 0), version)
+
+    def knows(self, role: str) -> bool:
+        """Return whether it is known which versions of the role were given out."""
+        return self._ledger.get(role, 0) > 0
+
+    def next_version(self, role: str) -> int:
         """Return a version that was never given out, and note durably that it is now."""
-        version = max(self._ledger.get(role, 0), at_least) + 1
+        version = self._ledger.get(role, 0) + 1
         self._ledger[role] = version
-        write_file(self._folder / _LEDGER, msgspec.json.encode(self._ledger))
+        write_file(self.folder / _LEDGER, msgspec.json.encode(self._ledger))
         return version
 
     def read(self, name: str) -> bytes | None:
         """Return a file, None when there is none."""
         try:
-            return (self._folder / name).read_bytes()
+            return (self.folder / name).read_bytes()
         except FileNotFoundError:
             return None
 
     def write(self, name: str, data: bytes) -> None:
         """Keep a file, durably."""
-        write_file(self._folder / name, data)
+        write_file(self.folder / name, data)
 
     def prune(self) -> None:
         """Remove what no device asks for any more; roots stay, for a chain needs every link."""
         for role in (SNAPSHOT, TARGETS):
             for version in self.versions(role)[KEPT:]:
-                (self._folder / filename(role, version)).unlink()
+                (self.folder / filename(role, version)).unlink()
 
-    def files(self) -> dict[str, bytes]:
-        """Return what is to be published, in the order in which it may be: the timestamp comes last."""
+    def names(self) -> list[str]:
+        """Return the files to publish, in the order in which it may be done: the timestamp comes last."""
         names = [filename(r, v) for r in (ROOT, TARGETS, SNAPSHOT) for v in reversed(self.versions(r))]
-        names.append(filename(TIMESTAMP))
-        return {name: data for name in names if (data := self.read(name)) is not None}
+        return [*names, filename(TIMESTAMP)]
