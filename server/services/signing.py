@@ -107,7 +107,7 @@ class SigningService:
                 self._create()
                 return []
             loaded = load(self._keys, self._store)
-            self._root, self._signers = loaded.root, loaded.signers
+            self._root, self._signers = loaded.root, dict(loaded.signers)
             self._mend(loaded)
             return loaded.problems
 

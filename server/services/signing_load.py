@@ -90,14 +90,16 @@ def _load_keys(loaded: Loaded, keys: KeyFolder) -> None:
         except SettingsError as error:
             if role == ROOT:
                 raise
-            loaded.problems.append(f"{error}; replaced by a new key")
+            loaded.problems.append(f"{error}; to be replaced by a new key")
             continue
         if signer is not None:
             loaded.signers[role] = signer
         elif role == ROOT:
             raise SettingsError(f"{keys.path(ROOT)} is missing or another key: restore it from a backup")
         else:
-            loaded.problems.append(f"{keys.path(role)} is missing or another key; replaced by a new key")
+            loaded.problems.append(
+                f"{keys.path(role)} is missing or another key; to be replaced by a new key"
+            )
 
 
 def _load_metadata(loaded: Loaded, store: MetadataFolder) -> None:
@@ -132,12 +134,12 @@ def _newest(store: MetadataFolder, role: str) -> int:
 def _read(loaded: Loaded, store: MetadataFolder, kind: type[S], name: str) -> S | None:
     data = store.read(name)
     if data is None:
-        loaded.problems.append(f"{store.folder / name} is missing; signed again")
+        loaded.problems.append(f"{store.folder / name} is missing; to be signed again")
         return None
     try:
         return _verified(kind, data, loaded.root)
     except TrustError as error:
-        loaded.problems.append(f"{store.folder / name} is damaged ({error}); signed again")
+        loaded.problems.append(f"{store.folder / name} is damaged ({error}); to be signed again")
         return None
 
 
@@ -152,6 +154,8 @@ def _load_director(loaded: Loaded, keys: KeyFolder) -> None:
         return
     signer = keys.settle(DIRECTOR, loaded.targets.get_delegated_role(DIRECTOR).keyids)
     if signer is None:
-        loaded.problems.append(f"{keys.path(DIRECTOR)} is missing or another key; replaced by a new key")
+        loaded.problems.append(
+            f"{keys.path(DIRECTOR)} is missing or another key; to be replaced by a new key"
+        )
     else:
         loaded.signers[DIRECTOR] = signer

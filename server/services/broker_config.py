@@ -1,0 +1,113 @@
+"""Writes the set-up of a production mosquitto: mutual TLS, and an ACL in which a device is only itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from fleet.wire import topics
+from server.errors import InvalidError, SettingsError
+from server.services.authority import SERVER_NAME, FleetAuthority, Issued
+from server.services.durable import write_file
+
+#: The largest packet: a hard request's 4 MiB and what stands around it.
+_PACKET_LIMIT: Final = 4 * 1024 * 1024 + 64 * 1024
+_TOP_PORT: Final = 65535
+
+_CONFIG: Final = """\
+# Written by `kedge broker config`. Start with: mosquitto -c {out}/mosquitto.conf
+# mosquitto reads every file here as the user it runs as (its own user where root starts it).
+per_listener_settings true
+
+listener {port}{host}
+cafile {out}/ca.pem
+certfile {out}/broker.pem
+keyfile {out}/broker.key.pem
+tls_version tlsv1.2
+# Who has no certificate of the fleet does not get in; who has one is who it says.
+require_certificate true
+use_identity_as_username true
+allow_anonymous false
+acl_file {out}/acl
+set_tcp_nodelay true
+
+# A device has at most 16 chunks under way; a flood stops at the queue.
+max_inflight_messages 20
+max_queued_messages 1000
+message_size_limit {limit}
+max_keepalive 600
+persistent_client_expiration 7d
+
+# Retained chunks survive a restart; after a kill the server publishes what is missing again.
+persistence true
+persistence_location {out}/state/
+autosave_interval 60
+
+log_dest stderr
+log_type error
+log_type warning
+log_type notice
+connection_messages true
+"""
+
+
+def acl() -> str:
+    """Return the ACL file: the server may do all, a device may do what `fleet.wire.topics` says of it."""
+    own = f"{topics.DEVICE}/%u"
+    lines = [
+        "# Written by `kedge broker config`. %u is the common name of the client's certificate.",
+        f"user {SERVER_NAME}",
+        f"topic readwrite {topics.ROOT}/#",
+        "",
+        *(f"pattern write {own}/{kind}" for kind in topics.UPLINK),
+        *(f"pattern read {own}/{kind}" for kind in topics.DOWNLINK),
+        f"pattern read {topics.CHUNK}/+",
+        f"pattern read {topics.TRUST}/+",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write(out: Path, authority: FleetAuthority, *, port: int, host: str = "") -> tuple[Path, ...]:
+    """Write configuration, ACL and certificates of a broker.
+
+    Args:
+        out: the folder to write, made if need be.
+        authority: the fleet's certificate authority.
+        port: where mosquitto listens with TLS.
+        host: the address it binds to and the name it is reached as; "" for every address.
+
+    Returns:
+        The files written, the configuration first.
+
+    Raises:
+        InvalidError: the port or host is none.
+        SettingsError: the folder cannot be written.
+    """
+    if not 0 < port <= _TOP_PORT:
+        raise InvalidError(f"port: expected 1 to {_TOP_PORT}, got {port}")
+    out = out.resolve()
+    if set(str(out)) & set("\n\r"):
+        raise InvalidError("output folder: expected a path of one line")
+    issued = authority.issue_broker((host,) if host and host not in ("0.0.0.0", "::") else ())  # noqa: S104 - compared
+    try:
+        return _write(out, authority.ca_pem, issued, _config(out, port, host))
+    except OSError as error:
+        raise SettingsError(f"{out}: {error.strerror or error}") from error
+
+
+def _config(out: Path, port: int, host: str) -> str:
+    return _CONFIG.format(out=out, port=port, host=f" {host}" if host else "", limit=_PACKET_LIMIT)
+
+
+def _write(out: Path, ca_pem: bytes, broker: Issued, config: str) -> tuple[Path, ...]:
+    (out / "state").mkdir(parents=True, exist_ok=True)
+    files = {
+        "mosquitto.conf": (config.encode(), 0o644),
+        "acl": (acl().encode(), 0o644),
+        "ca.pem": (ca_pem, 0o644),
+        "broker.pem": (broker.certificate, 0o644),
+        "broker.key.pem": (broker.key, 0o600),
+    }
+    for name, (data, mode) in files.items():
+        write_file(out / name, data, mode)
+    return tuple(out / name for name in files)
