@@ -98,11 +98,18 @@ class MqttConnection:
         self._receivers[topic_filter] = receive
 
         def deliver(_client: Client, _data: Any, message: MQTTMessage) -> None:  # noqa: ANN401 - paho's signature
-            receive(Incoming(message.topic, message.payload))
+            receive(Incoming(message.topic, bytes(message.payload)))
 
         self._client.message_callback_add(topic_filter, deliver)
         if self.connected:
             self._client.subscribe(topic_filter, qos=1)
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """Stop a subscription; a message already under way is dropped."""
+        self._receivers.pop(topic_filter, None)
+        self._client.message_callback_remove(topic_filter)
+        if self.connected:
+            self._client.unsubscribe(topic_filter)
 
     def on_connected(self, call: Callable[[], None]) -> None:
         """Have `call` called after each connect, from the connection's own thread; it must not block."""
@@ -131,7 +138,7 @@ class MqttConnection:
             LOG.warning("broker %s:%d refused the connection: %s", self._host, self._port, reason)
             return
         if self._receivers:
-            client.subscribe([(topic_filter, 1) for topic_filter in self._receivers])
+            client.subscribe([(topic_filter, 1) for topic_filter in list(self._receivers)])
         self._up.set()
         LOG.info("connected to broker %s:%d", self._host, self._port)
         for call in self._on_connected:

@@ -25,6 +25,9 @@ class Connection(Publisher, Protocol):
     def subscribe(self, topic_filter: str, receive: Callable[[Incoming], None]) -> None:
         """Have `receive` called, from the connection's own thread, for each message; at QoS 1."""
 
+    def unsubscribe(self, topic_filter: str) -> None:
+        """Stop a subscription; a message already under way is dropped."""
+
     def on_connected(self, call: Callable[[], None]) -> None:
         """Have `call` called after each connect, from the connection's own thread; it must not block."""
 
