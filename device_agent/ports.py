@@ -1,11 +1,18 @@
-"""What the agent needs from the world: the broker's link, and a store of content-addressed bytes."""
+"""What the agent needs from the world: the broker's link, bytes by digest, clocks, device runtimes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy.typing as npt
 
 from fleet.ids import Digest
+
+#: A tensor of any of the datatypes that the Open Inference Protocol names.
+Array: TypeAlias = npt.NDArray[Any]
 
 #: Called with topic and payload, on a thread of the link's own: it must be quick and never block.
 OnMessage: TypeAlias = Callable[[str, bytes], None]
@@ -26,6 +33,18 @@ class Link(Protocol):
 
     def unsubscribe(self, topics: Sequence[str]) -> None:
         """Stop the subscriptions; a message already under way may still arrive."""
+
+
+class MetadataFetcher(Protocol):
+    """Where TUF metadata files come from. Nothing that it gives is believed before it is verified."""
+
+    def fetch(self, name: str, limit: int) -> bytes | None:
+        """Return a file of the repository, None when the repository does not have it.
+
+        Raises:
+            TrustError: it is longer than `limit` bytes (reason "too_large").
+            UnreachableError: the repository could not be asked, or was too slow.
+        """
 
 
 class BlobStore(Protocol):
@@ -55,3 +74,50 @@ class BlobStore(Protocol):
 
     def delete(self, digest: Digest) -> None:
         """Forget the bytes, if they are there."""
+
+
+class Clock(Protocol):
+    """The device's clocks, and names that never repeat."""
+
+    def now(self) -> datetime:
+        """Return the wall clock's time, aware, in UTC."""
+
+    def time(self) -> float:
+        """Return the wall clock's seconds since the Unix epoch."""
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back while the agent runs."""
+
+    def unique(self) -> str:
+        """Return an id that nobody else makes."""
+
+
+class LoadedModel(Protocol):
+    """A model that a runtime has loaded; `infer` may be called from several threads at once."""
+
+    def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the outputs by name.
+
+        Raises:
+            RuntimeFailure: the runtime refuses the inputs or fails.
+        """
+
+    def close(self) -> None:
+        """Free what the model takes; nothing calls it afterwards."""
+
+
+class Runtime(Protocol):
+    """A library that runs models on this device."""
+
+    name: str
+
+    def load(self, artifact: Path, *, threads: int) -> LoadedModel:
+        """Load a model from a file.
+
+        Args:
+            artifact: the bundle's artifact.
+            threads: for one request; 0 lets the runtime choose.
+
+        Raises:
+            RuntimeFailure: it cannot be loaded.
+        """

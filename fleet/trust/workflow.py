@@ -100,19 +100,6 @@ def refresh(wall: datetime) -> Workflow[TrustedMetadata]:
     return trusted
 
 
-def restore(wall: datetime) -> Workflow[TrustedMetadata]:
-    """Return what is trusted from what is kept alone, for a device that reaches nobody.
-
-    Raises:
-        TrustError: something is not kept, or has expired.
-    """
-    trusted = yield from _stored_root(wall)
-    trusted.update_timestamp((yield from _kept(TIMESTAMP)))
-    trusted.update_snapshot((yield from _kept(SNAPSHOT)), stored=True)
-    trusted.update_targets((yield from _kept(TARGETS)))
-    return trusted
-
-
 def find_target(trusted: TrustedMetadata, path: str) -> Workflow[TargetFile | None]:
     """Look a target up: top-level targets, then delegated roles in pre-order, most trusted first (5.6.7).
 
@@ -223,13 +210,6 @@ def _fetched(name: str, limit: int) -> Workflow[bytes]:
     if data is None:
         raise TrustError(f"{name}: the repository does not have it", reason="missing")
     _check_limit(name, data, limit)
-    return data
-
-
-def _kept(role: str) -> Workflow[bytes]:
-    data = yield Load(filename(role))
-    if data is None:
-        raise TrustError(f"{role}: not kept on this device", reason="missing")
     return data
 
 
