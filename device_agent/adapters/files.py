@@ -1,0 +1,56 @@
+"""Writing files so that a power cut leaves the old bytes or the new ones, never a mix."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from device_agent.errors import StorageError
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a file atomically and durably.
+
+    Raises:
+        StorageError: the disk does not take it.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}") from error
+
+
+def link(path: Path, target: str) -> None:
+    """Point a symbolic link somewhere else, atomically and durably.
+
+    Raises:
+        StorageError: the disk does not take it.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+        partial.symlink_to(target)
+        partial.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}") from error

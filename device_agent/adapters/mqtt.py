@@ -1,0 +1,170 @@
+"""The link to the broker: paho-mqtt, speaking MQTT 3.1.1."""
+
+from __future__ import annotations
+
+import logging
+import random
+import ssl
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+
+from device_agent.errors import StateError
+from device_agent.ports import OnMessage
+from fleet.wire.enrolment import BrokerAccess
+
+_LOG: Final = logging.getLogger(__name__)
+_PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
+_KEEPALIVE: Final = 30
+#: Seconds between attempts to connect: random bounds, so that a fleet does not come back at once.
+_FIRST_PAUSE: Final = (0.2, 1.0)
+_LONGEST_PAUSE: Final = (4.0, 10.0)
+
+
+class Credentials(NamedTuple):
+    """The files that `mqtts` shows and checks."""
+
+    key: Path
+    certificate: Path
+    ca: Path
+
+
+class Message(NamedTuple):
+    """A retained message: the last will."""
+
+    topic: str
+    payload: bytes
+
+
+class MqttLink:
+    """One connection, mended by itself; callbacks run on its thread."""
+
+    def __init__(
+        self,
+        client_id: str,
+        access: BrokerAccess,
+        *,
+        credentials: Credentials,
+        will: Message,
+        on_change: Callable[[bool], None],
+    ) -> None:
+        """Prepare the connection.
+
+        Args:
+            client_id: the device's id.
+            access: where the broker is, and what it asks for.
+            credentials: used with `mqtts`.
+            will: published, retained, by the broker when the connection is lost.
+            on_change: told of every connect (after the subscriptions are sent) and loss.
+
+        Raises:
+            StateError: the broker's address or the credentials are unusable.
+        """
+        self._on_change: Final = on_change
+        self._lock: Final = threading.Lock()
+        self._handlers: Final[dict[str, OnMessage]] = {}
+        self.connected = False
+        self._client: Final = paho.Client(
+            CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv311, clean_session=True
+        )
+        self._client.will_set(will.topic, will.payload, qos=1, retain=True)
+        self._client.max_inflight_messages_set(64)
+        self._client.on_connect = self._connected
+        self._client.on_disconnect = self._lost
+        self._client.on_message = self._received
+        if access.username:
+            self._client.username_pw_set(access.username, access.password)
+        self._host, self._port = self._address(access.url, credentials)
+        self._shuffle()
+
+    def start(self) -> None:
+        """Connect, and stay connected, on a thread of its own."""
+        self._client.connect_async(self._host, self._port, keepalive=_KEEPALIVE)
+        self._client.loop_start()
+
+    def stop(self, last: Message | None = None) -> None:
+        """Publish a last retained message where that is possible, and disconnect."""
+        if last is not None and self.connected:
+            info = self._client.publish(last.topic, last.payload, qos=1, retain=True)
+            try:
+                info.wait_for_publish(2.0)
+            except (RuntimeError, ValueError):
+                _LOG.info("disconnected before the last message was out; the will stands for it")
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def publish(self, topic: str, payload: bytes, qos: int = 1, retain: bool = False) -> None:
+        """Send a message, or queue it when there is no connection."""
+        self._client.publish(topic, payload, qos=qos, retain=retain)
+
+    def subscribe(self, topics: Sequence[str], on_message: OnMessage) -> None:
+        """Subscribe at QoS 1 to exact topics; return without waiting."""
+        with self._lock:
+            self._handlers.update(dict.fromkeys(topics, on_message))
+        if topics and self.connected:
+            self._client.subscribe([(topic, 1) for topic in topics])
+
+    def unsubscribe(self, topics: Sequence[str]) -> None:
+        """Stop the subscriptions."""
+        with self._lock:
+            for topic in topics:
+                self._handlers.pop(topic, None)
+        if topics and self.connected:
+            self._client.unsubscribe(list(topics))
+
+    # --- paho's callbacks, on its thread ------------------------------------------------------------
+
+    def _connected(self, client: paho.Client, _user: object, _flags: object, reason: Any, _p: object) -> None:  # noqa: ANN401 - paho's reason code or an int
+        if reason.is_failure:
+            _LOG.warning("the broker refuses the connection: %s", reason)
+            return
+        with self._lock:
+            topics = list(self._handlers)
+            self.connected = True
+        if topics:
+            client.subscribe([(topic, 1) for topic in topics])
+        _LOG.info("connected to %s:%d", self._host, self._port)
+        self._on_change(True)
+
+    def _lost(self, _client: paho.Client, _user: object, _flags: object, reason: object, _p: object) -> None:
+        if self.connected:
+            self.connected = False
+            self._shuffle()
+            _LOG.info("disconnected: %s", reason)
+            self._on_change(False)
+
+    def _received(self, _client: paho.Client, _user: object, message: paho.MQTTMessage) -> None:
+        with self._lock:
+            handler = self._handlers.get(message.topic)
+        if handler is None:
+            return
+        try:
+            handler(message.topic, bytes(message.payload))
+        except Exception:  # noqa: BLE001 - one bad message must not end the thread that all others come through
+            _LOG.exception("a message on %s could not be handled", message.topic)
+
+    # ------------------------------------------------------------------------------------------------
+
+    def _shuffle(self) -> None:
+        shortest, longest = random.uniform(*_FIRST_PAUSE), random.uniform(*_LONGEST_PAUSE)  # noqa: S311 - spreads load
+        self._client.reconnect_delay_set(min_delay=shortest, max_delay=longest)  # type: ignore[arg-type]  # seconds, whole ones only by annotation
+
+    def _address(self, url: str, credentials: Credentials) -> tuple[str, int]:
+        parts = urlsplit(url)
+        if parts.scheme not in _PORTS or not parts.hostname:
+            raise StateError(f"broker: expected mqtt://host:port or mqtts://host:port, got {url!r}")
+        if parts.scheme == "mqtts":
+            try:
+                self._client.tls_set(
+                    ca_certs=str(credentials.ca),
+                    certfile=str(credentials.certificate),
+                    keyfile=str(credentials.key),
+                )
+            except (OSError, ssl.SSLError) as error:
+                raise StateError(f"broker: the device's certificate is unusable: {error}") from error
+        return parts.hostname, parts.port or _PORTS[parts.scheme]

@@ -1,0 +1,147 @@
+"""The agent's state folder: who this device is, its key, and where everything else lies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from device_agent.adapters import files
+from device_agent.errors import StateError
+from fleet.wire.enrolment import BrokerAccess
+
+#: How much of a request may leave the device, from least to most.
+DATA_CLASSES: Final = ("nothing", "features", "downscaled", "crop", "raw")
+
+
+class OffloadPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What may leave the device for one model's hard requests.
+
+    Attributes:
+        allow: the data class, "nothing" by default.
+        daily_bytes: no more a day.
+        ttl_seconds: afterwards an answer is of no use.
+    """
+
+    allow: str = "nothing"
+    daily_bytes: int = 50 * 1024 * 1024
+    ttl_seconds: float = 86400.0
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Who this device is: what enrolment left here.
+
+    Attributes:
+        server: the server's address.
+        target: the compile target whose bundles the device takes.
+        offload: policy by model.
+    """
+
+    device_id: str
+    server: str
+    target: str
+    broker: BrokerAccess
+    offload: dict[str, OffloadPolicy] = {}
+
+
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the running agent answers."""
+
+    pid: int
+    rest: str
+    socket: str
+
+
+class StateFolder:
+    """The paths in a state folder, and the small files in it."""
+
+    def __init__(self, root: Path) -> None:
+        """Use this folder; nothing is made until something is written."""
+        self.root: Final = root
+        self.key: Final = root / "key.pem"
+        self.certificate: Final = root / "certificate.pem"
+        self.ca: Final = root / "ca.pem"
+        self.trust: Final = root / "trust"
+        self.journal: Final = root / "journal"
+        self.outbox: Final = root / "outbox.db"
+        self.socket: Final = root / "agent.sock"
+        self._identity: Final = root / "identity.json"
+        self._running: Final = root / "running.json"
+        self._clean: Final = root / "stopped-cleanly"
+
+    def make(self) -> None:
+        """Make the folder, for its owner's eyes.
+
+        Raises:
+            StateError: it cannot be made.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o750)
+        except OSError as error:
+            raise StateError(f"state folder {self.root}: {error.strerror}") from error
+
+    def lock(self) -> int:
+        """Take the folder for this process alone; the lock goes with the process, however it ends.
+
+        Raises:
+            StateError: another agent has it.
+        """
+        handle = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise StateError(f"state folder {self.root}: another agent is running on it") from error
+        return handle
+
+    @property
+    def enrolled(self) -> bool:
+        """Whether the device is enrolled."""
+        return self._identity.is_file()
+
+    def identity(self) -> Identity:
+        """Return who this device is.
+
+        Raises:
+            StateError: it is not enrolled, or the file was damaged.
+        """
+        try:
+            return msgspec.json.decode(self._identity.read_bytes(), type=Identity)
+        except FileNotFoundError as error:
+            raise StateError(
+                f"state folder {self.root}: not enrolled; run `kedge agent enroll` first"
+            ) from error
+        except (OSError, msgspec.DecodeError) as error:
+            raise StateError(f"{self._identity}: {error}") from error
+
+    def save_identity(self, identity: Identity) -> None:
+        """Write who this device is; it may hold the broker's password."""
+        files.write(self._identity, msgspec.json.encode(identity), 0o600)
+
+    def running(self) -> Running | None:
+        """Return where the agent answers, or None when none was started here."""
+        try:
+            return msgspec.json.decode(self._running.read_bytes(), type=Running)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
+    def save_running(self, running: Running) -> None:
+        """Write where the agent answers."""
+        files.write(self._running, msgspec.json.encode(running))
+
+    def take_clean_mark(self) -> bool:
+        """Return whether the last agent stopped because it was asked to, and forget it."""
+        try:
+            self._clean.unlink()
+        except FileNotFoundError:
+            return False
+        files.sync_folder(self.root)
+        return True
+
+    def leave_clean_mark(self) -> None:
+        """Say that the agent stops because it was asked to."""
+        self._running.unlink(missing_ok=True)
+        files.write(self._clean, b"")

@@ -1,0 +1,143 @@
+"""The content-addressed store: blobs by digest, and each model's `active` and `previous` links."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Final
+
+from device_agent.adapters import files
+from device_agent.errors import StorageError
+from fleet.errors import BundleError
+from fleet.ids import Digest, Name
+
+_BLOCK: Final = 1024 * 1024
+
+
+class FileStore:
+    """Blobs as files named by their SHA-256, written under another name first and renamed when whole."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use this folder, made when it is missing; what a power cut left half written is removed."""
+        self._blobs: Final = folder / "blobs" / "sha256"
+        self._slots: Final = folder / "slots"
+        self._blobs.mkdir(parents=True, exist_ok=True)
+        self._slots.mkdir(parents=True, exist_ok=True)
+        for partial in self._blobs.glob(".*.partial"):
+            partial.unlink()
+
+    def path(self, digest: Digest) -> Path:
+        """Return where the bytes lie, for a runtime that opens files itself."""
+        return self._blobs / digest.hex
+
+    def has(self, digest: Digest) -> bool:
+        """Return whether these bytes are stored, whole."""
+        return self.path(digest).is_file()
+
+    def get(self, digest: Digest) -> bytes:
+        """Return the bytes.
+
+        Raises:
+            BundleError: they are not stored.
+            StorageError: the disk does not give them.
+        """
+        try:
+            return self.path(digest).read_bytes()
+        except FileNotFoundError as error:
+            raise BundleError(f"store: {digest} is not stored") from error
+        except OSError as error:
+            raise StorageError(f"{self.path(digest)}: {error.strerror}") from error
+
+    def put(self, digest: Digest, data: bytes) -> None:
+        """Store the bytes, atomically and durably.
+
+        Raises:
+            BundleError: the bytes have another digest.
+            StorageError: the disk does not take them.
+        """
+        got = Digest.of(data)
+        if got != digest:
+            raise BundleError(f"store: expected {digest}, got {got}")
+        files.write(self.path(digest), data)
+
+    def assemble(self, digest: Digest, parts: Sequence[Digest]) -> None:
+        """Store the blob that these stored parts make up, one part in memory at a time.
+
+        Raises:
+            BundleError: a part is not stored, or the joined bytes have another digest.
+            StorageError: the disk does not take it.
+        """
+        partial = self._blobs / f".{digest.hex}.partial"
+        hasher = hashlib.sha256()
+        try:
+            with partial.open("wb") as out:
+                for part in parts:
+                    data = self.get(part)
+                    hasher.update(data)
+                    out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+            if hasher.hexdigest() != digest.hex:
+                raise BundleError(f"store: expected {digest}, got sha256:{hasher.hexdigest()}")
+            partial.replace(self.path(digest))
+            files.sync_folder(self._blobs)
+        except OSError as error:
+            raise StorageError(f"{partial}: {error.strerror}") from error
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                partial.unlink()
+
+    def intact(self, digest: Digest) -> bool:
+        """Return whether the bytes are stored and still have their digest."""
+        hasher = hashlib.sha256()
+        try:
+            with self.path(digest).open("rb") as file:
+                while block := file.read(_BLOCK):
+                    hasher.update(block)
+        except OSError:
+            return False
+        return hasher.hexdigest() == digest.hex
+
+    def delete(self, digest: Digest) -> None:
+        """Forget the bytes, if they are there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.path(digest).unlink()
+
+    def stored(self) -> list[Digest]:
+        """Return what is stored."""
+        return [Digest.from_hex(path.name) for path in self._blobs.iterdir() if not path.name.startswith(".")]
+
+    def collect(self, needed: Collection[Digest]) -> int:
+        """Delete everything that is not needed; return how many blobs that was."""
+        garbage = [digest for digest in self.stored() if digest not in needed]
+        for digest in garbage:
+            self.delete(digest)
+        return len(garbage)
+
+    def free_bytes(self) -> int:
+        """Return what the disk has left."""
+        return shutil.disk_usage(self._blobs).free
+
+    def point(self, model: str, name: str, digest: Digest | None) -> None:
+        """Point a model's link (`active` or `previous`) to a manifest, or remove it.
+
+        Raises:
+            StorageError: the disk does not take it.
+        """
+        folder = self._slots / Name(model)
+        folder.mkdir(exist_ok=True)
+        if digest is None:
+            with contextlib.suppress(FileNotFoundError):
+                (folder / name).unlink()
+                files.sync_folder(folder)
+            return
+        files.link(folder / name, f"../../blobs/sha256/{digest.hex}")
+
+    def linked(self, model: str, name: str) -> Digest | None:
+        """Return where a model's link points, None when there is none."""
+        link = self._slots / Name(model) / name
+        return Digest.from_hex(link.readlink().name) if link.is_symlink() else None

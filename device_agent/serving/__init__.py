@@ -1,0 +1,1 @@
+"""Inference for local applications: Open Inference Protocol over gRPC (Unix socket) and REST (loopback)."""
