@@ -76,9 +76,9 @@ class ChunkPlan:
         They are asked for half a window at a time: fewer packets, and the other half keeps the line busy.
         """
         room = self._window - len(self._asked)
-        ready = [digest for digest in self._queue if self._open[digest].until <= now][:room]
-        if not ready or (len(ready) < self._window // 2 and len(ready) < len(self._queue) and self._asked):
+        if self._asked and room < self._window // 2:
             return []
+        ready = [digest for digest in self._queue if self._open[digest].until <= now][:room]
         for digest in ready:
             self._queue.remove(digest)
             self._asked.add(digest)
@@ -126,6 +126,6 @@ class ChunkPlan:
         return self._open[digest].overdue
 
     def next_time(self, now: float) -> float:
-        """Return when something is to be done though nothing arrives, `now` at the earliest."""
-        times = [self._open[digest].until for digest in (*self._asked, *self._queue)]
-        return max(now, min(times, default=now))
+        """Return when something is to be done though nothing arrives, at the latest."""
+        times = (self._open[digest].until for digest in (*self._asked, *self._queue))
+        return min((time for time in times if time > now), default=now)
