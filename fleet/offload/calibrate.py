@@ -32,7 +32,7 @@ FEWEST: Final = 50
 _FIT_SHARE: Final = 5
 _STEPS: Final = 40
 #: Learn-then-Test starts where this many times the fewest samples are kept.
-_HEAD_START: Final = 1.5
+_HEAD_START: Final = 2.0
 _TEMPERATURES: Final = (0.25, 16.0)
 
 
