@@ -58,7 +58,8 @@ def of(labels: npt.NDArray[np.integer[Any]], scores: npt.NDArray[np.floating[Any
 
 def encode(baseline: Baseline) -> bytes:
     """Return the file's bytes: the same baseline always gives the same bytes."""
-    return msgspec.json.encode(baseline, order="deterministic") + b"\n"
+    plain = msgspec.to_builtins(baseline, str_keys=True)
+    return msgspec.json.encode(plain, order="deterministic") + b"\n"
 
 
 def decode(data: bytes) -> Baseline:

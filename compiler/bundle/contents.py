@@ -1,0 +1,130 @@
+"""Everything that goes into a bundle, from what was measured. No clock, no machine's name: same in, same out."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from compiler.backends import Placement
+from compiler.bundle import golden, layout, model_config, provenance, report, sbom
+from compiler.candidates import Candidate
+from compiler.requests import CompileRequest, Sizes, Verdict
+from firmware_profiles.profile import Profile
+from fleet.bundle import description, manifest
+from fleet.bundle.description import Accuracy, BundleDescription, OffloadCalibration, Requirements, TensorSpec
+from fleet.bundle.manifest import Role
+from fleet.ids import Digest
+from fleet.telemetry import baseline
+
+ARTIFACT: Final = "model.onnx"
+#: A loaded model takes about its weights twice (packed for the kernels), and its activations.
+_LOADED: Final = 2
+_RUNTIME_BYTES: Final = 48 * 1024**2
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """What compiling has found out.
+
+    Attributes:
+        source_digest, calibration_digest, evaluation_digest: of the files that went in.
+        artifact: the compiled model's bytes.
+        tools: name to version.
+    """
+
+    request: CompileRequest
+    profile: Profile
+    candidate: Candidate
+    source_digest: Digest
+    calibration_digest: Digest
+    evaluation_digest: Digest
+    artifact: bytes
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    golden: golden.GoldenFiles
+    accuracy: Accuracy
+    offload: OffloadCalibration | None
+    baseline: bytes | None
+    sizes: Sizes
+    verdicts: tuple[Verdict, ...]
+    placement: Placement
+    warnings: tuple[str, ...]
+    tools: dict[str, str]
+
+
+def compiler_version() -> str:
+    """Return the compiler's name and version."""
+    return f"kedge {metadata.version('kedge')}"
+
+
+def describe(found: Finding) -> BundleDescription:
+    """Return the bundle's description."""
+    return BundleDescription(
+        model=found.request.name,
+        target=found.profile.name,
+        kind=found.profile.artifact if found.candidate.precision != "float32" else "onnx",
+        artifact=ARTIFACT,
+        precision=found.candidate.precision,
+        inputs=found.inputs,
+        outputs=found.outputs,
+        requires=Requirements(
+            runtime=found.profile.runtime,
+            firmware={x.part: x.versions for x in found.profile.firmware},
+            memory_bytes=_RUNTIME_BYTES + _LOADED * len(found.artifact),
+        ),
+        golden=found.golden.description,
+        accuracy=found.accuracy,
+        offload=found.offload,
+        baseline=baseline.PATH if found.baseline else "",
+        labels=found.request.labels,
+        licence=found.request.licence,
+        source_digest=str(found.source_digest),
+        compiler=compiler_version(),
+    )
+
+
+def facts(found: Finding) -> report.Facts:
+    """Return what the report in the bundle says: the same for the same inputs, so without latencies."""
+    return report.facts(
+        about=describe(found),
+        profile=found.profile,
+        candidate=found.candidate,
+        sizes=found.sizes,
+        verdicts=found.verdicts,
+        placement=found.placement,
+        warnings=found.warnings,
+        tools=found.tools,
+        inputs={
+            "model": str(found.source_digest),
+            "calibration": str(found.calibration_digest),
+            "evaluation": str(found.evaluation_digest),
+        },
+        max_drop=found.request.max_drop,
+    )
+
+
+def write(found: Finding, folder: Path) -> Digest:
+    """Write the bundle and return its digest."""
+    about = describe(found)
+    files: dict[str, tuple[Role, bytes]] = {
+        manifest.DESCRIPTION_PATH: (Role.DESCRIPTION, description.encode(about)),
+        ARTIFACT: (Role.MODEL, found.artifact),
+        golden.INPUTS: (Role.GOLDEN, found.golden.inputs),
+        golden.OUTPUTS: (Role.GOLDEN, found.golden.outputs),
+    }
+    if found.baseline:
+        files[baseline.PATH] = (Role.BASELINE, found.baseline)
+    about_it = facts(found)
+    files[report.JSON] = (Role.REPORT, report.as_json(about_it))
+    files[report.HTML] = (Role.REPORT, report.as_html(about_it))
+    files[sbom.PATH] = (Role.SBOM, sbom.encode(about_it, found.artifact))
+    subjects = {path: Digest.of(data) for path, (_, data) in sorted(files.items())}
+    files[provenance.PATH] = (Role.PROVENANCE, provenance.encode(about_it, subjects))
+    config = model_config.encode(about, found.candidate, [data for _, data in _in_order(files)])
+    return layout.write(folder, files, config, {"org.opencontainers.image.title": about.model})
+
+
+def _in_order(files: dict[str, tuple[Role, bytes]]) -> list[tuple[Role, bytes]]:
+    return [files[path] for path in sorted(files)]

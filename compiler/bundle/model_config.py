@@ -1,0 +1,39 @@
+"""The ModelPack model config, which is the bundle's OCI config (CNCF ModelPack specification, `config.md`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from compiler.candidates import Candidate, Scheme
+from fleet.bundle.description import BundleDescription
+from fleet.ids import Digest
+
+_FORMAT: Final = "onnx"
+
+
+def encode(about: BundleDescription, candidate: Candidate, layers: Sequence[bytes]) -> bytes:
+    """Return the config's bytes; layers are in the manifest's order, uncompressed."""
+    descriptor: dict[str, object] = {
+        "name": about.model,
+        "title": f"{about.model} for {about.target}",
+    }
+    if about.licence:
+        descriptor["licenses"] = [about.licence]
+    config: dict[str, object] = {
+        "architecture": about.target,
+        "format": _FORMAT,
+        "precision": candidate.precision,
+    }
+    if candidate.scheme is not Scheme.FLOAT:
+        config["quantization"] = candidate.name
+    return msgspec.json.encode(
+        {
+            "descriptor": descriptor,
+            "config": config,
+            "modelfs": {"type": "layers", "diffIds": [str(Digest.of(x)) for x in layers]},
+        },
+        order="deterministic",
+    )

@@ -1,0 +1,57 @@
+"""Where a bundle comes from: an in-toto statement with SLSA provenance.
+
+in-toto attestation framework, Statement v1; predicate https://slsa.dev/provenance/v1. It names no builder
+instance and no time: what is true of every build from these inputs, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from compiler.bundle.report import Facts
+from fleet.ids import Digest
+
+PATH: Final = "provenance.json"
+BUILD_TYPE: Final = "https://kedge.dev/compile/v1"
+
+
+def encode(facts: Facts, subjects: Mapping[str, Digest]) -> bytes:
+    """Return the statement's bytes.
+
+    Args:
+        facts: of the report.
+        subjects: the bundle's other files, whose digests the statement is about.
+    """
+    predicate = {
+        "buildDefinition": {
+            "buildType": BUILD_TYPE,
+            "externalParameters": {
+                "model": facts.about.model,
+                "target": facts.profile.name,
+                "maxDrop": facts.max_drop,
+                "candidate": facts.candidate.name,
+            },
+            "internalParameters": {},
+            "resolvedDependencies": [
+                *(
+                    {"name": name, "digest": {"sha256": Digest(x).hex}}
+                    for name, x in sorted(facts.inputs.items())
+                ),
+                *(
+                    {"name": name, "uri": f"pkg:pypi/{name}@{version}"}
+                    for name, version in sorted(facts.tools.items())
+                ),
+            ],
+        },
+        "runDetails": {"builder": {"id": BUILD_TYPE, "version": {"kedge": facts.about.compiler.split()[-1]}}},
+    }
+    statement = {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{"name": path, "digest": {"sha256": digest.hex}} for path, digest in subjects.items()],
+        "predicateType": "https://slsa.dev/provenance/v1",
+        "predicate": predicate,
+    }
+    return msgspec.json.format(msgspec.json.encode(statement, order="deterministic"), indent=1) + b"\n"

@@ -1,0 +1,124 @@
+"""The parent of the worker: starts it, follows it, and ends it at the wall-time limit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from typing import IO, Final
+
+import msgspec
+
+from compiler import errors
+from compiler.limits import IMPORT_LIMITS
+from compiler.requests import CompileRequest, CompileResult, Failed, Finished, Message, Progress
+from firmware_profiles import errors as profile_errors
+from fleet import errors as fleet_errors
+from fleet.errors import KedgeError
+
+#: Stages under the limits for models that nobody has vouched for.
+UNTRUSTED: Final = frozenset({"", "read the model", "run the float model"})
+_STDERR_SHOWN: Final = 4000
+
+
+class WorkerBugError(Exception):
+    """The worker met a bug; the message is its traceback."""
+
+
+def compile_model(request: CompileRequest, tell: Callable[[Progress], None]) -> CompileResult:
+    """Compile in a worker process.
+
+    Raises:
+        KedgeError: the worker's error.
+        WorkerBugError: a bug in the worker.
+    """
+    with tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "compiler.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
+        )
+        try:
+            return _follow(process, request, tell, stderr)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _follow(
+    process: subprocess.Popen[bytes],
+    request: CompileRequest,
+    tell: Callable[[Progress], None],
+    stderr: IO[bytes],
+) -> CompileResult:
+    if process.stdin is None or process.stdout is None:
+        raise TypeError("the worker has no pipes")
+    with contextlib.suppress(BrokenPipeError), process.stdin:
+        process.stdin.write(msgspec.json.encode(request))
+    lines: queue.Queue[bytes] = queue.Queue()
+    threading.Thread(target=_pump, args=(process.stdout, lines), daemon=True).start()
+    decoder = msgspec.json.Decoder(Message)
+    started, stage = time.monotonic(), ""
+    while True:
+        limit = IMPORT_LIMITS.wall_s if stage in UNTRUSTED else request.limits.wall_s
+        try:
+            line = lines.get(timeout=max(0.0, started + limit - time.monotonic()))
+        except queue.Empty:
+            raise _over(stage, f"expected to be done within {limit:g} s") from None
+        if not line:
+            raise _died(process, stage, stderr)
+        message = decoder.decode(line)
+        if isinstance(message, Finished):
+            return message.result
+        if isinstance(message, Failed):
+            raise _error(message)
+        stage = message.stage
+        tell(message)
+
+
+def _pump(pipe: IO[bytes], lines: queue.Queue[bytes]) -> None:
+    for line in pipe:
+        lines.put(line)
+    lines.put(b"")
+
+
+def _over(stage: str, what: str) -> KedgeError:
+    if stage in UNTRUSTED:
+        return errors.ModelRefusedError(f"the model takes too much to read: {what}")
+    return errors.LimitError(f"{stage}: {what}")
+
+
+def _died(process: subprocess.Popen[bytes], stage: str, stderr: IO[bytes]) -> Exception:
+    code = process.wait()
+    if -code in {signal.SIGXCPU, signal.SIGKILL}:
+        return _over(stage, f"ended by {signal.Signals(-code).name}")
+    stderr.seek(0, os.SEEK_END)
+    stderr.seek(max(0, stderr.tell() - _STDERR_SHOWN))
+    text = stderr.read().decode(errors="replace")
+    if code < 0 and stage in UNTRUSTED:
+        # A crash in native code on a file that nobody has vouched for is the file's doing.
+        return _over(stage, f"it crashed the reader ({signal.Signals(-code).name})")
+    if "bad_alloc" in text or "MemoryError" in text:
+        return _over(stage, "expected to fit in the memory limit")
+    return WorkerBugError(f"the worker ended with {code} in stage {stage!r}\n{text}")
+
+
+def _error(message: Failed) -> Exception:
+    for module in (errors, profile_errors, fleet_errors):
+        kind = getattr(module, message.kind, None)
+        if isinstance(kind, type) and issubclass(kind, KedgeError):
+            error = kind.__new__(kind, message.text)
+            error.args = (message.text,)
+            return error
+    return WorkerBugError(message.text) if not message.kind else KedgeError(message.text)

@@ -1,0 +1,180 @@
+"""Running models on data and comparing their answers."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from compiler import statistics
+from compiler.backends import Runner
+from compiler.datasets import Dataset
+from compiler.errors import CompileError, DatasetError
+from compiler.tensors import Array, Arrays
+
+Answers = npt.NDArray[np.int64]
+#: Below this signal-to-noise ratio, in dB, an output without classes is another output.
+SNR_FLOOR: Final = 20.0
+_NO_NOISE: Final = 200.0
+
+
+class Kind(str, enum.Enum):
+    """How an output answers."""
+
+    CLASSES = "classes"
+    YES_NO = "yes-no"
+    NUMBERS = "numbers"
+
+
+class Answering(msgspec.Struct, frozen=True, kw_only=True):
+    """Which output gives the answer that is compared, and how.
+
+    Attributes:
+        output: its name.
+        kind: classes: the index of the largest along the last axis; yes-no: above the threshold;
+            numbers: none, the values themselves.
+        threshold: for yes-no.
+    """
+
+    output: str
+    kind: Kind
+    threshold: float = 0.0
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """A model's answers against the float model's, on the same samples.
+
+    Attributes:
+        pairs: right answers of both; None without labels.
+        accuracy_float, accuracy: shares of right answers; None without labels.
+        agreement: share of samples with the float model's answer.
+        snr: signal-to-noise ratio of the outputs, in dB, the worst of all float outputs.
+        samples: how many.
+    """
+
+    pairs: statistics.Paired | None
+    accuracy_float: float | None
+    accuracy: float | None
+    agreement: float
+    snr: float
+    samples: int
+
+    def drop_points(self) -> float:
+        """Return the points lost: of accuracy with labels, of agreement without."""
+        return self.pairs.drop_points if self.pairs else 100.0 * (1.0 - self.agreement)
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """Return the confidence interval of the points lost."""
+        if self.pairs:
+            return statistics.drop_interval(self.pairs, confidence)
+        return statistics.disagreement_interval(self.agreement, self.samples, confidence)
+
+    def keeps(self, max_drop: float) -> bool:
+        """Return whether no more than the budget is lost."""
+        if self.pairs:
+            allowed = statistics.net_losses_allowed(max_drop, self.samples)
+            return self.pairs.lost - self.pairs.won <= allowed
+        return self.drop_points() <= max_drop + 1e-9 and self.snr >= SNR_FLOOR
+
+
+def outputs(runner: Runner, data: Dataset, tick: Callable[[], None] = lambda: None) -> Arrays:
+    """Return each output for all samples, stacked `[N, …]` as one sample gives it.
+
+    Raises:
+        CompileError: a sample's output has another shape than the first's, or the run fails.
+    """
+    found: dict[str, list[Array]] = {}
+    for index in range(len(data)):
+        try:
+            sample = runner.run(data.feed(index))
+        except Exception as error:  # runtimes raise anything
+            raise CompileError(f"sample {index}: {' '.join(str(error).split())[:300]}") from error
+        for name, value in sample.items():
+            found.setdefault(name, []).append(np.asarray(value))
+        tick()
+    for name, values in found.items():
+        shapes = {x.shape for x in values}
+        if len(shapes) > 1:
+            raise CompileError(f"output {name!r}: expected one shape; got {sorted(shapes)[:4]}")
+    return {name: np.stack(values) for name, values in found.items()}
+
+
+def answering(floats: Arrays, labels: npt.NDArray[np.int64] | None) -> Answering:
+    """Return which output answers, from the float model's outputs, `[N, …]`.
+
+    Raises:
+        DatasetError: there are labels, and no output can have them.
+    """
+    real = {name: x for name, x in floats.items() if np.issubdtype(x.dtype, np.floating)}
+    for name, values in real.items():
+        kind = _kind(values, labels)
+        if kind is Kind.YES_NO:
+            within = bool((values >= 0).all() and (values <= 1).all())
+            return Answering(output=name, kind=kind, threshold=0.5 if within else 0.0)
+        if kind is not None:
+            return Answering(output=name, kind=kind)
+    if labels is not None:
+        got = ", ".join(f"{name}: {list(x.shape[1:])}" for name, x in floats.items())
+        raise DatasetError(f"labels: expected an output with more than {labels.max()} classes; got {got}")
+    return Answering(output=next(iter(floats)), kind=Kind.NUMBERS)
+
+
+def _kind(values: Array, labels: npt.NDArray[np.int64] | None) -> Kind | None:
+    each = values[0].size
+    if each == 1 and (labels is None or labels.max() <= 1):
+        return Kind.YES_NO
+    if labels is not None:
+        return Kind.CLASSES if each == values.shape[-1] > labels.max() else None
+    return Kind.CLASSES if values.ndim > 1 and values.shape[-1] > 1 else None
+
+
+def answers(values: Array, how: Answering) -> Answers:
+    """Return the answers, `[N, …]`; one per sample where there is one."""
+    if how.kind is Kind.YES_NO:
+        return (values.reshape(len(values), -1) > how.threshold).astype(np.int64)
+    return values.argmax(axis=-1).reshape(len(values), -1).astype(np.int64)
+
+
+def compare(
+    floats: Arrays, compiled: Arrays, how: Answering, labels: npt.NDArray[np.int64] | None
+) -> Comparison:
+    """Compare a model's outputs with the float model's, all `[N, …]`."""
+    snr = min((_snr(floats[x], compiled[x]) for x in floats), default=_NO_NOISE)
+    samples = len(floats[how.output])
+    if how.kind is Kind.NUMBERS:
+        return Comparison(
+            pairs=None, accuracy_float=None, accuracy=None, agreement=1.0, snr=snr, samples=samples
+        )
+    ours, theirs = answers(compiled[how.output], how), answers(floats[how.output], how)
+    agreement = float((ours == theirs).mean())
+    if labels is None:
+        return Comparison(
+            pairs=None, accuracy_float=None, accuracy=None, agreement=agreement, snr=snr, samples=samples
+        )
+    right, right_float = ours[:, 0] == labels, theirs[:, 0] == labels
+    return Comparison(
+        pairs=statistics.paired(right_float, right),
+        accuracy_float=float(right_float.mean()),
+        accuracy=float(right.mean()),
+        agreement=agreement,
+        snr=snr,
+        samples=samples,
+    )
+
+
+def _snr(want: Array, got: Array) -> float:
+    if want.shape != got.shape:
+        return -_NO_NOISE
+    if not np.issubdtype(want.dtype, np.floating):
+        return _NO_NOISE if bool((want == got).all()) else 0.0
+    a, b = want.astype(np.float64), got.astype(np.float64)
+    if not np.isfinite(b).all():
+        return -_NO_NOISE
+    noise, signal = float(((a - b) ** 2).sum()), float((a**2).sum())
+    if noise == 0.0:
+        return _NO_NOISE
+    return -_NO_NOISE if signal == 0.0 else float(10 * np.log10(signal / noise))

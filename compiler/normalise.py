@@ -1,0 +1,84 @@
+"""Bringing a model into the one form that backends take."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import onnx
+from onnx import version_converter
+
+from compiler.errors import ModelRefusedError
+from compiler.tensors import spec
+from fleet.bundle.description import TensorSpec
+
+#: Per-channel quantization needs 13; ONNX Runtime 1.17, the oldest that devices may have, reads up to 20.
+OLDEST_OPSET: Final = 13
+#: The IR version that ONNX Runtime 1.17 still reads.
+NEWEST_IR: Final = 9
+
+
+def normalise(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+    """Return the model in the form that backends take, and what was done to it.
+
+    Old exports list weights as inputs, which keeps a runtime from folding them; old operator sets cannot be
+    quantized per channel; documentation strings and recorded shapes only weigh.
+    """
+    done: list[str] = []
+    done += _drop_weight_inputs(model)
+    model, raised = _raise_opset(model)
+    done += raised
+    for node in model.graph.node:
+        node.doc_string = ""
+    model.doc_string = model.graph.doc_string = ""
+    del model.metadata_props[:], model.graph.value_info[:]
+    return model, done
+
+
+def _drop_weight_inputs(model: onnx.ModelProto) -> list[str]:
+    weights = {x.name for x in model.graph.initializer}
+    keep = [x for x in model.graph.input if x.name not in weights]
+    dropped = len(model.graph.input) - len(keep)
+    if dropped:
+        del model.graph.input[:]
+        model.graph.input.extend(keep)
+        # Before IR 4 every weight had to be an input as well.
+        model.ir_version = max(model.ir_version, 4)
+    return [f"{dropped} weights were listed as inputs; no longer"] if dropped else []
+
+
+def _raise_opset(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+    before = next(x.version for x in model.opset_import if x.domain in {"", "ai.onnx"})
+    if before >= OLDEST_OPSET:
+        return model, []
+    try:
+        raised = version_converter.convert_version(model, OLDEST_OPSET)
+    except RuntimeError as error:
+        raise ModelRefusedError(
+            f"opset: expected one that can be raised to {OLDEST_OPSET}; got {before}: {str(error)[:200]}"
+        ) from error
+    return raised, [f"operator set raised from {before} to {OLDEST_OPSET}"]
+
+
+def tensors(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return the model's inputs and outputs.
+
+    Raises:
+        ModelRefusedError: there are none, or one is no tensor of a type that devices can be asked for.
+    """
+    if not model.graph.input:
+        raise ModelRefusedError("model: expected at least one input; got none")
+    return tuple(map(_spec, model.graph.input)), tuple(map(_spec, model.graph.output))
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        raise ModelRefusedError(f"{value.name!r}: expected a tensor; got {kind}")
+    tensor = value.type.tensor_type
+    shape = tuple(
+        x.dim_value if x.HasField("dim_value") and x.dim_value > 0 else -1 for x in tensor.shape.dim
+    )
+    try:
+        return spec(value.name, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape)
+    except KeyError as error:
+        raise ModelRefusedError(f"{value.name!r}: unknown type {tensor.elem_type}") from error

@@ -1,0 +1,123 @@
+"""From the winner to the bundle: golden vectors, baseline, offload thresholds, warnings, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from compiler import search, verdicts
+from compiler.backends import Backend
+from compiler.bundle import contents, golden, insight, layout, measurements
+from compiler.candidates import Scheme
+from compiler.evaluate import Kind, outputs
+from compiler.requests import BundleFacts, Chosen, CompileRequest, CompileResult, Latencies, Sizes
+from compiler.stages import Inputs, Winner
+from compiler.tensors import Arrays
+from compiler.trials import Trials
+from firmware_profiles.profile import Profile
+from fleet.bundle.description import Accuracy, TensorSpec
+
+_ALPHA: Final = 0.05
+
+
+def package(
+    request: CompileRequest,
+    profile: Profile,
+    backend: Backend,
+    trials: Trials,
+    given: Inputs,
+    winner: Winner,
+) -> CompileResult:
+    """Write the bundle, and what was measured beside it; return the whole result."""
+    chosen = winner.measured.candidate
+    path = trials.path(chosen)
+    artifact = path.read_bytes()
+    calibrated = outputs(trials.runner(chosen), given.calibration)
+    specs = _observed(given.outputs, calibrated)
+    offload = insight.offload(winner.outputs, trials.how, given.report.labels)
+    original = search.float_of(trials.measured)
+    found = contents.Finding(
+        request=request,
+        profile=profile,
+        candidate=chosen,
+        source_digest=given.source_digest,
+        calibration_digest=given.calibration.digest,
+        evaluation_digest=given.evaluation_digest,
+        artifact=artifact,
+        inputs=given.inputs,
+        outputs=specs,
+        golden=_golden(given, specs, calibrated, backend, path),
+        accuracy=_accuracy(winner),
+        offload=offload,
+        baseline=insight.baseline_of(calibrated, trials.how, offload),
+        sizes=Sizes(original=original.size, compiled=len(artifact)),
+        verdicts=verdicts.of(trials.measured, trials.failed, winner.refused, chosen, request.max_drop),
+        placement=backend.placement(path, path.parent),
+        warnings=_warnings(trials, given, winner),
+        tools=backend.versions(),
+    )
+    folder = Path(request.out)
+    digest = contents.write(found, folder)
+    timing = verdicts.timing_warnings(winner.measured, original, profile)
+    measurements.write(found, timing, folder / layout.MEASUREMENTS)
+    return CompileResult(
+        model=request.name,
+        target=profile.name,
+        bundle=BundleFacts(path=str(folder), digest=str(digest)),
+        chosen=Chosen(name=chosen.name, precision=chosen.precision, scheme=chosen.scheme.value),
+        accuracy=found.accuracy,
+        size_bytes=found.sizes,
+        latency_ms=Latencies(original=original.latency_ms or 0.0, compiled=winner.measured.latency_ms or 0.0),
+        candidates=found.verdicts,
+        placement=found.placement,
+        warnings=(*found.warnings, *timing),
+    )
+
+
+def _observed(declared: tuple[TensorSpec, ...], got: Arrays) -> tuple[TensorSpec, ...]:
+    """Return the outputs as they are: a dynamic first dimension that is not 1 for one sample is no batch."""
+    return tuple(
+        msgspec.structs.replace(x, batched=x.batched and got[x.name].shape[1] == 1) for x in declared
+    )
+
+
+def _golden(
+    given: Inputs, specs: tuple[TensorSpec, ...], calibrated: Arrays, backend: Backend, path: Path
+) -> golden.GoldenFiles:
+    rows = np.array(golden.rows(len(given.calibration)))
+    samples = given.calibration.take(rows)
+    answers = {name: values[rows] for name, values in calibrated.items()}
+    return golden.make(samples, specs, answers, outputs(backend.load_reference(path), samples))
+
+
+def _accuracy(winner: Winner) -> Accuracy:
+    found = winner.comparison
+    return Accuracy(
+        original=found.accuracy_float,
+        compiled=found.accuracy,
+        drop_points=found.pairs.drop_points if found.pairs else None,
+        agreement=found.agreement,
+        interval=found.interval(1.0 - _ALPHA / winner.looks),
+        samples=found.samples,
+    )
+
+
+def _warnings(trials: Trials, given: Inputs, winner: Winner) -> tuple[str, ...]:
+    """Return the warnings that follow from the inputs alone, and so may stand in the bundle."""
+    chosen = winner.measured.candidate
+    found = [f"model: {x}" for x in given.changes]
+    found += trials.notes(chosen)
+    if chosen.scheme is Scheme.FLOAT:
+        found.append("keep float: no quantized candidate keeps the accuracy budget and is smaller")
+    if chosen.left_float:
+        found.append(f"left in float, being sensitive: {', '.join(chosen.left_float)}")
+    if given.report.labels is None:
+        found.append("no labels: the budget bounds disagreement with the float model, not lost accuracy")
+    if trials.how.kind is Kind.NUMBERS:
+        found.append("no output has classes: judged by signal-to-noise ratio alone")
+    if winner.looks > 1:
+        found.append(f"{winner.looks - 1} better candidates lost more than the budget on the other half")
+    return tuple(found)

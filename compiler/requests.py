@@ -1,0 +1,143 @@
+"""What is asked of the compiler, and what it answers: the messages between command and worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from compiler.backends import Placement
+from compiler.limits import COMPILE_LIMITS, Limits
+from fleet.bundle.description import Accuracy
+
+
+class CompileRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One `kedge compile`.
+
+    Attributes:
+        model, calibration, evaluation: files.
+        target: name of a profile.
+        max_drop: accuracy budget in percentage points.
+        out: folder of the bundle.
+        name: the model's name.
+        precision: only candidates of this precision, or "" for any.
+        candidate: only the candidate of this name, or "" for any.
+        labels: class names, where known.
+        licence: SPDX expression of the model, or "".
+        limits: of the whole work.
+    """
+
+    model: str
+    target: str
+    calibration: str
+    evaluation: str
+    out: str
+    name: str
+    max_drop: float = 0.5
+    precision: str = ""
+    candidate: str = ""
+    labels: tuple[str, ...] = ()
+    licence: str = ""
+    limits: Limits = COMPILE_LIMITS
+
+
+class BundleFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the bundle is, and what it is called by its content."""
+
+    path: str
+    digest: str
+
+
+class Chosen(msgspec.Struct, frozen=True, kw_only=True):
+    """The candidate that won."""
+
+    name: str
+    precision: str
+    scheme: str
+
+
+class Sizes(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of the artifacts."""
+
+    original: int = msgspec.field(name="float")
+    compiled: int
+
+
+class Latencies(msgspec.Struct, frozen=True, kw_only=True):
+    """Median ms for one sample on this machine, one thread, interleaved."""
+
+    original: float = msgspec.field(name="float")
+    compiled: float
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one candidate.
+
+    Attributes:
+        status: "chosen", "eligible", "over budget", "not smaller", "too slow", "failed", "not confirmed".
+        reason: in words, where there is something to say.
+        drop_points, agreement: on the selection half; None where it failed.
+        snr_db: signal-to-noise ratio of its outputs against float's.
+        latency_ms: None where it was not measured.
+    """
+
+    name: str
+    precision: str
+    scheme: str
+    status: str
+    reason: str = ""
+    size_bytes: int | None = None
+    drop_points: float | None = None
+    agreement: float | None = None
+    snr_db: float | None = None
+    latency_ms: float | None = None
+
+
+class CompileResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What `kedge compile --json` prints."""
+
+    model: str
+    target: str
+    bundle: BundleFacts
+    chosen: Chosen
+    accuracy: Accuracy
+    size_bytes: Sizes
+    latency_ms: Latencies
+    candidates: tuple[Verdict, ...]
+    placement: Placement
+    warnings: tuple[str, ...]
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
+    """The worker has come so far."""
+
+    stage: str
+    done: int
+    total: int
+    detail: str = ""
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
+    """The worker is done."""
+
+    result: CompileResult
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    """The worker cannot do it.
+
+    Attributes:
+        kind: the error's class in `compiler.errors`, or "" for a bug.
+        text: the message, or a bug's traceback.
+    """
+
+    kind: str
+    text: str
+
+
+Message = Progress | Finished | Failed  # of the worker, one per line
+
+
+def plain(value: object) -> Any:  # JSON-like values have no narrower type
+    """Return a message as dictionaries, lists and scalars."""
+    return msgspec.to_builtins(value)

@@ -1,0 +1,53 @@
+"""Running a bundle on this machine, on inputs from a file."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from compiler import backends, datasets
+from compiler.bundle import archive, golden, layout
+from compiler.errors import OptionError
+from compiler.evaluate import outputs
+from firmware_profiles import registry
+
+
+class RunResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What was run."""
+
+    digest: str
+    samples: int
+    outputs: dict[str, tuple[int, ...]]
+    output: str
+
+
+def run(folder: Path, source: Path, target: Path) -> RunResult:
+    """Verify the bundle, run its model on each sample, and write the outputs as an `.npz`.
+
+    Raises:
+        BundleError: the bundle is altered.
+        DatasetError: the inputs do not keep the dataset contract.
+    """
+    bundle = layout.read(folder)
+    layout.verify(folder, bundle)
+    about = bundle.description
+    backend = backends.load(registry.load(about.target))
+    data = datasets.load(source, about.inputs)
+    with tempfile.TemporaryDirectory(prefix="kedge-run-") as scratch:
+        artifact = Path(scratch) / Path(about.artifact).name
+        artifact.write_bytes(bundle.bytes_of(about.artifact))
+        found = outputs(backend.load(artifact), data)
+    batched = {x.name for x in about.outputs if x.batched}
+    arrays = {name: golden.joined(x, batched=name in batched) for name, x in found.items()}
+    try:
+        target.write_bytes(archive.encode(arrays))
+    except OSError as error:
+        raise OptionError(f"--output {target}: {error.strerror}") from error
+    return RunResult(
+        digest=str(bundle.digest),
+        samples=len(data),
+        outputs={name: x.shape for name, x in arrays.items()},
+        output=str(target),
+    )

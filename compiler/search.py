@@ -1,0 +1,98 @@
+"""Choosing among measured candidates. Pure: no clock, no files.
+
+The rule, in order:
+
+1. A candidate must keep the accuracy budget on the selection half of the evaluation data.
+2. A quantized candidate that is not smaller than float has nothing to offer and is out.
+3. Candidates that compute in integers (static, dynamic) go before weight-only, and that before float.
+4. Among them, those more than `SLOWER` times as slow as the fastest are out; a wide margin, because a
+   measured time wavers and the choice must not.
+5. Of the rest, those within `LARGER` (a share of float's size) of the smallest count as equally small, and
+   of these the one nearest to float in its answers wins.
+
+Latency against float does not veto by itself (a net of a few microseconds measures the call, not the net)
+until it passes `VETO` times float on a net slow enough to be measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from compiler.candidates import Candidate, Scheme
+from compiler.evaluate import Comparison
+
+SLOWER: Final = 1.5
+LARGER: Final = 0.10
+VETO: Final = 2.0
+#: Below this a latency is that of the call, in ms.
+MEASURABLE_MS: Final = 0.1
+
+_ORDER: Final = ({Scheme.STATIC, Scheme.DYNAMIC}, {Scheme.WEIGHT_ONLY}, {Scheme.FLOAT})
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """A candidate, and what was measured of it.
+
+    Attributes:
+        size: of the artifact, in bytes.
+        selection: its answers on the selection half.
+        latency_ms: median for one sample; None where it was not measured.
+    """
+
+    candidate: Candidate
+    size: int
+    selection: Comparison
+    latency_ms: float | None = None
+
+
+def eligible(measured: Sequence[Measured], max_drop: float) -> list[Measured]:
+    """Return those that keep the budget and, unless float itself, are smaller than float."""
+    size = float_of(measured).size
+    return [
+        x
+        for x in measured
+        if x.candidate.scheme is Scheme.FLOAT or (x.selection.keeps(max_drop) and x.size < size)
+    ]
+
+
+def float_of(measured: Sequence[Measured]) -> Measured:
+    """Return the float candidate, which is always there."""
+    return next(x for x in measured if x.candidate.scheme is Scheme.FLOAT)
+
+
+def ranking(measured: Sequence[Measured], max_drop: float, *, veto: bool = True) -> list[Measured]:
+    """Return the eligible candidates, the best first; float is last.
+
+    Args:
+        measured: the candidates, float among them.
+        max_drop: the budget in percentage points.
+        veto: leave out those too slow; not where the user asked for what is slow.
+    """
+    original = float_of(measured)
+    fit = [x for x in eligible(measured, max_drop) if not (veto and too_slow(x, original))]
+    ranked: list[Measured] = []
+    for schemes in _ORDER:
+        rest = [x for x in fit if x.candidate.scheme in schemes]
+        while rest:
+            best = _best(rest, original.size)
+            ranked.append(best)
+            rest.remove(best)
+    return ranked
+
+
+def _best(rest: Sequence[Measured], float_size: int) -> Measured:
+    times = [x.latency_ms for x in rest if x.latency_ms is not None]
+    fast = [x for x in rest if x.latency_ms is None or x.latency_ms <= SLOWER * min(times)]
+    smallest = min(x.size for x in fast)
+    small = [x for x in fast if x.size <= smallest + LARGER * float_size]
+    return min(small, key=lambda x: (-x.selection.agreement, -x.selection.snr, x.size, x.candidate.name))
+
+
+def too_slow(candidate: Measured, original: Measured) -> bool:
+    """Return whether a candidate is so much slower than float that its size cannot make up for it."""
+    if candidate.latency_ms is None or original.latency_ms is None:
+        return False
+    return candidate.latency_ms > max(VETO * original.latency_ms, MEASURABLE_MS)

@@ -1,0 +1,48 @@
+"""What one stage of a compilation hands to the next."""
+
+from __future__ import annotations
+
+import msgspec
+
+from compiler.candidates import Candidate
+from compiler.datasets import Dataset
+from compiler.evaluate import Comparison
+from compiler.search import Measured
+from compiler.tensors import Arrays
+from fleet.bundle.description import TensorSpec
+from fleet.ids import Digest
+
+
+class Inputs(msgspec.Struct, frozen=True, kw_only=True):
+    """What went in, read and checked.
+
+    Attributes:
+        selection, report: the halves of the evaluation data.
+        changes: what was done to the model before it was compiled.
+    """
+
+    source_digest: Digest
+    evaluation_digest: Digest
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    calibration: Dataset
+    selection: Dataset
+    report: Dataset
+    changes: list[str]
+
+
+class Winner(msgspec.Struct, frozen=True, kw_only=True):
+    """The candidate that was confirmed.
+
+    Attributes:
+        comparison: on the report half.
+        looks: how many candidates have been looked at there.
+        outputs: its outputs there.
+        refused: those that did not keep the budget there, with what they lost.
+    """
+
+    measured: Measured
+    comparison: Comparison
+    looks: int
+    outputs: Arrays
+    refused: dict[Candidate, str]

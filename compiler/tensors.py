@@ -1,0 +1,63 @@
+"""What goes into a model and comes out of it: names, types, shapes, and which dimension counts samples."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from compiler.errors import ModelRefusedError
+from fleet.bundle.description import TensorSpec
+
+Array = npt.NDArray[np.generic]
+Arrays = dict[str, Array]
+
+#: Open Inference Protocol datatype to numpy's.
+NUMPY_TYPES: Final = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+}
+_DATATYPES: Final = {kind: name for name, kind in NUMPY_TYPES.items()}
+
+
+def datatype(kind: np.dtype[np.generic], tensor: str) -> str:
+    """Return the protocol's name of a numpy type.
+
+    Raises:
+        ModelRefusedError: the protocol has none.
+    """
+    try:
+        return _DATATYPES[np.dtype(kind)]
+    except KeyError:
+        raise ModelRefusedError(
+            f"tensor {tensor!r}: expected a type of {', '.join(NUMPY_TYPES)}; got {kind}"
+        ) from None
+
+
+def spec(name: str, kind: np.dtype[np.generic], shape: tuple[int, ...]) -> TensorSpec:
+    """Return the description of a model's input or output; -1 stands for a dynamic dimension."""
+    batched = bool(shape) and shape[0] in {-1, 1}
+    return TensorSpec(name=name, datatype=datatype(kind, name), shape=shape, batched=batched)
+
+
+def sample_shape(tensor: TensorSpec) -> tuple[int, ...]:
+    """Return the shape that one sample has in a data file, without the axis that counts samples."""
+    return tensor.shape[1:] if tensor.batched else tensor.shape
+
+
+def feed(arrays: Arrays, tensors: tuple[TensorSpec, ...], index: int) -> Arrays:
+    """Return what the model takes for one sample."""
+    return {
+        x.name: arrays[x.name][index : index + 1] if x.batched else arrays[x.name][index] for x in tensors
+    }

@@ -1,0 +1,124 @@
+"""Building and measuring candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from compiler import latency, search
+from compiler.backends import Backend, Runner, Workshop
+from compiler.candidates import Candidate, Scheme
+from compiler.datasets import Dataset, spread
+from compiler.errors import CompileError, OptionError
+from compiler.evaluate import Answering, answering, compare, outputs
+from compiler.search import Measured
+from compiler.tensors import Arrays
+
+#: Is told stage, done, total (0: unknown) and detail.
+Tell = Callable[[str, int, int, str], None]
+#: Samples of the calibration data on which single nodes are judged.
+TRIAL_SAMPLES: Final = 64
+
+
+class Trials:
+    """The candidates of one model: each is built once, run on the selection half, and timed."""
+
+    def __init__(
+        self,
+        *,
+        backend: Backend,
+        workshop: Workshop,
+        folder: Path,
+        calibration: Dataset,
+        selection: Dataset,
+        max_drop: float,
+        tell: Tell,
+    ) -> None:
+        """Run the float model: it is the measure of all others.
+
+        Raises:
+            CompileError: it does not run.
+            DatasetError: there are labels, and it gives no classes.
+        """
+        self._backend: Final = backend
+        self._workshop: Final = workshop
+        self._folder: Final = folder
+        self._calibration: Final = calibration
+        self._selection: Final = selection
+        self._max_drop: Final = max_drop
+        self._tell: Final = tell
+        self._plan: Final = workshop.plan()
+        self.failed: Final[dict[Candidate, str]] = {}
+        original = next(x for x in self._plan if x.scheme is Scheme.FLOAT)
+        workshop.build(original, self.path(original))
+        self._floats: Final = outputs(self.runner(original), selection)
+        self.how: Final[Answering] = answering(self._floats, selection.labels)
+        self.measured: Final[list[Measured]] = [self._compared(original, self._floats)]
+
+    def path(self, candidate: Candidate) -> Path:
+        """Return where a candidate's artifact is."""
+        return self._folder / f"{candidate.name}.onnx"
+
+    def runner(self, candidate: Candidate) -> Runner:
+        """Return a candidate's artifact, loaded."""
+        return self._backend.load(self.path(candidate))
+
+    def notes(self, candidate: Candidate) -> list[str]:
+        """Return warnings about what a candidate leaves in float."""
+        return self._workshop.notes(candidate)
+
+    def search(self, wanted: Callable[[Candidate], bool]) -> None:
+        """Try the planned candidates that are wanted, and finer ones where no static one keeps the budget.
+
+        Raises:
+            OptionError: none is wanted.
+        """
+        plan = [x for x in self._plan if wanted(x)]
+        if not plan:
+            names = ", ".join(f"{x.name} ({x.precision})" for x in self._plan)
+            raise OptionError(f"expected a precision or candidate of {names}; got none of them")
+        for done, candidate in enumerate(plan):
+            self._tell("try candidates", done, len(plan), candidate.name)
+            if candidate.scheme is not Scheme.FLOAT:
+                self._try(candidate)
+        self._refine(wanted)
+
+    def time(self) -> None:
+        """Measure the latencies of those that could win, and of float."""
+        fit = search.eligible(self.measured, self._max_drop)
+        runners = {x.candidate.name: self.runner(x.candidate) for x in fit}
+        self._tell("measure latency", 0, 1, f"{len(runners)} candidates, interleaved")
+        times = latency.interleaved(runners, self._selection.feed(0))
+        self.measured[:] = [
+            msgspec.structs.replace(x, latency_ms=times.get(x.candidate.name)) for x in self.measured
+        ]
+
+    def _try(self, candidate: Candidate) -> None:
+        try:
+            self._workshop.build(candidate, self.path(candidate))
+            self.measured.append(self._compared(candidate, outputs(self.runner(candidate), self._selection)))
+        except CompileError as error:
+            self.failed[candidate] = str(error)
+
+    def _compared(self, candidate: Candidate, got: Arrays) -> Measured:
+        comparison = compare(self._floats, got, self.how, self._selection.labels)
+        size = self.path(candidate).stat().st_size
+        return Measured(candidate=candidate, size=size, selection=comparison)
+
+    def _refine(self, wanted: Callable[[Candidate], bool]) -> None:
+        static = [x for x in self.measured if x.candidate.scheme is Scheme.STATIC]
+        if not static or any(x in static for x in search.eligible(self.measured, self._max_drop)):
+            return
+        best = max(static, key=lambda x: (x.selection.agreement, x.selection.snr)).candidate
+        data = self._calibration.take(spread(self._calibration, TRIAL_SAMPLES))
+        want = outputs(self.runner(self.measured[0].candidate), data)
+
+        def distance(artifact: Path) -> float:
+            self._tell("find sensitive operators", 0, 0, best.name)
+            return -compare(want, outputs(self._backend.load(artifact), data), self.how, None).snr
+
+        for candidate in filter(wanted, self._workshop.refine(best, distance)):
+            self._try(candidate)

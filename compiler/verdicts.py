@@ -1,0 +1,76 @@
+"""What became of each candidate, in words. Pure."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+
+from compiler import search
+from compiler.candidates import Candidate, Scheme
+from compiler.requests import Verdict
+from compiler.search import Measured
+from firmware_profiles.profile import Profile
+
+TOO_SLOW = "too slow"
+ELIGIBLE = "eligible"
+
+
+def of(
+    measured: Sequence[Measured],
+    failed: Mapping[Candidate, str],
+    refused: Mapping[Candidate, str],
+    chosen: Candidate,
+    max_drop: float,
+) -> tuple[Verdict, ...]:
+    """Return the verdicts, in the order of the trials, failed ones last."""
+    original = search.float_of(measured)
+    found = []
+    for x in measured:
+        status, reason = _status(x, original, max_drop)
+        if x.candidate in refused:
+            status, reason = "not confirmed", refused[x.candidate]
+        if x.candidate == chosen:
+            status, reason = "chosen", ""
+        found.append(
+            Verdict(
+                name=x.candidate.name,
+                precision=x.candidate.precision,
+                scheme=x.candidate.scheme.value,
+                status=status,
+                reason=reason,
+                size_bytes=x.size,
+                drop_points=x.selection.drop_points(),
+                agreement=x.selection.agreement,
+                snr_db=x.selection.snr,
+                latency_ms=x.latency_ms,
+            )
+        )
+    found += [
+        Verdict(name=x.name, precision=x.precision, scheme=x.scheme.value, status="failed", reason=reason)
+        for x, reason in failed.items()
+    ]
+    return tuple(found)
+
+
+def _status(x: Measured, original: Measured, max_drop: float) -> tuple[str, str]:
+    if x.candidate.scheme is Scheme.FLOAT:
+        return ELIGIBLE, "the model as it is"
+    if not x.selection.keeps(max_drop):
+        return "over budget", ""
+    if x.size >= original.size:
+        return "not smaller", ""
+    return (TOO_SLOW, "") if search.too_slow(x, original) else (ELIGIBLE, "")
+
+
+def timing_warnings(chosen: Measured, original: Measured, profile: Profile) -> tuple[str, ...]:
+    """Return what the latencies say; they depend on this machine, so they stay out of the bundle."""
+    found = []
+    ours, theirs = chosen.latency_ms, original.latency_ms
+    if ours is not None and theirs is not None and ours > theirs and chosen is not original:
+        found.append(
+            f"{chosen.candidate.name} is slower than float here ({ours:.3g} ms against {theirs:.3g} ms) and "
+            f"was chosen for its size; for speed: --precision float32"
+        )
+    if platform.machine() != profile.architecture:
+        found.append(f"latency was measured on {platform.machine()}, not on {profile.architecture}")
+    return tuple(found)

@@ -1,0 +1,47 @@
+"""The worker process: reads a request from stdin, writes messages as JSON lines to stdout.
+
+`python -m compiler.worker`. It limits itself before it touches a file, and its parent limits its time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import BinaryIO
+
+import msgspec
+
+from compiler.requests import CompileRequest, Failed, Finished, Message, Progress
+from fleet.errors import KedgeError
+
+
+def main() -> None:
+    """Work on one request."""
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=CompileRequest)
+    # Libraries print to stdout: keep it for messages, and send theirs to stderr.
+    pipe = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+
+    def tell(stage: str, done: int, total: int, detail: str) -> None:
+        _send(pipe, Progress(stage=stage, done=done, total=total, detail=detail))
+
+    try:
+        from compiler import pipeline
+
+        _send(pipe, Finished(result=pipeline.run(request, tell)))
+    except KedgeError as error:
+        _send(pipe, Failed(kind=type(error).__name__, text=str(error)))
+    except MemoryError:
+        _send(pipe, Failed(kind="LimitError", text="the model needs more memory than it was given"))
+    except Exception:  # noqa: BLE001 - a boundary: the parent shows the traceback as a bug
+        _send(pipe, Failed(kind="", text=traceback.format_exc()))
+
+
+def _send(pipe: BinaryIO, message: Message) -> None:
+    pipe.write(msgspec.json.encode(message) + b"\n")
+    pipe.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The schema of a target's profile: hardware facts as data, each operator rule with its source."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class Family(str, enum.Enum):
+    """Targets of one family share a tool-chain."""
+
+    CPU = "cpu"
+    INTEL_NPU = "intel-npu"
+    AMD_NPU = "amd-npu"
+    JETSON = "jetson"
+    EDGETPU = "edgetpu"
+    MOVIDIUS = "movidius"
+    APPLE = "apple"
+    QUALCOMM = "qualcomm"
+
+
+class Precision(str, enum.Enum):
+    """Number formats that a target computes in."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    FLOAT8 = "float8"
+    INT16 = "int16"
+    INT8 = "int8"
+    INT4 = "int4"
+    FLOAT4 = "float4"
+
+
+class Support(str, enum.Enum):
+    """What a rule says about an operator."""
+
+    SUPPORTED = "supported"
+    LIMITED = "limited"
+    UNSUPPORTED = "unsupported"
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one target can run.
+
+    Attributes:
+        name: the target's name, which is also the file's.
+        family: targets that share a tool-chain.
+        description: one line for a person.
+        architecture: the machine that runs the artifact's host part, as `platform.machine` has it.
+        backend: the file in `compiler/backends` that compiles for it.
+        runtime: the device runtime that loads the artifact.
+        artifact: what the compiler makes, such as "onnx-qdq".
+        precisions: number formats, the preferred one first.
+        accelerator: what computes.
+        budget: memory and power of the usual board.
+        firmware: ranges of versions for which the profile holds.
+        quantization: how to quantize for it.
+        operators: what it says about operators, where that is known.
+        sources: where the facts come from.
+    """
+
+    name: str
+    family: Family
+    description: str
+    architecture: str
+    backend: str
+    runtime: str
+    artifact: str
+    precisions: tuple[Precision, ...]
+    accelerator: Accelerator
+    budget: Budget
+    firmware: tuple[FirmwareRange, ...]
+    quantization: Quantization
+    operators: tuple[OperatorRule, ...] = ()
+    sources: tuple[str, ...]
+
+
+class Accelerator(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What computes.
+
+    Attributes:
+        name: as its maker calls it.
+        kind: "cpu", "gpu", "npu", "tpu" or "vpu".
+        soc: the maker's number of the chip, where the tool-chain asks for it.
+        version: the instruction set's or architecture's version, such as "v75".
+    """
+
+    name: str
+    kind: str
+    soc: str = ""
+    version: str = ""
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a model may take of the usual board; 0 where nothing binding is known.
+
+    Attributes:
+        memory_mib: memory that a model may take, in MiB.
+        power_mw: sustained power of board or module, in mW.
+    """
+
+    memory_mib: int = 0
+    power_mw: int = 0
+
+
+class FirmwareRange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of the device's software, and the versions for which the profile holds.
+
+    Attributes:
+        part: such as "jetpack", "onnxruntime", "openvino".
+        versions: a PEP 440 specifier, such as ">=6.1,<7".
+        note: what to know about it.
+        source: where that comes from.
+    """
+
+    part: str
+    versions: str
+    note: str = ""
+    source: str
+
+
+class Quantization(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to quantize for the target.
+
+    Attributes:
+        activations, weights: integer types of quantized tensors, "" where the target takes floats only.
+        symmetric: zero points must be 0.
+        bias: whether biases are quantized too.
+        note: what to know about it.
+        source: where that comes from.
+    """
+
+    activations: str = ""
+    weights: str = ""
+    symmetric: bool = False
+    bias: bool = True
+    note: str = ""
+    source: str
+
+
+class OperatorRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a target does with some operators.
+
+    Attributes:
+        operators: names in the artifact's own operator set.
+        support: whether they run on the accelerator.
+        condition: what must hold, for "limited".
+        source: where that comes from.
+    """
+
+    operators: tuple[str, ...]
+    support: Support
+    condition: str = ""
+    source: str
