@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from server.adapters import accelerator_oip
 from server.adapters.blobs_folder import FolderBlobStore
 from server.adapters.clock import SystemClock
 from server.adapters.embedded_broker import EmbeddedBroker
@@ -21,8 +22,13 @@ from server.services.container import Services
 from server.services.health import Health
 from server.services.live import Live
 from server.services.metrics import Metrics
+from server.services.offload import Offload
+from server.services.offload_queue import OffloadQueue
+from server.services.offload_views import OffloadViews
+from server.services.pools import Pools
 from server.services.secrets import new_secret
 from server.settings import Settings
+from server.workers.offload import OffloadWorker
 
 #: The server's user name on the embedded broker: no device id has an underscore.
 SERVER_NAME: Final = "kedge_server"
@@ -39,6 +45,7 @@ class Runtime:
 
     services: Services
     connection: MqttConnection
+    offload: OffloadWorker
     broker: EmbeddedBroker | None
     broker_url: str
     credential: FirstCredential | None
@@ -52,9 +59,11 @@ class Runtime:
         if self.broker is not None:
             self.broker.start()
         self.connection.start()
+        self.offload.start()
 
     def stop(self) -> None:
         """Stop everything, workers first."""
+        self.offload.stop()
         self.connection.stop()
         if self.broker is not None:
             self.broker.stop()
@@ -74,6 +83,9 @@ def build(settings: Settings) -> Runtime:
     upgrade(database)
     audit = Audit(database, clock)
     accounts = Accounts(database, clock, audit)
+    pools = Pools(database, clock, audit, accelerator_oip.connect)
+    queue = OffloadQueue(database, clock, health)
+    offload = Offload(database, clock, pools, accelerator_oip.connect)
     services = Services(
         settings=settings,
         clock=clock,
@@ -84,13 +96,19 @@ def build(settings: Settings) -> Runtime:
         health=health,
         metrics=Metrics(database, health),
         accounts=accounts,
+        pools=pools,
+        offload_queue=queue,
+        offload_views=OffloadViews(database, clock, pools, offload),
     )
     connection, broker, url = _broker(settings)
+    worker = OffloadWorker(queue, offload, connection, live)
     health.watch("database", database.ping)
     health.watch("broker", lambda: "" if connection.connected else f"not connected to {url}")
+    health.watch("offload", worker.health)
     return Runtime(
         services=services,
         connection=connection,
+        offload=worker,
         broker=broker,
         broker_url=url,
         credential=accounts.first_start(),

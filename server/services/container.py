@@ -12,6 +12,9 @@ from server.services.audit import Audit
 from server.services.health import Health
 from server.services.live import Live
 from server.services.metrics import Metrics
+from server.services.offload_queue import OffloadQueue
+from server.services.offload_views import OffloadViews
+from server.services.pools import Pools
 from server.settings import Settings
 
 
@@ -28,3 +31,6 @@ class Services:
     health: Health
     metrics: Metrics
     accounts: Accounts
+    pools: Pools
+    offload_queue: OffloadQueue
+    offload_views: OffloadViews
