@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -13,12 +14,12 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import SQLModel
 
+from server.db import offload_tables, tables
 from server.db.engine import Database
 from server.errors import SettingsError
 
-#: Every table that the server has.
-METADATA = SQLModel.metadata
-__all__ = ["METADATA", "differences", "upgrade"]
+#: Where tables are declared: importing these modules declares them.
+TABLES: Final = (tables, offload_tables)
 
 
 def _config(connection: Connection) -> Config:
@@ -45,7 +46,7 @@ def upgrade(database: Database) -> None:
 
 
 def differences(database: Database) -> list[object]:
-    """Return how a database's tables differ from the declared ones; empty when the migrations are complete."""
+    """Return how a database's tables differ from the declared ones; empty when migrations are complete."""
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        return list(compare_metadata(context, METADATA))
+        return list(compare_metadata(context, SQLModel.metadata))

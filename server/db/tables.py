@@ -105,8 +105,7 @@ class DeviceModel(SQLModel, table=True):
         active, previous: digests of bundle manifests as the device reported them, "" for none.
         state: where the latest update stands (`fleet.wire.messages.UpdateState`).
         desired: digest of the bundle that the newest assignment names, "" for none.
-        desired_release, desired_rollout: where that came from.
-        allow_rollback: the assignment lets the device go to a lower release counter.
+        desired_release: the release that the desired bundle belongs to.
     """
 
     __tablename__ = "device_model"
@@ -120,9 +119,26 @@ class DeviceModel(SQLModel, table=True):
     rollout: str = ""
     desired: str = ""
     desired_release: int | None = None
-    desired_rollout: int | None = None
-    allow_rollback: bool = False
     updated_at: float
+
+
+class DeviceAssignment(SQLModel, table=True):
+    """The newest signed assignment of a device.
+
+    Attributes:
+        version: rises with every assignment to the device, and never falls.
+        document: the signed file; "published" tells whether the broker has acknowledged it.
+    """
+
+    __tablename__ = "device_assignment"
+    device_id: str = Field(primary_key=True, foreign_key="device.id", max_length=63)
+    version: int
+    rollout: str
+    document: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    signed_at: float
+    activate_before: float
+    allow_rollback: bool = False
+    published: bool = Field(default=False, index=True)
 
 
 class Blob(SQLModel, table=True):
@@ -232,7 +248,6 @@ class Action(SQLModel, table=True):
         step: the device's latest update state.
         bundle: what it shall get; before: what it was to run before, for going back.
         before_release: the release that `before` belongs to.
-        published: the assignment for the present status has reached the broker.
     """
 
     __tablename__ = "action"
@@ -252,7 +267,6 @@ class Action(SQLModel, table=True):
     bundle: str
     before: str = ""
     before_release: int | None = None
-    published: bool = False
     reason: str = ""
     detail: str = ""
     measured: dict[str, float] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))

@@ -209,7 +209,7 @@ class Accounts:
             session.exec(delete(LoginSession).where(col(LoginSession.user_id) == user.id))
             after = {"role": user.role, "disabled": user.disabled}
             self._audit.record(session, actor, "user.change", f"user {name}", before=before, after=after)
-            return user
+        return user
 
     def change_password(self, actor: Principal, old: str, new: str) -> None:
         """Change the caller's own password, and end their other sessions.

@@ -1,0 +1,154 @@
+"""Assignments: what each device shall run, signed when it changes, and published until it is acknowledged.
+
+Signing happens in the transaction that changes what is wanted; publishing happens afterwards, from what the
+database says is not yet published. So a crash at any time loses nothing and invents nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlmodel import Session, col, select, update
+
+from fleet.ids import DeviceId
+from fleet.trust.assignment import AssignedBundle
+from fleet.wire import topics
+from server.db.engine import Database
+from server.db.tables import BundleRow, Device, DeviceAssignment, DeviceModel, Release
+from server.ports.broker import Publisher
+from server.ports.clock import Clock
+from server.services.releases import assigned_bundle
+from server.services.signing import SigningService
+
+#: An assignment is signed again when it is this old: half of its life.
+RENEW_SECONDS: Final = 15 * 24 * 3600.0
+_BATCH: Final = 500
+
+
+class Assignments:
+    """Signs and publishes what devices shall run."""
+
+    def __init__(
+        self, database: Database, clock: Clock, signing: SigningService, publisher: Publisher
+    ) -> None:
+        """Keep what is needed."""
+        self._database: Final = database
+        self._clock: Final = clock
+        self._signing: Final = signing
+        self._publisher: Final = publisher
+
+    def want(
+        self,
+        session: Session,
+        device_id: str,
+        model: str,
+        bundle: str,
+        release_id: int | None,
+        *,
+        rollout: int,
+        activate_seconds: float,
+        allow_rollback: bool = False,
+    ) -> None:
+        """Change what one model of a device shall be, and sign that, in the caller's transaction.
+
+        Args:
+            session: the caller's transaction.
+            device_id: the device.
+            model: the model.
+            bundle: digest of the bundle it shall run, or "" to ask for none.
+            release_id: the release that the bundle belongs to.
+            rollout: who asks.
+            activate_seconds: how long the device may activate what it has staged.
+            allow_rollback: it may go back below the release counter that it has committed.
+        """
+        now = self._clock.now()
+        row = session.get(DeviceModel, (device_id, model))
+        row = row or DeviceModel(device_id=device_id, model=model, updated_at=now)
+        row.desired, row.desired_release = bundle, release_id
+        session.add(row)
+        session.flush()
+        self._sign(session, device_id, str(rollout), now + activate_seconds, allow_rollback=allow_rollback)
+
+    def _sign(
+        self, session: Session, device_id: str, rollout: str, activate_before: float, *, allow_rollback: bool
+    ) -> None:
+        known = session.get(DeviceAssignment, device_id)
+        version = 1 if known is None else known.version + 1
+        document = self._signing.sign_assignment(
+            device=DeviceId(device_id),
+            rollout=rollout,
+            version=version,
+            bundles=self._bundles(session, device_id),
+            activate_before=activate_before,
+            allow_rollback=allow_rollback,
+        )
+        row = known or DeviceAssignment(
+            device_id=device_id, version=version, rollout=rollout, document=document,
+            signed_at=0.0, activate_before=activate_before,
+        )  # fmt: skip
+        row.version, row.rollout, row.document = version, rollout, document
+        row.signed_at, row.activate_before = self._clock.now(), activate_before
+        row.allow_rollback, row.published = allow_rollback, False
+        session.add(row)
+        session.flush()
+
+    @staticmethod
+    def _bundles(session: Session, device_id: str) -> list[AssignedBundle]:
+        query = (
+            select(Release, BundleRow)
+            .join(DeviceModel, col(DeviceModel.desired_release) == Release.id)
+            .join(BundleRow, col(BundleRow.digest) == DeviceModel.desired)
+            .where(DeviceModel.device_id == device_id)
+            .order_by(col(DeviceModel.model))
+        )
+        return [assigned_bundle(release, bundle) for release, bundle in session.exec(query)]
+
+    def publish_pending(self) -> int:
+        """Publish what the broker has not acknowledged yet; return how many.
+
+        Raises:
+            BrokerError: the broker is not there; what is left is published next time.
+        """
+        query = select(DeviceAssignment).where(col(DeviceAssignment.published).is_(False)).limit(_BATCH)
+        with self._database.read() as session:
+            rows = list(session.exec(query))
+        for row in rows:
+            self._publisher.publish(topics.assignment(DeviceId(row.device_id)), row.document)
+            self._acknowledged(row)
+        return len(rows)
+
+    def _acknowledged(self, row: DeviceAssignment) -> None:
+        with self._database.write() as session:
+            session.exec(
+                update(DeviceAssignment)
+                .where(
+                    col(DeviceAssignment.device_id) == row.device_id,
+                    col(DeviceAssignment.version) == row.version,
+                )
+                .values(published=True)
+            )
+
+    def publish_again(self, session: Session, device_id: str = "") -> None:
+        """Have assignments published once more: a device's, or everybody's after the broker forgot them."""
+        query = update(DeviceAssignment).values(published=False)
+        if device_id:
+            query = query.where(col(DeviceAssignment.device_id) == device_id)
+        session.exec(query)
+
+    def renew(self) -> int:
+        """Sign again what has lived half of its life; return how many."""
+        old = self._clock.now() - RENEW_SECONDS
+        query = select(DeviceAssignment).join(Device).where(
+            DeviceAssignment.signed_at < old, col(Device.revoked_at).is_(None)
+        )  # fmt: skip
+        with self._database.write() as session:
+            rows = list(session.exec(query.limit(_BATCH)))
+            for row in rows:
+                self._sign(
+                    session,
+                    row.device_id,
+                    row.rollout,
+                    row.activate_before,
+                    allow_rollback=row.allow_rollback,
+                )
+        return len(rows)
