@@ -113,7 +113,8 @@ def answering(floats: Arrays, labels: npt.NDArray[np.int64] | None) -> Answering
     for name, values in real.items():
         kind = _kind(values, labels)
         if kind is Kind.YES_NO:
-            within = bool((values >= 0).all() and (values <= 1).all())
+            numbers = values.astype(np.float64)
+            within = bool((numbers >= 0).all() and (numbers <= 1).all())
             return Answering(output=name, kind=kind, threshold=0.5 if within else 0.0)
         if kind is not None:
             return Answering(output=name, kind=kind)
@@ -134,9 +135,10 @@ def _kind(values: Array, labels: npt.NDArray[np.int64] | None) -> Kind | None:
 
 def answers(values: Array, how: Answering) -> Answers:
     """Return the answers, `[N, …]`; one per sample where there is one."""
+    rows = values.astype(np.float64).reshape(len(values), -1, values.shape[-1])
     if how.kind is Kind.YES_NO:
-        return (values.reshape(len(values), -1) > how.threshold).astype(np.int64)
-    return values.argmax(axis=-1).reshape(len(values), -1).astype(np.int64)
+        return (rows[:, 0] > how.threshold).astype(np.int64)
+    return np.asarray(rows.argmax(axis=-1), np.int64)
 
 
 def compare(

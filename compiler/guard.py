@@ -14,7 +14,6 @@ from typing import Final
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import external_data_helper, numpy_helper
 
 from compiler.errors import ModelRefusedError
@@ -82,7 +81,7 @@ def _bytes(path: Path) -> bytes:
 def _parsed(data: bytes, file: str) -> onnx.ModelProto:
     try:
         model = onnx.load_model_from_string(data)
-    except (DecodeError, ValueError, RecursionError) as error:
+    except Exception as error:  # protobuf's own, which has no types; nothing else is called here
         raise ModelRefusedError(f"{file}: expected an ONNX model; got {_line(error)}") from error
     if not model.graph.node or not model.graph.output:
         raise ModelRefusedError(f"{file}: expected a graph with operators and outputs; got none")
@@ -177,7 +176,8 @@ def _bytes_of(tensor: onnx.TensorProto) -> int:
         kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     except KeyError as error:
         raise ModelRefusedError(f"weight {tensor.name[:80]!r}: unknown type {tensor.data_type}") from error
-    return math.prod(tensor.dims) * kind.itemsize
+    size: int = math.prod(tensor.dims) * kind.itemsize
+    return size
 
 
 def _inline(tensor: onnx.TensorProto, folder: Path) -> None:

@@ -52,7 +52,7 @@ def run(request: CompileRequest, tell: Tell) -> CompileResult:
 def _prepare(
     request: CompileRequest, profile: Profile, scratch: Path, tell: Tell
 ) -> tuple[Trials, Inputs, Backend]:
-    """Read everything and run the float model once, under the tight limits for what nobody has vouched for."""
+    """Read everything and run the float model, under the tight limits for unvouched files."""
     tell(READ, 0, 1, Path(request.model).name)
     source = Path(request.model)
     limits.apply(limits.IMPORT_LIMITS)

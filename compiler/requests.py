@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from compiler.backends import Placement
@@ -136,8 +134,3 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
 
 
 Message = Progress | Finished | Failed  # of the worker, one per line
-
-
-def plain(value: object) -> Any:  # JSON-like values have no narrower type
-    """Return a message as dictionaries, lists and scalars."""
-    return msgspec.to_builtins(value)

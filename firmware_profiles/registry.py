@@ -28,7 +28,7 @@ def load(name: str) -> Profile:
     if name not in known:
         raise UnknownTargetError(name, known, difflib.get_close_matches(name, known, n=1))
     file = f"{name}.toml"
-    text = importlib.resources.files("firmware_profiles").joinpath("targets", file).read_bytes()
+    text = importlib.resources.files("firmware_profiles").joinpath("targets").joinpath(file).read_bytes()
     return parse(text, file)
 
 

@@ -30,6 +30,7 @@ from firmware_profiles.profile import Profile
 HEAVY: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 #: Operators with weights that no recipe here quantizes.
 RECURRENT: Final = ("LSTM", "GRU", "RNN")
+CONVERSIONS: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 CALIBRATION_SAMPLES: Final = 256
 #: How many single nodes may stay in float, in the order in which they are tried.
 LEFT_FLOAT: Final = (1, 2, 4)
@@ -103,9 +104,8 @@ class OnnxRuntime:
         _opened(artifact, options)
         nodes = onnx.load(optimized).graph.node
         integer = [x for x in nodes if x.op_type.startswith(("QLinear", "QGemm")) or "Integer" in x.op_type]
-        convert = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
         rest = Counter(
-            x.op_type for x in nodes if x.op_type not in convert and not any(x is y for y in integer)
+            x.op_type for x in nodes if x.op_type not in CONVERSIONS and not any(x is y for y in integer)
         )
         return Placement(
             device="CPUExecutionProvider",
@@ -113,7 +113,7 @@ class OnnxRuntime:
             by_precision={
                 "int8": len(integer),
                 "other": sum(rest.values()),
-                "conversion": sum(x.op_type in convert for x in nodes),
+                "conversion": sum(x.op_type in CONVERSIONS for x in nodes),
             },
             float_operators=dict(sorted(rest.items())),
         )
@@ -130,6 +130,7 @@ class QdqWorkshop:
         self._source: Final = scratch / "source.onnx"
         onnx.save(model, self._source)
         self._model: Final = self._prepared(model)
+        self._names: Final = _names(model)
         self._histograms: dict[str, calibration.Histogram] | None = None
 
     def _prepared(self, model: onnx.ModelProto) -> onnx.ModelProto:
@@ -157,7 +158,7 @@ class QdqWorkshop:
             for per_channel, method in (
                 (True, "minmax"),
                 (True, "percentile"),
-                (True, "entropy"),
+                (True, "mse"),
                 (False, "minmax"),
                 (False, "percentile"),
             )
@@ -198,6 +199,7 @@ class QdqWorkshop:
         if candidate.scheme is not Scheme.FLOAT and not quantized:
             raise CompileError(f"{candidate.name}: nothing in the model can be quantized this way")
         _slim(model)
+        _shorten(model, self._names)
         onnx.save(model, out)
 
     def _built(self, candidate: Candidate, out: Path) -> onnx.ModelProto:
@@ -222,7 +224,7 @@ class QdqWorkshop:
         quantizer = QDQQuantizer(
             _copy(self._model),
             candidate.per_channel,
-            False,  # reduce_range  # noqa: FBT003
+            False,  # reduce_range: weights keep their 8 bits
             _TYPES[rules.weights],
             _TYPES[rules.activations],
             TensorsData(CalibrationMethod.MinMax, ranges),
@@ -292,6 +294,13 @@ def _left(candidate: Candidate, left_float: tuple[str, ...]) -> Candidate:
     )
 
 
+def _names(model: onnx.ModelProto) -> frozenset[str]:
+    """Return the names of the source's inputs, outputs and intermediate tensors."""
+    graph = model.graph
+    made = (x for node in graph.node for x in node.output)
+    return frozenset([*(x.name for x in graph.input), *(x.name for x in graph.output), *made])
+
+
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -307,7 +316,31 @@ def _nodes(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
 
 
 def _slim(model: onnx.ModelProto) -> None:
-    """Drop what only the tools needed: it would travel to every device."""
-    del model.metadata_props[:], model.graph.value_info[:]
-    for node in model.graph.node:
+    """Drop what only the tools needed, and shorten the names they made: it would travel to every device."""
+    del model.metadata_props[:], model.graph.value_info[:], model.graph.metadata_props[:]
+    used = {x.domain for x in _nodes(model.graph)} | {""}
+    opsets = [x for x in model.opset_import if x.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(opsets)
+    for node in _nodes(model.graph):
         node.doc_string = ""
+        del node.metadata_props[:]
+    for tensor in model.graph.initializer:
+        tensor.doc_string = ""
+
+
+def _shorten(model: onnx.ModelProto, keep: frozenset[str]) -> None:
+    """Give the quantizer's own tensors and nodes short names; those of the source model stay."""
+    inner = any(x.HasField("g") or x.graphs for node in model.graph.node for x in node.attribute)
+    if inner:
+        return
+    names = dict.fromkeys(x.name for x in model.graph.initializer)
+    names |= dict.fromkeys(x for node in model.graph.node for x in (*node.input, *node.output))
+    short = {x: f"q{i}" for i, x in enumerate(x for x in names if x and x not in keep)}
+    for tensor in model.graph.initializer:
+        tensor.name = short.get(tensor.name, tensor.name)
+    for node in model.graph.node:
+        if node.op_type in CONVERSIONS:
+            node.name = ""
+        node.input[:] = [short.get(x, x) for x in node.input]
+        node.output[:] = [short.get(x, x) for x in node.output]

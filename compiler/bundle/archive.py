@@ -22,7 +22,7 @@ def encode(arrays: Arrays) -> bytes:
             info = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
             info.create_system = 3
             part = io.BytesIO()
-            np.lib.format.write_array(part, np.asarray(array, order="C"), allow_pickle=False)
+            np.save(part, np.asarray(array, order="C"), allow_pickle=False)
             archive.writestr(info, part.getvalue())
     return buffer.getvalue()
 

@@ -1,4 +1,4 @@
-"""Everything that goes into a bundle, from what was measured. No clock, no machine's name: same in, same out."""
+"""Everything that goes into a bundle. No clock, no machine's name in it: same in, same out."""
 
 from __future__ import annotations
 

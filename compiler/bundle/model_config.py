@@ -1,4 +1,4 @@
-"""The ModelPack model config, which is the bundle's OCI config (CNCF ModelPack specification, `config.md`)."""
+"""The ModelPack model config, the bundle's OCI config (CNCF ModelPack specification, `config.md`)."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def as_html(found: Facts) -> bytes:
 def size(count: int | None) -> str:
     """Return a number of bytes for a person."""
     if count is None:
-        return "–"
+        return "-"
     if count < 10 * 1024:
         return f"{count} B"
     return f"{count / 1024:.0f} KiB" if count < 10 * 1024**2 else f"{count / 1024**2:.1f} MiB"

@@ -25,7 +25,8 @@ def svg(verdicts: Sequence[Verdict]) -> markupsafe.Markup:
     low = max(0.0, min(shares) - 0.1 * (1.0 - min(shares)) - 0.001)
     parts = [_axes(max(sizes), low)]
     slowest = max((x.latency_ms or 0.0 for x in shown), default=0.0)
-    for verdict, bytes_, share in sorted(zip(shown, sizes, shares, strict=True), key=lambda x: -_time(x[0])):
+    points = sorted(zip(shown, sizes, shares, strict=True), key=lambda x: -_time(x[0]))
+    for verdict, bytes_, share in points:
         x = _LEFT + (WIDTH - _LEFT - _RIGHT) * bytes_ / (1.05 * max(sizes))
         y = _TOP + (HEIGHT - _TOP - _BOTTOM) * (1.0 - (share - low) / (1.0 - low))
         radius = _SMALLEST + (_LARGEST - _SMALLEST) * (_time(verdict) / slowest if slowest else 0.0)
