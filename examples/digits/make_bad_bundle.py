@@ -70,7 +70,7 @@ def make_bad_bundle(good: Path, bad: Path) -> Digest:
         _blob(bad, Digest.of(blob)).write_bytes(blob)
     for stale in (before.digest, bundle.digest):
         _blob(bad, stale).unlink()
-    entry |= {"digest": Digest.of(data), "size": len(data)}
+    entry |= {"digest": str(Digest.of(data)), "size": len(data)}
     (bad / "index.json").write_bytes(msgspec.json.encode(index))
     return Digest.of(data)
 
