@@ -79,6 +79,7 @@ class HistogramBuilder:
         """
         if not 0.0 <= value < math.inf:
             raise ValueError(f"histogram: expected a finite value of at least 0, got {value}")
+        value = float(value)  # numpy's floats are no MessagePack
         self._sum += value
         self._min = min(self._min, value)
         self._max = max(self._max, value)

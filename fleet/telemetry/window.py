@@ -78,7 +78,8 @@ class WindowRecorder:
         self._latency.add(latency_ms)
         self._queue.add(queue_ms)
         if label is not None:
-            self._labels[label] = self._labels.get(label, 0) + 1
+            index = int(label)
+            self._labels[index] = self._labels.get(index, 0) + 1
         if score is not None:
             self._confidence[bin_of(score)] += 1
         if energy_mj is not None:

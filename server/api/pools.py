@@ -71,9 +71,7 @@ def add_pool(request: AnyRequest, services: ServicesDep, data: JSONBody[PoolIn])
     return _out(services.pools.add(request.user, _spec(msgspec.to_builtins(data))))
 
 
-@patch(
-    "/api/v1/pools/{name:str}", opt=ADMIN, sync_to_thread=True, summary="Change a pool", tags=["offload"]
-)
+@patch("/api/v1/pools/{name:str}", opt=ADMIN, sync_to_thread=True, summary="Change a pool", tags=["offload"])
 def change_pool(
     request: AnyRequest, services: ServicesDep, name: FromPath[str], data: JSONBody[PoolChangeIn]
 ) -> PoolOut:

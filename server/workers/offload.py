@@ -44,7 +44,8 @@ class OffloadWorker:
         """Finish the calls under way, and stop; what is queued stays queued."""
         self._stopping.set()
         self._queue.arrived.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         self._offload.close()
 
     def health(self) -> str:
