@@ -86,6 +86,7 @@ class GrpcAccelerator:
         Raises:
             AcceleratorError: it did not answer, or its answer is malformed.
         """
+        _check_time(timeout)
         request = service_pb2.ModelInferRequest(model_name=model, model_version=version, id=request_id)
         for tensor in inputs:
             request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
@@ -100,6 +101,12 @@ class GrpcAccelerator:
     def close(self) -> None:
         """Close the channel."""
         self._channel.close()
+
+
+def _check_time(timeout: float) -> None:
+    # the libraries disagree about a timeout of zero: for some it means for ever
+    if timeout <= 0.0:
+        raise AcceleratorError("the deadline has passed", passing=True)
 
 
 def _grpc_outputs(answer: Any) -> list[Tensor]:  # noqa: ANN401 - protobuf's messages have no types
@@ -174,6 +181,7 @@ class RestAccelerator:
         Raises:
             AcceleratorError: it did not answer, or its answer is malformed.
         """
+        _check_time(timeout)
         path = f"/v2/models/{model}" + (f"/versions/{version}" if version else "") + "/infer"
         body = {"id": request_id, "inputs": [_as_json(tensor) for tensor in inputs]}
         try:
