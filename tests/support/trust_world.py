@@ -1,0 +1,252 @@
+"""A small fleet for tests: a signing server, a broker in memory, devices, and bundles of random bytes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Protocol
+
+from device_agent.adapters.download import Downloader
+from device_agent.adapters.trust_client import TrustClient
+from device_agent.adapters.trust_fetch import MqttFetcher
+from device_agent.ports import Link
+from device_agent.update.chunk_plan import Patience
+from fleet.bundle import chunks, description, manifest
+from fleet.errors import BundleError
+from fleet.ids import DeviceId, Digest
+from fleet.trust.assignment import AssignedBundle, Assignment
+from fleet.wire import topics
+from server.errors import NotFoundError
+from server.ports.messaging import Connection
+from server.services.distribution import Distribution, prepare
+from server.services.signing import SigningService
+
+START = 1_800_000_000.0
+DAY = 86_400.0
+TARGET = "laptop-x86"
+
+
+class ManualClock:
+    """A clock that stands still until it is moved; implements `server.ports.clock.Clock`."""
+
+    def __init__(self, now: float = START) -> None:
+        self.seconds = now
+
+    def now(self) -> float:
+        """Return seconds since the Unix epoch."""
+        return self.seconds
+
+    def wall(self) -> datetime:
+        """Return the same as an aware time."""
+        return datetime.fromtimestamp(self.seconds, timezone.utc)
+
+
+class MemoryBlobs:
+    """Implements `server.ports.blobs.BlobStore`."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, bytes] = {}
+
+    def has(self, digest: Digest) -> bool:
+        """Return whether the file is there."""
+        return digest in self.blobs
+
+    def size(self, digest: Digest) -> int:
+        """Return the file's size."""
+        return len(self.read(digest))
+
+    def read(self, digest: Digest) -> bytes:
+        """Return the file's bytes."""
+        if digest not in self.blobs:
+            raise NotFoundError(f"{digest} is not there")
+        return self.blobs[digest]
+
+    def stream(self, digest: Digest) -> Iterator[bytes]:
+        """Yield the file."""
+        yield self.read(digest)
+
+    def write(self, digest: Digest, pieces: Iterable[bytes], limit: int) -> int:
+        """Store a file."""
+        data = b"".join(pieces)
+        assert Digest.of(data) == digest
+        assert len(data) <= limit
+        self.blobs[str(digest)] = data
+        return len(data)
+
+
+class MemoryStore:
+    """Implements `device_agent.ports.BlobStore`."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, bytes] = {}
+        self.puts = 0
+
+    def has(self, digest: Digest) -> bool:
+        """Return whether these bytes are stored."""
+        return digest in self.blobs
+
+    def get(self, digest: Digest) -> bytes:
+        """Return the bytes."""
+        if digest not in self.blobs:
+            raise BundleError(f"{digest} is not stored")
+        return self.blobs[digest]
+
+    def put(self, digest: Digest, data: bytes) -> None:
+        """Store the bytes."""
+        assert Digest.of(data) == digest
+        self.blobs[str(digest)] = data
+        self.puts += 1
+
+    def assemble(self, digest: Digest, parts: Sequence[Digest]) -> None:
+        """Store the joined parts."""
+        data = b"".join(self.get(part) for part in parts)
+        if Digest.of(data) != digest:
+            raise BundleError(f"expected {digest}")
+        self.blobs[str(digest)] = data
+
+    def delete(self, digest: Digest) -> None:
+        """Forget the bytes."""
+        self.blobs.pop(digest, None)
+
+
+def make_bundle(
+    blobs: MemoryBlobs, *, size: int = 1000, seed: int = 0, model: str = "digits", target: str = TARGET
+) -> manifest.Bundle:
+    """Put a bundle with a model of random bytes among the blobs."""
+    weights = random.Random(seed).randbytes(size)
+    about = description.BundleDescription(
+        model=model,
+        target=target,
+        kind="onnx",
+        artifact="model.onnx",
+        precision="float32",
+        inputs=(description.TensorSpec(name="x", datatype="FP32", shape=(-1, 4), batched=True),),
+        outputs=(description.TensorSpec(name="y", datatype="FP32", shape=(-1, 2), batched=True),),
+        requires=description.Requirements(runtime="onnxruntime"),
+        golden=description.Golden(inputs="i.npz", outputs="o.npz", samples=1, tolerance={}),
+    )
+    files = {
+        (manifest.Role.DESCRIPTION, manifest.DESCRIPTION_PATH): description.encode(about),
+        (manifest.Role.MODEL, "model.onnx"): weights,
+        (manifest.Role.REPORT, "report.html"): b"<html>",
+    }
+    made = manifest.Manifest(
+        schema_version=2,
+        media_type=manifest.MANIFEST_TYPE,
+        artifact_type=manifest.ARTIFACT_TYPE,
+        config=manifest.Descriptor(media_type=manifest.CONFIG_TYPE, digest=Digest.of(b"{}"), size=2),
+        layers=tuple(manifest.layer(role, path, data) for (role, path), data in files.items()),
+    )
+    for data in (*files.values(), b"{}", manifest.encode(made)):
+        blobs.write(Digest.of(data), [data], len(data))
+    return manifest.Bundle(Digest.of(manifest.encode(made)), blobs.read)
+
+
+class Transport(Protocol):
+    """What carries messages: a broker in memory, or a real one."""
+
+    def link(self, device: str = "") -> Link:
+        """Connect a device."""
+
+    def connection(self) -> Connection:
+        """Connect a server."""
+
+
+class Server:
+    """The server's side: signs, and distributes over a connection."""
+
+    def __init__(self, folder: Path, broker: Transport, clock: ManualClock) -> None:
+        self.clock = clock
+        self.connection = broker.connection()
+        self.signing = SigningService(folder / "keys", folder / "trust", clock)
+        self.signing.open()
+        self.blobs = MemoryBlobs()
+        self.distribution = Distribution(self.connection, self.blobs, patience=0.3)
+        self.publish_metadata()
+
+    def publish_metadata(self) -> None:
+        """Publish the trust metadata."""
+        self.distribution.publish_metadata(self.signing.files())
+
+    def release(self, version: str, *, counter: int = 1, size: int = 1000, seed: int = 0) -> AssignedBundle:
+        """Publish a bundle and its metadata."""
+        bundle = prepare(
+            make_bundle(self.blobs, size=size, seed=seed),
+            self.blobs,
+            version=version,
+            release_counter=counter,
+        )
+        self.signing.add_bundles([bundle])
+        self.distribution.add([bundle])
+        self.publish_metadata()
+        return bundle
+
+    def assignment(
+        self,
+        device: str,
+        bundles: Sequence[AssignedBundle],
+        *,
+        version: int = 1,
+        allow_rollback: bool = False,
+    ) -> bytes:
+        """Return the signed assignment of a device."""
+        return self.signing.sign_assignment(
+            device=DeviceId(device),
+            rollout="r1",
+            version=version,
+            bundles=bundles,
+            activate_before=self.clock.seconds + DAY,
+            allow_rollback=allow_rollback,
+        )
+
+
+class Device:
+    """The device's side: verifies, and downloads."""
+
+    def __init__(self, name: str, folder: Path, link: Link, clock: ManualClock) -> None:
+        self.name = name
+        self.clock = clock
+        self.store = MemoryStore()
+        self.refusals: list[tuple[str, str]] = []
+        self.fetcher = MqttFetcher(link, timeout=2.0, grace=0.1)
+        self.trust = TrustClient(folder, self.fetcher, name, TARGET)
+        self.downloader = Downloader(
+            link,
+            self.store,
+            lambda reason, detail: self.refusals.append((reason, detail)),
+            Patience(first=0.05, longest=0.2, between_bad=0.01),
+            give_up=1.0,
+        )
+
+    def accept(self, data: bytes, counters: dict[str, int] | None = None) -> Assignment:
+        """Verify an assignment."""
+        return self.trust.accept(data, counters or {}, self.clock.wall())
+
+
+class World:
+    """One server, one broker, and as many devices as a test asks for."""
+
+    def __init__(self, folder: Path, broker: Transport) -> None:
+        self.folder = folder
+        self.clock = ManualClock()
+        self.broker = broker
+        self.attacker = broker.connection()
+        self.server = Server(folder / "server", self.broker, self.clock)
+
+    def device(self, name: str = "d1") -> Device:
+        """Enrol a device: it gets the first root."""
+        device = Device(name, self.folder / name, self.broker.link(name), self.clock)
+        device.trust.bootstrap(self.server.signing.first_root())
+        return device
+
+    def forge(self, name: str, data: bytes) -> None:
+        """Put a metadata file on the broker, as somebody who has taken it over would."""
+        self.attacker.publish(topics.trust(name), data)
+
+
+def chunk_digests(blobs: MemoryBlobs, bundle: AssignedBundle) -> list[str]:
+    """Return the hex digests of a bundle's chunks."""
+    index = chunks.decode(blobs.read(Digest(bundle.index)))
+    return [part.sha256 for parts in index.blobs.values() for part in parts]
