@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Final
 
-from server.adapters import accelerator_oip
+import msgspec
+
+from server.adapters.accelerator_oip import connect
 from server.adapters.blobs_folder import FolderBlobStore
 from server.adapters.clock import SystemClock
 from server.adapters.embedded_broker import EmbeddedBroker
@@ -17,21 +18,48 @@ from server.adapters.mqtt import BrokerLogin, MqttConnection
 from server.db.engine import Database
 from server.db.migrate import upgrade
 from server.services.accounts import Accounts, FirstCredential
+from server.services.assignments import Assignments
 from server.services.audit import Audit
+from server.services.authority import SERVER_NAME, FleetAuthority
+from server.services.claims import Claims
 from server.services.container import Services
+from server.services.devices import Devices, may_log_in
+from server.services.distribution import Distribution
+from server.services.durable import write_file
+from server.services.enrolment import Enrolment
 from server.services.health import Health
+from server.services.ingest import Ingest
 from server.services.live import Live
 from server.services.metrics import Metrics
 from server.services.offload import Offload
 from server.services.offload_queue import OffloadQueue
 from server.services.offload_views import OffloadViews
 from server.services.pools import Pools
+from server.services.reconcile import Reconcile
+from server.services.releases import Releases
+from server.services.rollout_steps import RolloutSteps
+from server.services.rollouts import Rollouts
 from server.services.secrets import new_secret
-from server.settings import Settings
+from server.services.signing import SigningService
+from server.services.signing_keys import PASSPHRASE_VARIABLE
+from server.services.stats import Stats
+from server.settings import Settings, is_loopback
+from server.workers.delivery import Delivery
+from server.workers.ingest import IngestWorker
 from server.workers.offload import OffloadWorker
+from server.workers.supervisor import Worker
 
-#: The server's user name on the embedded broker: no device id has an underscore.
-SERVER_NAME: Final = "kedge_server"
+#: How long a start waits for the broker before it serves without it.
+_PATIENCE: Final = 5.0
+#: The server's name on the embedded broker: the underscore keeps it apart from every device id.
+EMBEDDED_NAME: Final = "kedge_server"
+
+
+class _Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """The embedded broker's port, kept because devices were told it, and the server's password on it."""
+
+    port: int
+    password: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +69,17 @@ class Runtime:
     Attributes:
         broker_url: where devices connect.
         credential: the admin that this first start made, or None.
+        notices: what was found damaged and mended, one line each.
     """
 
     services: Services
     connection: MqttConnection
-    offload: OffloadWorker
     broker: EmbeddedBroker | None
     broker_url: str
+    workers: tuple[Worker, ...]
+    offload: OffloadWorker
     credential: FirstCredential | None
+    notices: tuple[str, ...]
 
     def start(self) -> None:
         """Start broker, connection and workers.
@@ -59,11 +90,16 @@ class Runtime:
         if self.broker is not None:
             self.broker.start()
         self.connection.start()
+        self.connection.wait_connected(_PATIENCE)
+        for worker in self.workers:
+            worker.start()
         self.offload.start()
 
     def stop(self) -> None:
         """Stop everything, workers first."""
         self.offload.stop()
+        for worker in self.workers:
+            worker.stop()
         self.connection.stop()
         if self.broker is not None:
             self.broker.stop()
@@ -81,76 +117,135 @@ def build(settings: Settings) -> Runtime:
     clock, live, health = SystemClock(), Live(), Health()
     database = Database(settings.database_url)
     upgrade(database)
+    signing = SigningService(settings.keys, settings.trust, clock, os.environ.get(PASSPHRASE_VARIABLE, ""))
+    notices = signing.open()
+    authority = FleetAuthority(settings.keys, clock)
     audit = Audit(database, clock)
+    claims = Claims(database, clock, audit, signing.root_fingerprint)
     accounts = Accounts(database, clock, audit)
-    pools = Pools(database, clock, audit, accelerator_oip.connect)
-    queue = OffloadQueue(database, clock, health)
-    offload = Offload(database, clock, pools, accelerator_oip.connect)
+    blobs = FolderBlobStore(settings.blobs)
+    connection, broker, url = _broker(settings, authority, database)
+    releases = Releases(database, clock, audit, live, blobs, signing, settings.max_blob_bytes)
+    assignments = Assignments(database, clock, signing, connection)
+    steps = RolloutSteps(clock, live, assignments)
+    rollouts = Rollouts(database, clock, audit, live, steps)
+    pools = Pools(database, clock, audit, connect)
+    offload, queue = Offload(database, clock, pools, connect), OffloadQueue(database, clock, health)
+    ingest = Ingest(
+        database, clock, live, health, connection, Reconcile(clock, assignments, steps), queue.submit
+    )  # fmt: skip
+    delivery = Delivery(
+        connection, database, signing, releases, Distribution(connection, blobs), assignments, rollouts,
+        settings.tick_seconds,
+    )  # fmt: skip
+    workers = (
+        IngestWorker(connection, ingest, health).worker, delivery.refresher, delivery.publisher, delivery.ticker
+    )  # fmt: skip
+    offload_worker = OffloadWorker(queue, offload, connection, live)
     services = Services(
         settings=settings,
         clock=clock,
         database=database,
-        blobs=FolderBlobStore(settings.blobs),
+        blobs=blobs,
         live=live,
         audit=audit,
         health=health,
         metrics=Metrics(database, health),
         accounts=accounts,
+        authority=authority,
+        signing=signing,
+        claims=claims,
+        enrolment=Enrolment(
+            database,
+            clock,
+            audit,
+            live,
+            claims,
+            authority,
+            signing.first_root,
+            url,
+            passwords=broker is not None,
+        ),
+        devices=Devices(database, clock, audit, live, connection),
+        releases=releases,
+        assignments=assignments,
+        rollouts=rollouts,
+        stats=Stats(database, clock),
         pools=pools,
-        offload_queue=queue,
         offload_views=OffloadViews(database, clock, pools, offload),
+        wake_publisher=delivery.publisher.wake,
     )
-    connection, broker, url = _broker(settings)
-    worker = OffloadWorker(queue, offload, connection, live)
-    health.watch("database", database.ping)
-    health.watch("broker", lambda: "" if connection.connected else f"not connected to {url}")
-    health.watch("offload", worker.health)
+    _watch(health, database, connection, url, workers, offload_worker)
     return Runtime(
         services=services,
         connection=connection,
-        offload=worker,
         broker=broker,
         broker_url=url,
+        workers=workers,
+        offload=offload_worker,
         credential=accounts.first_start(),
+        notices=tuple(notices),
     )
 
 
-def _broker(settings: Settings) -> tuple[MqttConnection, EmbeddedBroker | None, str]:
+def _watch(
+    health: Health,
+    database: Database,
+    connection: MqttConnection,
+    url: str,
+    workers: tuple[Worker, ...],
+    offload: OffloadWorker,
+) -> None:
+    health.watch("database", database.ping)
+    health.watch("broker", lambda: "" if connection.connected else f"not connected to {url}")
+    for worker in workers:
+        health.watch(f"worker {worker.name}", worker.health)
+    health.watch("worker offload", offload.health)
+
+
+def _broker(
+    settings: Settings, authority: FleetAuthority, database: Database
+) -> tuple[MqttConnection, EmbeddedBroker | None, str]:
     if settings.broker:
-        return MqttConnection(settings.broker, SERVER_NAME, BrokerLogin()), None, settings.broker
-    port, password = _embedded_identity(settings)
-    url = f"mqtt://{settings.host}:{port}"
-    login = BrokerLogin(username=SERVER_NAME, password=password)
-    broker = EmbeddedBroker(settings.host, port, (SERVER_NAME, password), lambda _name, _password: False)
-    return MqttConnection(f"mqtt://127.0.0.1:{port}", SERVER_NAME, login), broker, url
+        tls = settings.broker.startswith("mqtts")
+        login = _certificate_login(settings, authority) if tls else BrokerLogin()
+        return MqttConnection(settings.broker, SERVER_NAME, login), None, settings.broker
+    identity = _identity(settings)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    broker = EmbeddedBroker(
+        settings.host, identity.port, (EMBEDDED_NAME, identity.password), partial(may_log_in, database)
+    )  # fmt: skip
+    login = BrokerLogin(username=EMBEDDED_NAME, password=identity.password)
+    near = host if is_loopback(settings.host) else "127.0.0.1"
+    connection = MqttConnection(f"mqtt://{near}:{identity.port}", EMBEDDED_NAME, login)
+    return connection, broker, f"mqtt://{host}:{identity.port}"
 
 
-def _embedded_identity(settings: Settings) -> tuple[int, str]:
-    """Return the embedded broker's port and the server's password on it.
+def _certificate_login(settings: Settings, authority: FleetAuthority) -> BrokerLogin:
+    """Return files with a fresh certificate of the server, signed by the fleet's authority."""
+    issued = authority.issue_server()
+    key, certificate, ca = (settings.keys / f"broker-{name}.pem" for name in ("key", "certificate", "ca"))
+    write_file(key, issued.key, mode=0o600)
+    write_file(certificate, issued.certificate)
+    write_file(ca, authority.ca_pem)
+    return BrokerLogin(ca=ca, certificate=certificate, key=key)
 
-    The port is chosen once and kept: devices were told it when they enrolled.
-    """
+
+def _identity(settings: Settings) -> _Identity:
     path = settings.keys / "broker.json"
     if path.exists():
-        kept = json.loads(path.read_text())
-        return settings.broker_port or int(kept["port"]), str(kept["password"])
-    port, password = settings.broker_port or free_port(settings.host), new_secret()
-    _write_private(path, json.dumps({"port": port, "password": password}))
-    return port, password
+        kept = msgspec.json.decode(path.read_bytes(), type=_Identity)
+        if settings.broker_port in (0, kept.port):
+            return kept
+        made = msgspec.structs.replace(kept, port=settings.broker_port)
+    else:
+        made = _Identity(port=settings.broker_port or _free_port(settings.host), password=new_secret())
+    write_file(path, msgspec.json.encode(made), mode=0o600)
+    return made
 
 
-def free_port(host: str) -> int:
-    """Return a TCP port that nobody listens on now."""
+def _free_port(host: str) -> int:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
         sock.bind((host, 0))
         port: int = sock.getsockname()[1]
         return port
-
-
-def _write_private(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import sys
+from importlib.metadata import version
 from types import FrameType
 
 import click
@@ -14,6 +15,7 @@ import uvicorn
 
 from server.app import create_app
 from server.bootstrap import Runtime, build
+from server.console.routes import handlers, template_config
 from server.errors import SettingsError
 from server.settings import Settings, is_loopback
 
@@ -38,7 +40,7 @@ def run(settings: Settings, *, as_json: bool) -> None:
         runtime.start()
         _announce(runtime, listener.getsockname()[1], as_json=as_json)
         config = uvicorn.Config(
-            create_app(runtime.services),
+            create_app(runtime.services, console=handlers(), templates=template_config(version("kedge"))),
             log_level="warning",
             server_header=False,
             timeout_graceful_shutdown=3,
@@ -66,6 +68,8 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _announce(runtime: Runtime, port: int, *, as_json: bool) -> None:
+    for notice in runtime.notices:
+        click.echo(f"notice: {notice}", err=True)
     settings, credential = runtime.services.settings, runtime.credential
     url = f"http://{settings.host}:{port}"
     if not is_loopback(settings.host):

@@ -6,6 +6,7 @@ database says is not yet published. So a crash at any time loses nothing and inv
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from sqlmodel import Session, col, select, update
@@ -135,6 +136,14 @@ class Assignments:
             query = query.where(col(DeviceAssignment.device_id) == device_id)
         session.exec(query)
 
+    def sign_all(self, session: Session) -> int:
+        """Sign every assignment again, after the director's key was replaced; return how many."""
+        rows = list(
+            session.exec(select(DeviceAssignment).join(Device).where(col(Device.revoked_at).is_(None)))
+        )
+        self._sign_again(session, rows)
+        return len(rows)
+
     def renew(self) -> int:
         """Sign again what has lived half of its life; return how many."""
         old = self._clock.now() - RENEW_SECONDS
@@ -143,12 +152,11 @@ class Assignments:
         )  # fmt: skip
         with self._database.write() as session:
             rows = list(session.exec(query.limit(_BATCH)))
-            for row in rows:
-                self._sign(
-                    session,
-                    row.device_id,
-                    row.rollout,
-                    row.activate_before,
-                    allow_rollback=row.allow_rollback,
-                )
+            self._sign_again(session, rows)
         return len(rows)
+
+    def _sign_again(self, session: Session, rows: Iterable[DeviceAssignment]) -> None:
+        for row in rows:
+            self._sign(
+                session, row.device_id, row.rollout, row.activate_before, allow_rollback=row.allow_rollback
+            )

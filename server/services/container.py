@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from server.db.engine import Database
 from server.ports.blobs import BlobStore
 from server.ports.clock import Clock
 from server.services.accounts import Accounts
+from server.services.assignments import Assignments
 from server.services.audit import Audit
+from server.services.authority import FleetAuthority
+from server.services.claims import Claims
+from server.services.devices import Devices
+from server.services.enrolment import Enrolment
 from server.services.health import Health
 from server.services.live import Live
 from server.services.metrics import Metrics
-from server.services.offload_queue import OffloadQueue
 from server.services.offload_views import OffloadViews
 from server.services.pools import Pools
+from server.services.releases import Releases
+from server.services.rollouts import Rollouts
+from server.services.signing import SigningService
+from server.services.stats import Stats
 from server.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """Everything that a handler may use; `server.bootstrap` makes it."""
+    """Everything that a handler may use; `server.bootstrap` makes it.
+
+    Attributes:
+        wake_publisher: has what changed put on the broker now, rather than at the next tick.
+    """
 
     settings: Settings
     clock: Clock
@@ -31,6 +44,15 @@ class Services:
     health: Health
     metrics: Metrics
     accounts: Accounts
+    authority: FleetAuthority
+    signing: SigningService
+    claims: Claims
+    enrolment: Enrolment
+    devices: Devices
+    releases: Releases
+    assignments: Assignments
+    rollouts: Rollouts
+    stats: Stats
     pools: Pools
-    offload_queue: OffloadQueue
     offload_views: OffloadViews
+    wake_publisher: Callable[[], None]

@@ -167,8 +167,9 @@ class Devices:
         with self._database.write() as session:
             self._audit.record(session, actor, "device.flush", f"device {device_id}")
 
-    def authenticate(self, device_id: str, password: str) -> bool:
-        """Return whether this is the device's password on the embedded broker."""
-        with self._database.read() as session:
-            device = session.get(Device, device_id)
-        return device is not None and device.revoked_at is None and matches(password, device.password_hash)
+
+def may_log_in(database: Database, device_id: str, password: str) -> bool:
+    """Return whether this is the device's password on the embedded broker."""
+    with database.read() as session:
+        device = session.get(Device, device_id)
+    return device is not None and device.revoked_at is None and matches(password, device.password_hash)

@@ -1,0 +1,265 @@
+"""Takes in what devices send: whole batches in one transaction, each message once, however often it comes."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple
+
+from sqlalchemy import Table
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, StatementError
+from sqlmodel import Session, SQLModel, col, select
+
+from fleet.errors import WireError
+from fleet.ids import DeviceId, Digest
+from fleet.wire import codec, topics
+from fleet.wire.messages import (
+    Ack,
+    HardRequest,
+    Hello,
+    Message,
+    ModelReport,
+    RefusalEvent,
+    Status,
+    UpdateEvent,
+)  # fmt: skip
+from server.db.engine import Database
+from server.db.tables import Device, EventRow, Refusal, Report
+from server.errors import BrokerError
+from server.ports.broker import Publisher
+from server.ports.clock import Clock
+from server.ports.messaging import Incoming
+from server.services.health import Health
+from server.services.live import Live
+from server.services.reconcile import Reconcile
+
+LOG: Final = logging.getLogger("kedge.ingest")
+_ID_LENGTH: Final = 64
+#: Takes a hard request for answering; called outside the batch's transaction.
+Submit = Callable[[DeviceId, HardRequest], None]
+
+
+class Record(NamedTuple):
+    """One well-formed message."""
+
+    device: DeviceId
+    message: Message
+    body: bytes
+
+
+class Ingest:
+    """Stores messages and acknowledges them."""
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        live: Live,
+        health: Health,
+        publisher: Publisher,
+        reconcile: Reconcile,
+        submit: Submit,
+    ) -> None:
+        """Keep what is needed."""
+        self._database: Final = database
+        self._clock: Final = clock
+        self._live: Final = live
+        self._health: Final = health
+        self._publisher: Final = publisher
+        self._reconcile: Final = reconcile
+        self._submit: Final = submit
+        dialect = sqlite if database.is_sqlite else postgresql
+        self._insert: Final = dialect.insert
+
+    def handle(self, batch: Iterable[Incoming]) -> None:
+        """Take in a batch: store it, then acknowledge it; what is malformed is counted and dropped."""
+        records = [record for message in batch if (record := self._decoded(message)) is not None]
+        if not records:
+            return
+        try:
+            stored = self._store(records)
+        except (IntegrityError, DataError, StatementError) as error:
+            if isinstance(error, DatabaseError) and not isinstance(error, (IntegrityError, DataError)):
+                raise  # the database is at fault, not a message: the worker tries again
+            stored = self._store_singly(records)
+        self._acknowledge(stored)
+        for device, message, _ in stored:
+            if isinstance(message, HardRequest):
+                self._submit(device, message)
+
+    def _decoded(self, incoming: Incoming) -> Record | None:
+        try:
+            device, kind = topics.parse_uplink(incoming.topic)
+            message = codec.UPLINK[kind](incoming.payload)
+            _check(message)
+        except WireError as error:
+            self._health.count("malformed_messages")
+            LOG.warning("dropped a message on %.120s: %s", incoming.topic, error)
+            return None
+        return Record(device, message, incoming.payload)
+
+    def _store_singly(self, records: Sequence[Record]) -> list[Record]:
+        """Store what can be stored of a batch that holds something which cannot."""
+        stored: list[Record] = []
+        for record in records:
+            try:
+                stored += self._store([record])
+            except (IntegrityError, DataError, StatementError) as error:
+                if isinstance(error, DatabaseError) and not isinstance(error, (IntegrityError, DataError)):
+                    raise
+                self._health.count("malformed_messages")
+                LOG.warning("dropped a message of %s: %s", record.device, str(error).splitlines()[0])
+        return stored
+
+    def _store(self, records: Sequence[Record]) -> list[Record]:
+        with self._database.write() as session:
+            known = self._known(session, {record.device for record in records})
+            kept = [record for record in records if record.device in known]
+            self._insert_reports(session, kept)
+            self._insert_rows(
+                session,
+                EventRow,
+                [self._event(r.device, r.message) for r in kept if isinstance(r.message, UpdateEvent)],
+            )
+            self._insert_rows(
+                session,
+                Refusal,
+                [self._refusal(r.device, r.message) for r in kept if isinstance(r.message, RefusalEvent)],
+            )
+            for device, message, _ in kept:
+                self._follow(session, known[device], message)
+        self._health.count("unknown_device_messages", len(records) - len(kept))
+        self._tell(kept)
+        return kept
+
+    @staticmethod
+    def _known(session: Session, ids: set[DeviceId]) -> dict[str, Device]:
+        query = select(Device).where(col(Device.id).in_(ids), col(Device.revoked_at).is_(None))
+        return {device.id: device for device in session.exec(query)}
+
+    def _follow(self, session: Session, device: Device, message: Message) -> None:
+        if isinstance(message, Hello):
+            self._reconcile.hello(session, device, message)
+        elif isinstance(message, Status):
+            self._reconcile.status(session, device, message)
+        elif isinstance(message, UpdateEvent):
+            self._reconcile.step(session, device, message)
+        else:
+            device.last_seen_at = self._clock.now()
+            session.add(device)
+
+    # --- rows ----------------------------------------------------------------------------------------
+
+    def _insert_rows(self, session: Session, table: type[SQLModel], rows: list[dict[str, object]]) -> None:
+        if rows:
+            target: Table = table.__table__  # type: ignore[attr-defined]  # SQLModel does not declare it
+            session.connection().execute(self._insert(target).on_conflict_do_nothing(), rows)
+
+    def _insert_reports(self, session: Session, records: Iterable[Record]) -> None:
+        now = self._clock.now()
+        rows: list[dict[str, object]] = []
+        for device, message, body in records:
+            if isinstance(message, ModelReport):
+                rows.append(
+                    {
+                        "device_id": device,
+                        "bundle": message.bundle,
+                        "boot_id": message.boot_id,
+                        "window_start": message.window_start,
+                        "window_seconds": message.window_seconds,
+                        "model": message.model,
+                        "requests": message.counters.get("requests", 0),
+                        "errors": message.counters.get("errors", 0),
+                        "body": body,
+                        "received_at": now,
+                    }
+                )
+        self._insert_rows(session, Report, rows)
+
+    def _event(self, device: DeviceId, event: UpdateEvent) -> dict[str, object]:
+        return {
+            "device_id": device,
+            "id": event.id,
+            "rollout": event.rollout,
+            "model": event.model,
+            "bundle": event.bundle,
+            "state": event.state.value,
+            "reason": event.reason,
+            "detail": event.detail,
+            "measured": event.measured,
+            "boot_id": event.boot_id,
+            "monotonic": event.monotonic,
+            "time": event.time,
+            "received_at": self._clock.now(),
+        }
+
+    def _refusal(self, device: DeviceId, event: RefusalEvent) -> dict[str, object]:
+        return {
+            "device_id": device,
+            "id": event.id,
+            "what": event.what,
+            "reason": event.reason,
+            "detail": event.detail,
+            "boot_id": event.boot_id,
+            "monotonic": event.monotonic,
+            "time": event.time,
+            "received_at": self._clock.now(),
+        }
+
+    # --- afterwards ----------------------------------------------------------------------------------
+
+    def _acknowledge(self, records: Iterable[Record]) -> None:
+        """Tell each device what is stored. A lost acknowledgement only makes it send again."""
+        ids: defaultdict[DeviceId, list[str]] = defaultdict(list)
+        for device, message, _ in records:
+            if isinstance(message, (ModelReport, UpdateEvent, RefusalEvent)):
+                ids[device].append(message.id)
+        for device, stored in ids.items():
+            try:
+                self._publisher.publish(
+                    topics.reply(device), codec.encode(Ack(ids=tuple(stored))), retain=False, qos=0
+                )
+            except BrokerError as error:
+                LOG.info("acknowledgement to %s: %s", device, error)
+
+    def _tell(self, records: Iterable[Record]) -> None:
+        for device, message, _ in records:
+            kind = type(message).__name__
+            self._health.count(f"messages_{kind.lower()}")
+            if isinstance(message, RefusalEvent):
+                self._live.publish(
+                    "refusal", {"device": device, "what": message.what, "reason": message.reason}
+                )
+            elif isinstance(message, ModelReport):
+                self._live.publish(
+                    "report",
+                    {
+                        "device": device,
+                        "model": message.model,
+                        "requests": message.counters.get("requests", 0),
+                    },
+                )
+            else:
+                self._live.publish("device", {"id": device, "what": kind.lower()})
+
+
+def _check(message: Message) -> None:
+    """Check what the types do not say.
+
+    Raises:
+        WireError: an id is empty or too long, a digest is none, or a time is no number.
+    """
+    if isinstance(message, (ModelReport, UpdateEvent, RefusalEvent, HardRequest)):
+        _check_id("id", message.id)
+    if isinstance(message, (Hello, ModelReport, UpdateEvent, RefusalEvent, Status)):
+        _check_id("boot_id", message.boot_id)
+    if isinstance(message, (ModelReport, UpdateEvent, HardRequest)):
+        Digest(message.bundle)
+        _check_id("model", message.model)
+
+
+def _check_id(name: str, value: str) -> None:
+    if not 0 < len(value) <= _ID_LENGTH or "\0" in value:
+        raise WireError(f"{name}: expected 1 to {_ID_LENGTH} characters, got {value[:80]!r}")

@@ -1,0 +1,96 @@
+"""Keeps the server's picture of a device true: from what it says when it connects, and from each step."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlmodel import Session, select
+
+from fleet.rollout.states import ActionStatus
+from fleet.wire.messages import Hello, ModelSlot, Status, UpdateEvent, UpdateState
+from server.db.tables import Action, Device, DeviceAssignment, DeviceModel
+from server.ports.clock import Clock
+from server.services.assignments import Assignments
+from server.services.rollout_steps import RolloutSteps, open_actions
+
+
+class Reconcile:
+    """Applies hellos, status and update events to devices and their parts in rollouts."""
+
+    def __init__(self, clock: Clock, assignments: Assignments, steps: RolloutSteps) -> None:
+        """Keep what is needed."""
+        self._clock: Final = clock
+        self._assignments: Final = assignments
+        self._steps: Final = steps
+
+    def hello(self, session: Session, device: Device, hello: Hello) -> None:
+        """Take over what a device says of itself, and have its assignment sent again if it lags behind."""
+        device.online, device.last_seen_at = True, self._clock.now()
+        device.boot_id, device.agent_version = hello.boot_id, hello.agent_version[:64]
+        device.firmware, device.gates = dict(hello.firmware), list(hello.gates)
+        device.assignment_version = hello.assignment_version
+        device.clock_untrusted, device.outbox_bytes = hello.clock_untrusted, hello.outbox_bytes
+        session.add(device)
+        for slot in hello.slots:
+            self._slot(session, device.id, slot)
+        newest = session.get(DeviceAssignment, device.id)
+        if newest is not None and newest.published and newest.version > hello.assignment_version:
+            self._assignments.publish_again(session, device.id)
+
+    def _slot(self, session: Session, device_id: str, slot: ModelSlot) -> None:
+        row = self._model(session, device_id, slot.model)
+        row.active, row.active_version = slot.active, slot.active_version
+        row.previous, row.release_counter = slot.previous, slot.release_counter
+        row.state, row.rollout = slot.state.value, slot.rollout
+        session.add(row)
+        for action in open_actions(session, device_id, slot.model):
+            self._steps.follow_hello(session, action, slot.active)
+
+    def status(self, session: Session, device: Device, status: Status) -> None:
+        """Note whether a device is connected; a last will of an earlier start says nothing."""
+        if not status.online and device.boot_id and status.boot_id != device.boot_id:
+            return
+        device.online = status.online
+        if status.online:
+            device.last_seen_at = self._clock.now()
+        session.add(device)
+
+    def step(self, session: Session, device: Device, event: UpdateEvent) -> None:
+        """Follow one step of an update; repeats and stragglers change nothing that is decided."""
+        device.last_seen_at = self._clock.now()
+        session.add(device)
+        row = self._model(session, device.id, event.model)
+        row.state, row.rollout = event.state.value, event.rollout
+        if event.state is UpdateState.COMMITTED and row.active != event.bundle:
+            row.previous, row.active = row.active, event.bundle
+        session.add(row)
+        action = self._action(session, device.id, event)
+        if action is not None:
+            self._steps.follow_step(
+                session, action, event.state, event.reason, event.detail, dict(event.measured)
+            )
+
+    @staticmethod
+    def _action(session: Session, device_id: str, event: UpdateEvent) -> Action | None:
+        if not event.rollout.isascii() or not event.rollout.isdecimal() or len(event.rollout) > 9:  # noqa: PLR2004 - an id of ours has at most nine digits
+            return None
+        query = select(Action).where(
+            Action.device_id == device_id, Action.rollout_id == int(event.rollout)
+        )  # fmt: skip
+        action = session.exec(query).first()
+        if action is None or event.bundle not in (action.bundle, action.before):
+            return None
+        # Coming back is a step of the bundle from before; only then does it belong to this rollout.
+        going_back = action.status == ActionStatus.REVERTING
+        return (
+            action
+            if (event.bundle == action.before) == going_back or action.before == action.bundle
+            else None
+        )
+
+    def _model(self, session: Session, device_id: str, model: str) -> DeviceModel:
+        row = session.get(DeviceModel, (device_id, model))
+        if row is None:
+            row = DeviceModel(device_id=device_id, model=model, updated_at=0.0)
+        row.updated_at = self._clock.now()
+        return row

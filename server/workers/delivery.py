@@ -1,0 +1,89 @@
+"""The workers that move rollouts on, keep signatures fresh, and put everything on the broker."""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+from server.db.engine import Database
+from server.ports.messaging import Connection
+from server.services.assignments import Assignments
+from server.services.distribution import Distribution
+from server.services.releases import Releases
+from server.services.rollouts import Rollouts
+from server.services.signing import SigningService
+from server.workers.supervisor import Worker
+
+#: How often signatures are looked at.
+REFRESH_SECONDS: Final = 600.0
+
+
+class Delivery:
+    """Publishes, in this order: chunks, trust metadata, assignments; so nothing is named before it is there."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        database: Database,
+        signing: SigningService,
+        releases: Releases,
+        distribution: Distribution,
+        assignments: Assignments,
+        rollouts: Rollouts,
+        tick_seconds: float,
+    ) -> None:
+        """Prepare the workers; nothing runs yet."""
+        self._connection: Final = connection
+        self._database: Final = database
+        self._signing: Final = signing
+        self._releases: Final = releases
+        self._distribution: Final = distribution
+        self._assignments: Final = assignments
+        self._rollouts: Final = rollouts
+        self._reconnected: Final = threading.Event()
+        self._known: int = -1
+        self.publisher: Final = Worker("publisher", self.publish, tick_seconds)
+        self.ticker: Final = Worker("rollouts", self.tick, tick_seconds)
+        self.refresher: Final = Worker("trust", self.refresh, REFRESH_SECONDS)
+        connection.on_connected(self._on_connected)
+
+    def _on_connected(self) -> None:
+        self._reconnected.set()
+        self.publisher.wake()
+
+    def publish(self) -> None:
+        """Put on the broker what is not there yet."""
+        if not self._connection.connected:
+            return  # health says so already
+        if self._reconnected.is_set():
+            self._reconnected.clear()
+            self._publish_again()
+        bundles = self._signing.bundles()
+        if len(bundles) != self._known:
+            self._distribution.add(bundles)
+            self._known = len(bundles)
+        self._distribution.publish_metadata(self._signing.files())
+        while self._assignments.publish_pending():
+            pass
+
+    def _publish_again(self) -> None:
+        """After each connect: the broker may have lost anything, acknowledged or not."""
+        try:
+            self._distribution.reconcile()
+            with self._database.write() as session:
+                self._assignments.publish_again(session)
+        except BaseException:
+            self._reconnected.set()
+            raise
+
+    def tick(self) -> None:
+        """Move rollouts on, and have what follows published."""
+        if self._rollouts.tick():
+            self.publisher.wake()
+
+    def refresh(self) -> None:
+        """Sign again what grows old, and what a crash left unsigned."""
+        self._releases.sign_pending()
+        self._signing.refresh()
+        self._assignments.renew()
+        self.publisher.wake()

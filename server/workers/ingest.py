@@ -1,0 +1,59 @@
+"""The worker between the broker's connection and the ingest service: a bounded queue, taken in batches."""
+
+from __future__ import annotations
+
+import queue
+from typing import Final
+
+from fleet.wire import topics
+from server.ports.messaging import Connection, Incoming
+from server.services.health import Health
+from server.services.ingest import Ingest
+from server.workers.supervisor import Worker
+
+#: Messages waiting; beyond it the newest are dropped, and devices send them again.
+CAPACITY: Final = 50_000
+#: Messages in one transaction.
+BATCH: Final = 1000
+_WAIT: Final = 0.2
+
+
+class IngestWorker:
+    """Feeds the ingest service."""
+
+    def __init__(self, connection: Connection, ingest: Ingest, health: Health) -> None:
+        """Subscribe to everything that devices send."""
+        self._queue: Final[queue.Queue[Incoming]] = queue.Queue(CAPACITY)
+        self._ingest: Final = ingest
+        self._health: Final = health
+        self._left: list[Incoming] = []
+        self.worker: Final = Worker("ingest", self.step, 0.0)
+        for kind in topics.UPLINK:
+            connection.subscribe(topics.uplink_filter(kind), self.receive)
+
+    def receive(self, message: Incoming) -> None:
+        """Take a message from the connection's thread; never blocks it."""
+        try:
+            self._queue.put_nowait(message)
+        except queue.Full:
+            self._health.count("dropped_messages")
+
+    def step(self) -> None:
+        """Wait a moment for messages, and take in what is there; a batch that failed is tried again."""
+        if not self._left:
+            self._left = self._batch()
+        if self._left:
+            self._ingest.handle(self._left)
+            self._left = []
+
+    def _batch(self) -> list[Incoming]:
+        try:
+            batch = [self._queue.get(timeout=_WAIT)]
+        except queue.Empty:
+            return []
+        while len(batch) < BATCH:
+            try:
+                batch.append(self._queue.get_nowait())
+            except queue.Empty:
+                break
+        return batch
