@@ -28,6 +28,8 @@ _DTYPES: Final = {
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
+#: What kinds of numbers may be given for a kind of tensor (numpy's letters).
+_GIVEN: Final = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}
 _NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -76,9 +78,16 @@ def from_values(name: str, datatype: str, shape: Iterable[int], values: object) 
     """
     dtype, dims = dtype_of(name, datatype), _dims(name, shape)
     try:
-        array = np.asarray(values, dtype=dtype)
+        given = np.asarray(values)
     except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{name}: expected values of {datatype}: {error}") from error
+    if given.size and given.dtype.kind not in _GIVEN[dtype.kind]:
+        raise InputError(f"{name}: expected values of {datatype}, got {given.dtype}")
+    if dtype.kind in "iu" and given.size:
+        limits = np.iinfo(dtype.name)
+        if given.min() < limits.min or given.max() > limits.max:
+            raise InputError(f"{name}: expected values of {datatype}, got {given.min()} to {given.max()}")
+    array = given.astype(dtype)
     if array.size != _volume(dims):
         raise InputError(f"{name}: expected {_volume(dims)} values for {list(dims)}, got {array.size}")
     return array.reshape(dims)

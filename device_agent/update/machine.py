@@ -15,6 +15,8 @@ from fleet.wire.messages import UpdateState
 #: As many crashes with an uncommitted candidate, and it is rolled back.
 MAX_CRASHES: Final = 3
 
+#: The way back has to be tried again when the bundle that it leads to is broken too.
+_WITHOUT_ACTIVE: Final = (UpdateState.ROLLING_BACK, Trigger.ACTIVE_BROKEN)
 _PLAIN: Final[dict[type, Trigger]] = {
     Done: Trigger.DONE,
     Failed: Trigger.FAILED,
@@ -44,7 +46,8 @@ def step(data: UpdateData, event: Event) -> Step:
         return Step(data, None, entered=False)
     changed = row.effect(data, event)
     if row.target is None:
-        action = ACTIONS.get(data.state) if trigger is Trigger.RESTARTED else None
+        again = trigger is Trigger.RESTARTED or (data.state, trigger) == _WITHOUT_ACTIVE
+        action = ACTIONS.get(data.state) if again else None
         return Step(changed, action, entered=False)
     changed = replace(changed, state=row.target, serial=data.serial + 1)
     return Step(changed, ACTIONS.get(row.target), entered=True)

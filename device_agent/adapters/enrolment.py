@@ -1,0 +1,123 @@
+"""Enrolment over HTTP: makes the device's key, asks the server for an identity, and keeps what it gives."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import httpx
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from device_agent.adapters import files
+from device_agent.adapters.state import Identity, OffloadPolicy, StateFolder
+from device_agent.adapters.trust_client import TrustClient
+from device_agent.adapters.trust_fetch import HttpFetcher
+from device_agent.errors import StateError, UnreachableError
+from fleet.errors import WireError
+from fleet.ids import DeviceId, Name
+from fleet.wire.enrolment import ClaimToken, EnrolReply, EnrolRequest
+
+_PATH: Final = "/api/v1/enrol"
+_TIMEOUT: Final = 30.0
+
+
+def enrol(
+    state: StateFolder,
+    *,
+    server: str,
+    claim: str,
+    target: str,
+    name: str = "",
+    offload: dict[str, OffloadPolicy] | None = None,
+) -> Identity:
+    """Enrol this device; the private key never leaves it.
+
+    Args:
+        state: where everything is kept.
+        server: the server's address.
+        claim: the claim token as the operator got it; it vouches for the server's root metadata.
+        target: the compile target whose bundles the device takes.
+        name: the device id wished for, "" for one that the server makes.
+        offload: what may leave the device, by model.
+
+    Raises:
+        StateError: the device is enrolled already, or the server refuses.
+        UnreachableError: the server does not answer.
+        TrustError: the server shows another root than the token vouches for.
+        WireError: the token or the reply is malformed.
+    """
+    token = ClaimToken.parse(claim)
+    if state.enrolled:
+        raise StateError(
+            f"state folder {state.root}: already enrolled as {state.identity().device_id}; "
+            "choose another folder with --state"
+        )
+    state.make()
+    request = EnrolRequest(claim=token.secret, csr_pem=_request(_key(state)), target=Name(target), name=name)
+    reply = _asked(server, request)
+    token.check_root(reply.root_bytes())
+    identity = Identity(
+        device_id=DeviceId(reply.device_id),
+        server=server,
+        target=target,
+        broker=reply.broker,
+        offload=offload or {},
+    )
+    files.write(state.certificate, reply.certificate_pem.encode())
+    files.write(state.ca, reply.ca_pem.encode())
+    with httpx.Client() as client:
+        fetcher = HttpFetcher(client, f"{server.rstrip('/')}/api/v1/trust")
+        TrustClient(state.trust, fetcher, identity.device_id, target).bootstrap(reply.root_bytes())
+    state.save_identity(identity)  # last: what is enrolled is enrolled whole
+    return identity
+
+
+def _key(state: StateFolder) -> ec.EllipticCurvePrivateKey:
+    """Return the device's key, made when it is missing: an enrolment that failed half-way left one."""
+    if state.key.is_file():
+        key = serialization.load_pem_private_key(state.key.read_bytes(), None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise StateError(f"{state.key}: expected an elliptic-curve key")
+        return key
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    files.write(state.key, pem, 0o600)
+    return key
+
+
+def _request(key: ec.EllipticCurvePrivateKey) -> str:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, os.uname().nodename[:64] or "device")])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _asked(server: str, request: EnrolRequest) -> EnrolReply:
+    url = server.rstrip("/") + _PATH
+    body = msgspec.json.encode(request, enc_hook=str)
+    try:
+        response = httpx.post(
+            url, content=body, headers={"content-type": "application/json"}, timeout=_TIMEOUT
+        )
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise UnreachableError(f"{url}: {error}") from error
+    if not response.is_success:
+        raise StateError(f"{url}: the server refuses ({response.status_code}): {_reason(response)}")
+    try:
+        return msgspec.json.decode(response.content, type=EnrolReply)
+    except msgspec.DecodeError as error:
+        raise WireError(f"enrolment reply: {error}") from error
+
+
+def _reason(response: httpx.Response) -> str:
+    """Return what a problem document says (RFC 9457), or the first line of anything else."""
+    try:
+        problem = msgspec.json.decode(response.content, type=dict[str, object])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return response.text.strip().partition("\n")[0][:200]
+    return str(problem.get("detail") or problem.get("title") or "no reason given")

@@ -1,0 +1,278 @@
+"""The agent's own thread: takes what happens, one thing at a time, and sees to what is due."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import Final, NamedTuple, TypeAlias
+
+from device_agent.adapters.facts import SystemFacts, agent_version
+from device_agent.adapters.journal import FileJournal
+from device_agent.adapters.mqtt import Message, MqttLink
+from device_agent.adapters.notify import Notifier
+from device_agent.adapters.outbox import Outbox
+from device_agent.adapters.trust_client import TrustClient
+from device_agent.driver import Driver, Outcome, Ties
+from device_agent.errors import StorageError
+from device_agent.installer import Installer, Site
+from device_agent.observing import Offload, Telemetry
+from device_agent.ports import Clock
+from device_agent.settings import Settings
+from device_agent.update.data import Offer
+from device_agent.update.events import Offered
+from device_agent.uplink import Uplink
+from device_agent.verifier import Result, Verifier
+from fleet.errors import TrustError, WireError
+from fleet.ids import DeviceId
+from fleet.trust.assignment import AssignedBundle, Assignment
+from fleet.wire import codec, topics
+from fleet.wire.messages import Ack, Answer, Flush, Hello, RefusalEvent, Status
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+class Connected(NamedTuple):
+    """The broker's connection came, or went."""
+
+    up: bool
+
+
+class Arrived(NamedTuple):
+    """A message came on one of the device's own topics."""
+
+    kind: str
+    payload: bytes
+
+
+class Refused(NamedTuple):
+    """Something that came does not verify."""
+
+    what: str
+    reason: str
+    detail: str
+
+
+class Stop(NamedTuple):
+    """The agent is asked to stop."""
+
+
+Happening: TypeAlias = Connected | Arrived | Refused | Outcome | Assignment | Stop
+
+
+class Parts(NamedTuple):
+    """What the agent is made of."""
+
+    device: DeviceId
+    target: str
+    boot_id: str
+    settings: Settings
+    clock: Clock
+    link: MqttLink
+    outbox: Outbox
+    uplink: Uplink
+    journal: FileJournal
+    trust: TrustClient
+    facts: SystemFacts
+    telemetry: Telemetry
+    offload: Offload
+    notifier: Notifier
+    site: Site
+
+
+class Agent:
+    """The agent. `post` may be called from any thread; everything else runs on its own."""
+
+    def __init__(self, post: queue.SimpleQueue[Happening], parts: Parts, *, clean: bool) -> None:
+        """Read every journal; `clean` when the agent was asked to stop the last time."""
+        self._queue: Final = post
+        self._parts: Final = parts
+        self._clean: Final = clean
+        self._ties: Final = Ties(
+            journal=parts.journal,
+            clock=parts.clock,
+            boot_id=parts.boot_id,
+            report=parts.uplink.put_event,
+            post=post.put,
+        )
+        self.drivers: Final = {model: self._driver(model) for model in parts.journal.models()}
+        self._verifier: Final = Verifier(parts.trust, parts.clock, self.release_counters, self._verified)
+        self.connected = False
+        self.malformed = 0
+        self._refusals: Final[set[Refused]] = set()
+        self._last_sign = 0.0
+        self._thread: Final = threading.Thread(target=self._run, name="agent", daemon=True)
+
+    def start(self) -> None:
+        """Let the active bundles answer, connect, and begin to take what happens."""
+        for driver in self.drivers.values():
+            driver.start(clean=self._clean)
+        kinds = {
+            topics.assignment(self._parts.device): "assignment",
+            topics.command(self._parts.device): "command",
+            topics.reply(self._parts.device): "reply",
+        }
+        self._parts.link.subscribe(
+            list(kinds), lambda topic, data: self._queue.put(Arrived(kinds[topic], data))
+        )
+        self._thread.start()
+        self._parts.link.start()
+
+    def stop(self) -> None:
+        """End: report the open windows, say goodbye, and leave the rest to the next start."""
+        self._queue.put(Stop())
+        self._thread.join()
+        self._verifier.stop()
+        for driver in self.drivers.values():
+            driver.stop()
+        self._report(0.0)
+        self._parts.link.stop(self.status(online=False))
+
+    def release_counters(self) -> dict[str, int]:
+        """Return the highest committed release counter by model."""
+        return {model: driver.data.release_counter for model, driver in list(self.drivers.items())}
+
+    def needed(self) -> list[AssignedBundle] | None:
+        """Return the bundles that must stay on the device; None while one is being installed."""
+        data = [driver.data for driver in list(self.drivers.values())]
+        if any(x.candidate is not None and x.installing for x in data):
+            return None
+        return [bundle for x in data for bundle in x.needed]
+
+    def status(self, *, online: bool) -> Message:
+        """Return the retained status message."""
+        status = Status(online=online, boot_id=self._parts.boot_id, time=self._parts.clock.time())
+        return Message(topics.status(self._parts.device), codec.encode(status))
+
+    # --- one thing at a time ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            try:
+                happening = self._queue.get(timeout=self._parts.settings.tick)
+            except queue.Empty:
+                happening = None
+            if isinstance(happening, Stop):
+                return
+            try:
+                if happening is not None:
+                    self._take(happening)
+                self._tick()
+            except StorageError:  # the disk may have room again later; serving goes on meanwhile
+                _LOG.exception("the disk does not take what has to be kept")
+
+    def _take(self, happening: Happening) -> None:
+        if isinstance(happening, Outcome):
+            self.drivers[happening.model].take(happening)
+        elif isinstance(happening, Arrived):
+            self._arrived(happening)
+        elif isinstance(happening, Connected):
+            self._connected(happening)
+        elif isinstance(happening, Assignment):
+            self._assigned(happening)
+        elif isinstance(happening, Refused):
+            self._refused(happening)
+
+    def _connected(self, happening: Connected) -> None:
+        self.connected = happening.up
+        if happening.up:
+            status = self.status(online=True)
+            self._parts.link.publish(status.topic, status.payload, retain=True)
+            self._parts.link.publish(topics.hello(self._parts.device), codec.encode(self.hello()))
+            self._parts.uplink.reconnected()
+
+    def hello(self) -> Hello:
+        """Return how the device introduces itself."""
+        parts = self._parts
+        return Hello(
+            boot_id=parts.boot_id,
+            agent_version=agent_version(),
+            target=parts.target,
+            time=parts.clock.time(),
+            monotonic=parts.clock.monotonic(),
+            firmware=parts.facts.firmware(),
+            slots=tuple(driver.data.slot for driver in self.drivers.values()),
+            assignment_version=parts.trust.assignment_version,
+            clock_untrusted=parts.trust.clock(parts.clock.now()).untrusted,
+            outbox_bytes=parts.outbox.waiting_bytes(),
+            gates=parts.facts.gates(),
+        )
+
+    def _arrived(self, arrived: Arrived) -> None:
+        if arrived.kind == "assignment":
+            if arrived.payload:
+                self._verifier.submit(arrived.payload)
+            return
+        try:
+            message = codec.DOWNLINK[arrived.kind](arrived.payload)
+        except WireError as error:
+            self.malformed += 1
+            _LOG.warning("dropped a message: %s", error)
+            return
+        if isinstance(message, Ack):
+            self._parts.uplink.acknowledged(message.ids)
+        elif isinstance(message, Answer):
+            self._parts.offload.answered(message)
+            self._parts.uplink.acknowledged((message.id,))
+        elif isinstance(message, Flush):
+            self._report(0.0)
+
+    def _verified(self, result: Result) -> None:
+        if isinstance(result, TrustError):
+            self._queue.put(Refused("assignment", result.reason, str(result)))
+        else:
+            self._queue.put(result)
+
+    def _assigned(self, assignment: Assignment) -> None:
+        for bundle in assignment.targets:
+            if bundle.model not in self.drivers:
+                driver = self._driver(bundle.model)
+                self.drivers[bundle.model] = driver
+            offer = Offer(
+                bundle=bundle,
+                rollout=assignment.rollout,
+                assignment_version=assignment.version,
+                activate_before=assignment.activate_before,
+                allow_rollback=assignment.allow_rollback,
+            )
+            self.drivers[bundle.model].feed(Offered(offer))
+
+    def _refused(self, refused: Refused) -> None:
+        _LOG.warning("refused %s: %s", refused.what, refused.detail)
+        if refused in self._refusals:
+            return  # the same retained message comes again with every connect
+        self._refusals.add(refused)
+        clock = self._parts.clock
+        self._parts.uplink.put_event(
+            RefusalEvent(
+                id=clock.unique(),
+                what=refused.what,
+                reason=refused.reason,
+                detail=refused.detail,
+                time=clock.time(),
+                boot_id=self._parts.boot_id,
+                monotonic=clock.monotonic(),
+            )
+        )
+
+    def _tick(self) -> None:
+        self._report(self._parts.settings.window)
+        if self.connected:
+            self._parts.uplink.pump()
+        interval, now = self._parts.notifier.interval, self._parts.clock.monotonic()
+        if interval is not None and now - self._last_sign >= interval:
+            self._last_sign = now
+            self._parts.notifier.tell("WATCHDOG=1")
+
+    def _report(self, length: float) -> None:
+        for report in self._parts.telemetry.reports(length):
+            self._parts.uplink.put_report(report)
+
+    def _driver(self, model: str) -> Driver:
+        return Driver(model, Installer(model, self._parts.site), self._ties)
+
+
+def poster(happenings: queue.SimpleQueue[Happening]) -> Callable[[str, str], None]:
+    """Return what a downloader tells of refused chunks."""
+    return lambda reason, detail: happenings.put(Refused("chunk", reason, detail))

@@ -1,0 +1,215 @@
+"""Wires the agent: the one place that knows every part."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import queue
+import signal
+import socket
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import uvicorn
+
+from device_agent import runtimes
+from device_agent.adapters.clock import SystemClock
+from device_agent.adapters.download import Downloader
+from device_agent.adapters.energy import EnergyMeter
+from device_agent.adapters.facts import SystemFacts, agent_version
+from device_agent.adapters.journal import FileJournal
+from device_agent.adapters.mqtt import Credentials, Message, MqttLink
+from device_agent.adapters.notify import Notifier
+from device_agent.adapters.outbox import Outbox
+from device_agent.adapters.state import Identity, Running, StateFolder
+from device_agent.adapters.store import FileStore
+from device_agent.adapters.trust_client import TrustClient
+from device_agent.adapters.trust_fetch import MqttFetcher
+from device_agent.agent import Agent, Connected, Happening, Parts, poster
+from device_agent.errors import StateError
+from device_agent.installer import Site
+from device_agent.observing import Offload, Telemetry
+from device_agent.serving import grpc_server
+from device_agent.serving.engine import Answered, Engine
+from device_agent.serving.rest import RestApp
+from device_agent.settings import Settings
+from device_agent.status import Pages
+from device_agent.uplink import Uplink
+from fleet.ids import DeviceId
+from fleet.trust.assignment import AssignedBundle
+from fleet.wire import codec, topics
+from fleet.wire.messages import Status
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+class Doors(NamedTuple):
+    """Where local applications ask.
+
+    Attributes:
+        rest_port: on loopback; 0 takes a free one.
+        path: the Unix socket for gRPC.
+        group: who may use the socket, "" for the agent's own group.
+    """
+
+    rest_port: int
+    path: Path
+    group: str = ""
+
+
+class System(NamedTuple):
+    """A wired agent."""
+
+    agent: Agent
+    parts: Parts
+    engine: Engine
+
+
+def wire(state: StateFolder, settings: Settings) -> System:
+    """Make every part, and tie them together; nothing is started.
+
+    Raises:
+        StateError: the device is not enrolled, or its state is unusable.
+        StorageError: a journal or the outbox was damaged.
+    """
+    identity = state.identity()
+    device = DeviceId(identity.device_id)
+    clock = SystemClock()
+    boot_id = clock.unique()
+    happenings: queue.SimpleQueue[Happening] = queue.SimpleQueue()
+    link = _link(state, identity, boot_id, clock, happenings)
+    outbox = Outbox(state.outbox, settings.outbox_bytes)
+    uplink = Uplink(device, outbox, link, clock, settings.resend)
+
+    def observe(seen: list[Answered]) -> None:
+        telemetry.record(seen)
+        for answered in seen:
+            offload.consider(answered)
+        uplink.nudge()
+
+    engine = Engine(observe, boot_id[:12])
+    telemetry = Telemetry(clock, boot_id, EnergyMeter(), lambda model: engine.slot(model).active)
+    offload = Offload(outbox, clock, identity.offload, telemetry.count)
+    trust = TrustClient(state.trust, MqttFetcher(link), device, identity.target)
+    store = FileStore(state.root)
+    facts = SystemFacts(state.root)
+
+    def needed() -> list[AssignedBundle] | None:
+        return agent.needed()
+
+    site = Site(
+        target=identity.target,
+        store=store,
+        downloader=lambda: Downloader(link, store, poster(happenings)),
+        runtime=cache(runtimes.find),
+        engine=engine,
+        facts=facts,
+        settings=settings,
+        now=lambda: trust.clock(clock.now()).now,
+        needed=needed,
+    )
+    parts = Parts(
+        device=device,
+        target=identity.target,
+        boot_id=boot_id,
+        settings=settings,
+        clock=clock,
+        link=link,
+        outbox=outbox,
+        uplink=uplink,
+        journal=FileJournal(state.journal),
+        trust=trust,
+        facts=facts,
+        telemetry=telemetry,
+        offload=offload,
+        notifier=Notifier(),
+        site=site,
+    )
+    agent = Agent(happenings, parts, clean=state.take_clean_mark())
+    return System(agent, parts, engine)
+
+
+def _link(
+    state: StateFolder,
+    identity: Identity,
+    boot_id: str,
+    clock: SystemClock,
+    happenings: queue.SimpleQueue[Happening],
+) -> MqttLink:
+    will = Status(online=False, boot_id=boot_id, time=clock.time())
+    return MqttLink(
+        identity.device_id,
+        identity.broker,
+        credentials=Credentials(key=state.key, certificate=state.certificate, ca=state.ca),
+        will=Message(topics.status(DeviceId(identity.device_id)), codec.encode(will)),
+        on_change=lambda up: happenings.put(Connected(up)),
+    )
+
+
+def run(state: StateFolder, settings: Settings, doors: Doors) -> None:
+    """Run the agent until it is asked to stop (SIGTERM, SIGINT).
+
+    Raises:
+        KedgeError: it cannot start; says why.
+    """
+    handle = state.lock()
+    try:
+        asyncio.run(_run(state, settings, doors))
+    finally:
+        os.close(handle)
+
+
+async def _run(state: StateFolder, settings: Settings, doors: Doors) -> None:
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    system = wire(state, settings)
+    pages = Pages(system.agent, system.parts, system.engine)
+    version = agent_version()
+    sock = _loopback(doors.rest_port)
+    rest = _QuietServer(
+        uvicorn.Config(
+            RestApp(system.engine, version, pages), log_level="warning", lifespan="off", access_log=False
+        )
+    )
+    system.agent.start()
+    grpc = await grpc_server.serve(system.engine, doors.path, version, doors.group)
+    serving = asyncio.create_task(rest.serve(sockets=[sock]))
+    address = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    state.save_running(Running(pid=os.getpid(), rest=address, socket=str(doors.path)))
+    _LOG.info("%s answers on unix:%s and %s", system.parts.device, doors.path, address)
+    system.parts.notifier.tell("READY=1")
+    await stopped.wait()
+    system.parts.notifier.tell("STOPPING=1")
+    rest.should_exit = True
+    await grpc.stop(1.0)
+    await serving
+    await system.engine.observed()
+    await asyncio.to_thread(system.agent.stop)
+    system.engine.close()
+    system.parts.outbox.close()
+    state.leave_clean_mark()
+
+
+def _loopback(port: int) -> socket.socket:
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(("127.0.0.1", port))
+    except OSError as error:
+        sock.close()
+        raise StateError(f"REST: cannot listen on 127.0.0.1:{port}: {error.strerror}") from error
+    return sock
+
+
+class _QuietServer(uvicorn.Server):
+    """uvicorn without its signal handlers: the agent has its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield

@@ -1,0 +1,260 @@
+"""Does what the update machine asks for, for one model; each step ends with `Done`, `Failed` or worse."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from datetime import datetime
+from typing import Final, NamedTuple, TypeAlias
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+from device_agent import proving
+from device_agent.adapters.download import Downloader
+from device_agent.adapters.facts import SystemFacts
+from device_agent.adapters.store import FileStore
+from device_agent.errors import AgentError, RuntimeFailure, StorageError, UnreachableError
+from device_agent.ports import Runtime
+from device_agent.serving.engine import Engine, Slot
+from device_agent.serving.instance import Instance
+from device_agent.settings import Settings
+from device_agent.update.data import Offer, UpdateData
+from device_agent.update.events import Action, ActiveBroken, Done, Failed
+from fleet.bundle.description import BundleDescription
+from fleet.bundle.manifest import Bundle
+from fleet.errors import BundleError, KedgeError, MissingExtraError
+from fleet.ids import Digest
+from fleet.telemetry import baseline
+from fleet.trust.assignment import AssignedBundle
+
+Outcome: TypeAlias = Done | Failed | ActiveBroken
+Cancelled: TypeAlias = Callable[[], bool]
+
+_LOG: Final = logging.getLogger(__name__)
+_POLL: Final = 0.2
+#: Never take the last of the disk or memory.
+_DISK_RESERVE: Final = 16 * 1024 * 1024
+
+
+class Site(NamedTuple):
+    """What the installers of all models share.
+
+    Attributes:
+        now: the time that the device may believe.
+        needed: the bundles that some model still needs, None while any is being installed.
+    """
+
+    target: str
+    store: FileStore
+    downloader: Callable[[], Downloader]
+    runtime: Callable[[str], Runtime]
+    engine: Engine
+    facts: SystemFacts
+    settings: Settings
+    now: Callable[[], datetime]
+    needed: Callable[[], Collection[AssignedBundle] | None]
+
+
+class Installer:
+    """Installs bundles of one model. One step at a time."""
+
+    def __init__(self, model: str, site: Site) -> None:
+        """Install on this device."""
+        self._model: Final = model
+        self._site: Final = site
+        self._candidate: Instance | None = None
+        self._golden: proving.Vectors | None = None
+
+    def start(self, active: AssignedBundle) -> None:
+        """Load the active bundle, and let it answer.
+
+        Raises:
+            KedgeError: it cannot be read or loaded.
+        """
+        instance, _ = self._loaded(active)
+        self._site.engine.place(self._model, Slot(active=instance))
+
+    def perform(self, action: Action, data: UpdateData, cancelled: Cancelled) -> Outcome:
+        """Do a step.
+
+        Args:
+            action: what to do.
+            data: where the update stands.
+            cancelled: asked now and then; true ends the step early, and its outcome does not matter.
+        """
+        try:
+            return self._perform(action, data, cancelled)
+        except StorageError as error:
+            return Failed("storage", str(error))
+        except BundleError as error:
+            return Failed("bad_bundle", str(error))
+        except (RuntimeFailure, MissingExtraError) as error:
+            return Failed("load_failed", str(error))
+        except AgentError as error:
+            return Failed("failed", str(error))
+
+    def _perform(self, action: Action, data: UpdateData, cancelled: Cancelled) -> Outcome:
+        if action is Action.COMMIT:
+            return self._commit(data)
+        if action is Action.ROLL_BACK:
+            return self._roll_back(data)
+        if data.candidate is None:
+            return Failed("nothing_to_install", f"{self._model}: {action.value}")
+        offer = data.candidate
+        steps: dict[Action, Callable[[], Outcome]] = {
+            Action.DOWNLOAD: lambda: self._download(offer, cancelled),
+            Action.VERIFY: lambda: self._verify(offer),
+            Action.AWAIT_ACTIVATION: lambda: self._await(offer, cancelled),
+            Action.LOAD: lambda: self._load(offer),
+        }
+        return steps[action]() if action in steps else self._prove(action, cancelled)
+
+    # --- bytes --------------------------------------------------------------------------------------
+
+    def _download(self, offer: Offer, cancelled: Cancelled) -> Outcome:
+        free = self._site.facts.free_disk()
+        if free < _DISK_RESERVE:
+            return Failed("no_space", f"disk: expected {_DISK_RESERVE} free bytes, got {free}")
+        while not cancelled() and not self._too_late(offer):
+            outcome = self._fetch(offer, cancelled)
+            if outcome is not None:
+                return outcome
+            time.sleep(_POLL)
+        return Failed("expired", f"not whole before {offer.activate_before:%Y-%m-%dT%H:%M:%SZ}")
+
+    def _fetch(self, offer: Offer, cancelled: Cancelled) -> Outcome | None:
+        """Return None when nobody gave the chunks in time: what came is kept, and asked for again."""
+        try:
+            took = self._site.downloader().fetch(offer.bundle, lambda: cancelled() or self._too_late(offer))
+        except UnreachableError as error:
+            _LOG.info("%s: %s", self._model, error)
+            return None
+        received, reused = float(took.received), float(took.reused)
+        return Done({"received_bytes": received, "reused_bytes": reused, "seconds": took.seconds})
+
+    def _verify(self, offer: Offer) -> Outcome:
+        bundle = self._bundle(offer.bundle)
+        for part in bundle.manifest.for_device():
+            bundle.bytes_of(part.path)
+        described = bundle.description
+        if described.model != self._model or described.target != self._site.target:
+            wanted, got = (
+                f"{self._model} for {self._site.target}",
+                f"{described.model} for {described.target}",
+            )
+            return Failed("wrong_bundle", f"expected {wanted}, got {got}")
+        return self._fits(described)
+
+    def _fits(self, described: BundleDescription) -> Outcome:
+        requires = described.requires
+        self._site.runtime(requires.runtime)
+        firmware = self._site.facts.firmware()
+        for part, wanted in requires.firmware.items():
+            if not _satisfies(firmware.get(part, ""), wanted):
+                got = firmware.get(part) or "none"
+                return Failed("wrong_firmware", f"{part}: expected {wanted}, got {got}")
+        free = self._site.facts.free_memory()
+        if free is not None and free < requires.memory_bytes:
+            return Failed("no_memory", f"memory: expected {requires.memory_bytes} free bytes, got {free}")
+        return Done()
+
+    def _await(self, offer: Offer, cancelled: Cancelled) -> Outcome:
+        while not cancelled():
+            if self._too_late(offer):
+                return Failed("expired", f"not activated before {offer.activate_before:%Y-%m-%dT%H:%M:%SZ}")
+            if not self._site.facts.gates():
+                break
+            time.sleep(_POLL)
+        return Done()
+
+    def _too_late(self, offer: Offer) -> bool:
+        return self._site.now() >= offer.activate_before
+
+    # --- running ------------------------------------------------------------------------------------
+
+    def _load(self, offer: Offer) -> Outcome:
+        start = time.perf_counter()
+        self._drop_candidate()
+        self._candidate, self._golden = self._loaded(offer.bundle)
+        return Done({"load_ms": (time.perf_counter() - start) * 1e3})
+
+    def _prove(self, action: Action, cancelled: Cancelled) -> Outcome:
+        engine, settings = self._site.engine, self._site.settings
+        if self._candidate is None or self._golden is None:
+            return Failed("not_loaded", f"{self._model}: no candidate is loaded")
+        if action is Action.CHECK_GOLDEN:
+            return proving.golden_check(self._candidate, self._golden)
+        if action is Action.SHADOW:
+            return proving.shadow(engine, self._candidate, settings.shadow_window, cancelled)
+        return proving.canary(engine, self._candidate, self._golden, settings.health_window, cancelled)
+
+    def _commit(self, data: UpdateData) -> Outcome:
+        engine = self._site.engine
+        if self._candidate is not None and data.active and self._candidate.digest == data.active.digest:
+            engine.place(self._model, Slot(active=self._candidate))
+            self._candidate = None
+        self._point(data)
+        return Done()
+
+    def _roll_back(self, data: UpdateData) -> Outcome:
+        engine = self._site.engine
+        active = engine.slot(self._model).active
+        if data.active is None:
+            engine.place(self._model, Slot())
+        elif active is not None and active.digest == data.active.digest:
+            engine.place(self._model, Slot(active=active))
+        else:
+            try:
+                self.start(data.active)
+            except KedgeError as error:
+                return ActiveBroken(str(error))
+        self._drop_candidate()
+        self._point(data)
+        return Done()
+
+    def _drop_candidate(self) -> None:
+        if self._candidate is not None:
+            self._candidate.retire()
+        self._candidate = self._golden = None
+
+    def _point(self, data: UpdateData) -> None:
+        for name, bundle in (("previous", data.previous), ("active", data.active)):
+            self._site.store.point(self._model, name, Digest(bundle.digest) if bundle else None)
+        needed = self._site.needed()
+        if needed is not None:
+            keep = {digest for bundle in needed for digest in self._parts(bundle)}
+            self._site.store.collect(keep)
+
+    def _parts(self, bundle: AssignedBundle) -> list[Digest]:
+        parts = [Digest(x.digest) for x in self._bundle(bundle).manifest.for_device()]
+        return [Digest(bundle.digest), Digest(bundle.index), *parts]
+
+    def _bundle(self, bundle: AssignedBundle) -> Bundle:
+        return Bundle(Digest(bundle.digest), self._site.store.get)
+
+    def _loaded(self, assigned: AssignedBundle) -> tuple[Instance, proving.Vectors]:
+        bundle = self._bundle(assigned)
+        described = bundle.description
+        artifact = Digest(bundle.manifest.file(described.artifact).digest)
+        if not self._site.store.intact(artifact):
+            raise BundleError(f"store: {artifact} is missing or damaged")
+        runtime = self._site.runtime(described.requires.runtime)
+        golden = proving.vectors(described, bundle.bytes_of)
+        instance = Instance(
+            digest=assigned.digest,
+            version=assigned.version,
+            description=described,
+            loaded=runtime.load(self._site.store.path(artifact), threads=self._site.settings.threads),
+            baseline=baseline.decode(bundle.bytes_of(described.baseline)) if described.baseline else None,
+        )
+        instance.warm_up(golden.inputs[0])
+        return instance, golden
+
+
+def _satisfies(version: str, wanted: str) -> bool:
+    try:
+        return Version(version) in SpecifierSet(wanted)
+    except (InvalidVersion, InvalidSpecifier):
+        return False
