@@ -1,0 +1,53 @@
+"""The forms: each calls one service and returns to the page that it came from."""
+
+from __future__ import annotations
+
+from litestar import post
+from litestar.params import FromPath
+from litestar.response import Redirect
+
+from fleet.rollout.states import Move
+from server.console.pages import OPERATOR, AnyRequest, ServicesDep, done
+from server.console.words import ASKS
+from server.errors import NotFoundError
+
+
+@post(
+    "/devices/{device_id:str}/flush",
+    opt=OPERATOR,
+    sync_to_thread=True,
+    include_in_schema=False,
+    status_code=303,
+)
+def flush(request: AnyRequest, services: ServicesDep, device_id: FromPath[str]) -> Redirect:
+    """Ask a device to send what waits."""
+    services.devices.flush(request.user, device_id)
+    return done(f"/devices/{device_id}", "flush")
+
+
+@post(
+    "/devices/{device_id:str}/revoke",
+    opt=OPERATOR,
+    sync_to_thread=True,
+    include_in_schema=False,
+    status_code=303,
+)
+def revoke(request: AnyRequest, services: ServicesDep, device_id: FromPath[str]) -> Redirect:
+    """Shut a device out."""
+    services.devices.revoke(request.user, device_id)
+    return done(f"/devices/{device_id}", "revoke")
+
+
+@post("/rollouts/{rollout_id:int}/{move:str}", opt=OPERATOR, sync_to_thread=True, include_in_schema=False,
+      status_code=303)  # fmt: skip
+def steer(
+    request: AnyRequest, services: ServicesDep, rollout_id: FromPath[int], move: FromPath[str]
+) -> Redirect:
+    """Approve, pause, resume, promote, abort or roll back."""
+    if move not in ASKS:
+        raise NotFoundError(f"rollout: expected one of {', '.join(ASKS)}, got {move!r}")
+    services.rollouts.command(request.user, rollout_id, Move(move))
+    return done(f"/rollouts/{rollout_id}", move)
+
+
+HANDLERS = (flush, revoke, steer)

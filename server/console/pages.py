@@ -1,0 +1,116 @@
+"""What every page shares: who may see it, what its frame shows, and errors as pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from litestar import Request, Response
+from litestar.di import NamedDependency
+from litestar.params import SkipValidation
+from litestar.response import Redirect, Template
+
+from fleet.errors import KedgeError
+from server.console.views import overview
+from server.errors import RequestError, UnauthenticatedError
+from server.services.container import Services
+from server.services.roles import Principal, Role
+
+AnyRequest: TypeAlias = Request[Any, Any, Any]
+ServicesDep: TypeAlias = NamedDependency[SkipValidation[Services]]
+
+#: A handler's `opt`: who may call it, as the server's guard reads it.
+PUBLIC: Final[dict[str, Any]] = {"public": True}
+VIEWER: Final[dict[str, Any]] = {"role": Role.VIEWER}
+OPERATOR: Final[dict[str, Any]] = {"role": Role.OPERATOR}
+ADMIN: Final[dict[str, Any]] = {"role": Role.ADMIN}
+
+#: Name of the icon and section, address, text.
+MENU: Final = (
+    ("overview", "/", "Overview"),
+    ("devices", "/devices", "Devices"),
+    ("releases", "/releases", "Releases"),
+    ("rollouts", "/rollouts", "Rollouts"),
+    ("live", "/live", "Live"),
+    ("offload", "/offload", "Offload"),
+)
+ADMIN_MENU: Final = (("audit", "/audit", "Audit"),)
+
+#: What a form did, by the word that its redirect carries: the URL never brings text of its own.
+DONE: Final = {
+    "flush": "Asked the device to send what waits. It does so as soon as it is connected.",
+    "revoke": "The device is revoked.",
+    "created": "The rollout waits for approval: nothing is sent before.",
+    "approve": "The rollout has begun with its first group.",
+    "pause": "The rollout is paused: devices that have begun go on, no other begins.",
+    "resume": "The rollout goes on.",
+    "promote": "The next group has begun.",
+    "abort": "The rollout is aborted.",
+    "roll_back": "Devices go back to what they ran before.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class May:
+    """What the person who looks may do: buttons that would be refused are not shown."""
+
+    operate: bool
+    administrate: bool
+
+
+def page(request: AnyRequest, services: Services, template: str, section: str, **context: object) -> Template:
+    """Return a page in the console's frame.
+
+    Args:
+        request: who asks, and whether a form just did something.
+        services: for the time, and what the navigation counts.
+        template: the template's name.
+        section: the entry of the navigation that it belongs to.
+        context: what the template shows.
+    """
+    me: Principal = request.user
+    now = services.clock.now()
+    with services.database.read() as session:
+        needs = overview.needs_count(session, now)
+    done = DONE.get(request.query_params.get("done", ""))
+    admin = me.role.includes(Role.ADMIN)
+    frame = {
+        "now": now,
+        "me": me,
+        "may": May(operate=me.role.includes(Role.OPERATOR), administrate=admin),
+        "menu": (*MENU, *ADMIN_MENU) if admin else MENU,
+        "section": section,
+        "needs_count": needs,
+        "origin": str(request.base_url).rstrip("/"),
+        "flash": ("ok", done) if done else None,
+        "search": "",
+    }
+    return Template(template_name=template, context={**frame, **context})
+
+
+def done(path: str, word: str) -> Redirect:
+    """Return to a page after a form did its work; `word` is a key of `DONE`."""
+    return Redirect(f"{path}?done={word}", status_code=303)
+
+
+def on_error(request: AnyRequest, error: KedgeError) -> Response[Any]:
+    """Show what went wrong as a page; somebody who is not logged in gets the login page instead."""
+    if isinstance(error, UnauthenticatedError):
+        if request.headers.get("hx-request"):
+            # A part of a page asks, or its stream: the whole page has to go, not the part.
+            return Response(None, status_code=error.status, headers={"HX-Redirect": "/login"})
+        return Redirect("/login", status_code=303)
+    status = error.status if isinstance(error, RequestError) else 400
+    title = error.title if isinstance(error, RequestError) else "This cannot be done"
+    services: Services = request.app.state.services
+    shown = page(
+        request, services, "error.html", "", problem_title=title, problem=str(error), back=_back(request)
+    )
+    shown.status_code = status
+    return shown
+
+
+def _back(request: AnyRequest) -> str:
+    """Return the page that a form was on: its path without the verb, or the overview."""
+    path = request.url.path
+    return path.rsplit("/", 1)[0] or "/" if request.method == "POST" else "/"

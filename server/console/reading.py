@@ -1,0 +1,94 @@
+"""The pages to look at. Each works without scripts; with them, parts of it follow what happens."""
+
+from __future__ import annotations
+
+from litestar import get
+from litestar.params import FromPath
+from litestar.response import Template
+
+from server.console.looks import ACTION, DEVICE, ROLLOUT
+from server.console.pages import ADMIN, VIEWER, AnyRequest, ServicesDep, page
+from server.console.views import audit, devices, offload, overview, releases, rollouts
+from server.console.words import ASKS
+from server.errors import NotFoundError
+
+
+@get("/", opt=VIEWER, sync_to_thread=True, include_in_schema=False)
+def overview_page(request: AnyRequest, services: ServicesDep) -> Template:
+    """What needs me now?"""
+    with services.database.read() as session:
+        view = overview.page(session, services.clock.now())
+    return page(request, services, "overview.html", "overview", view=view)
+
+
+@get("/devices", opt=VIEWER, sync_to_thread=True, include_in_schema=False)
+def devices_page(request: AnyRequest, services: ServicesDep) -> Template:
+    """Who is late, outdated, holding back?"""
+    with services.database.read() as session:
+        every = devices.lines(session, services.clock.now())
+    view = devices.listing(every, dict(request.query_params))
+    return page(
+        request, services, "devices.html", "devices",
+        view=view, enrolled=len(every), tally=devices.tally(every), choices=devices.choices(every), looks=DEVICE,
+        search=view.query["q"],
+    )  # fmt: skip
+
+
+@get("/devices/{device_id:str}", opt=VIEWER, sync_to_thread=True, include_in_schema=False)
+def device_page(request: AnyRequest, services: ServicesDep, device_id: FromPath[str]) -> Template:
+    """What runs here, why, and what comes next?"""
+    with services.database.read() as session:
+        view = devices.page(session, device_id, services.clock.now())
+        known = devices.versions(session)
+    if view is None:
+        raise NotFoundError(f"device {device_id}: not enrolled here")
+    return page(request, services, "device.html", "devices", view=view, known=known)
+
+
+@get("/releases", opt=VIEWER, sync_to_thread=True, include_in_schema=False)
+def releases_page(request: AnyRequest, services: ServicesDep) -> Template:
+    """Which variant fits what, at which accuracy, size and speed?"""
+    with services.database.read() as session:
+        view = releases.matrices(session)
+    return page(request, services, "releases.html", "releases", view=view)
+
+
+@get("/rollouts", opt=VIEWER, sync_to_thread=True, include_in_schema=False)
+def rollouts_page(request: AnyRequest, services: ServicesDep) -> Template:
+    """What is under way, and what stopped?"""
+    with services.database.read() as session:
+        view = rollouts.listing(session, dict(request.query_params))
+    return page(request, services, "rollouts.html", "rollouts", view=view, looks=ROLLOUT)
+
+
+@get("/rollouts/{rollout_id:int}", opt=VIEWER, sync_to_thread=True, include_in_schema=False)
+def rollout_page(request: AnyRequest, services: ServicesDep, rollout_id: FromPath[int]) -> Template:
+    """Is it safe to go on?"""
+    with services.database.read() as session:
+        view = rollouts.page(session, rollout_id, dict(request.query_params), services.clock.now())
+    if view is None:
+        raise NotFoundError(f"rollout {rollout_id}: expected an existing one")
+    return page(request, services, "rollout.html", "rollouts", view=view, looks=ACTION, asks=ASKS)
+
+
+@get("/offload", opt=VIEWER, sync_to_thread=True, include_in_schema=False)
+def offload_page(request: AnyRequest, services: ServicesDep) -> Template:
+    """Is the cloud earning its money?"""
+    with services.database.read() as session:
+        view = offload.page(session, services.clock.now())
+    return page(
+        request, services, "offload.html", "offload", view=view, queue=services.offload_views.overview()
+    )
+
+
+@get("/audit", opt=ADMIN, sync_to_thread=True, include_in_schema=False)
+def audit_page(request: AnyRequest, services: ServicesDep) -> Template:
+    """Who did what?"""
+    with services.database.read() as session:
+        view, actors = audit.listing(session, dict(request.query_params)), audit.actors(session)
+    return page(request, services, "audit.html", "audit", view=view, actors=actors)
+
+
+HANDLERS = (
+    overview_page, devices_page, device_page, releases_page, rollouts_page, rollout_page, offload_page, audit_page,
+)  # fmt: skip

@@ -1,0 +1,50 @@
+"""What the console asks before it does something that matters."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Ask(NamedTuple):
+    """One question.
+
+    Attributes:
+        text: on the button.
+        tone: the button's class.
+        title, body: the question, and what will happen.
+    """
+
+    text: str
+    tone: str
+    title: str
+    body: str
+
+
+#: Move of a rollout (`fleet.rollout.states.Move`) to what is asked first.
+ASKS: Final = {
+    "approve": Ask(
+        "Approve", "primary", "Approve and begin?", "The first group gets its assignments at once."
+    ),
+    "resume": Ask("Resume", "primary", "Resume this rollout?", "It goes on where it stands."),
+    "promote": Ask(
+        "Promote",
+        "primary",
+        "Begin the next group now?",
+        "The next group begins without waiting for this one to reach its thresholds.",
+    ),
+    "pause": Ask(
+        "Pause", "", "Pause this rollout?", "Devices that have begun go on and report. No other group begins."
+    ),
+    "roll_back": Ask(
+        "Roll back",
+        "danger",
+        "Roll every device back?",
+        "Each device that got the release, or may have got it, is told to return to what it ran before.",
+    ),
+    "abort": Ask(
+        "Abort",
+        "danger",
+        "Abort this rollout?",
+        "Devices that have not begun are left as they are. Those that have the release keep it. This cannot be undone.",
+    ),
+}
