@@ -27,6 +27,8 @@ tls_version tlsv1.2
 # Who has no certificate of the fleet does not get in; who has one is who it says.
 require_certificate true
 use_identity_as_username true
+# Nor can it take over the session of another by using its client id.
+use_username_as_clientid true
 allow_anonymous false
 acl_file {out}/acl
 set_tcp_nodelay true

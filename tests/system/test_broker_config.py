@@ -1,0 +1,172 @@
+"""The mosquitto that `kedge broker config` sets up: who gets in, and what a device can do there."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from brokers import mosquitto_binary
+from fleet.errors import WireError
+from fleet.ids import DeviceId, Digest
+from fleet.wire import topics
+from mtls import Identity, Peer, keep, peer, request
+from processes import free_port, listens, running, wait_until
+from server.errors import InvalidError, SettingsError
+from server.services import broker_config
+from server.services.authority import FleetAuthority
+from trust_world import ManualClock
+
+
+class NowClock(ManualClock):
+    """The real time, for certificates that a real TLS library checks."""
+
+    def now(self) -> float:
+        """Return seconds since the Unix epoch."""
+        import time
+
+        return time.time()
+
+
+class Site:
+    """A running broker, its authority, and identities."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.authority = FleetAuthority(folder / "ca", NowClock())
+        self.port = free_port()
+        self.files = broker_config.write(folder / "out", self.authority, port=self.port, host="127.0.0.1")
+        self.ca = folder / "out" / "ca.pem"
+
+    def device(self, name: str) -> Identity:
+        """Enrol a device."""
+        key, csr = request()
+        certificate = self.authority.sign_device(csr, DeviceId(name))
+        return keep(self.folder / "ids", name, key, certificate.encode())
+
+    def server(self) -> Identity:
+        """Return the server's identity."""
+        return keep(self.folder / "ids", "server", *self.authority.issue_server())
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    made = Site(tmp_path_factory.mktemp("broker"))
+    config = made.files[0]
+    # Started by root, mosquitto becomes a user who may not read a test's folder.
+    config.write_text(f"user root\n{config.read_text()}")
+    log = made.folder / "mosquitto.log"
+    with running([mosquitto_binary(), "-c", str(config)], log) as process:
+        wait_until(lambda: listens(made.port) or not process.running(), "mosquitto listens")
+        assert process.running(), process.output()
+        yield made
+
+
+@pytest.fixture
+def server(site: Site) -> Iterator[Peer]:
+    with peer(site.port, site.ca, site.server(), "server") as connected:
+        connected.subscribe(f"{topics.ROOT}/#")
+        yield connected
+
+
+def seen(server: Peer, site: Site) -> list[tuple[str, bytes]]:
+    """Return what the server has received when a message sent last has come."""
+    mark = (topics.trust(f"mark-{len(server.received)}"), b"x")
+    server.publish(*mark)
+    wait_until(lambda: mark in server.received, "the server's own message comes back")
+    assert site.port
+    return server.received
+
+
+def test_without_a_certificate_nobody_gets_in(site: Site) -> None:
+    """A client that knows the address but has no certificate of the fleet tries to connect."""
+    with (
+        pytest.raises((ssl.SSLError, ConnectionError, AssertionError)),
+        peer(site.port, site.ca, None, "stranger"),
+    ):
+        pass
+
+
+def test_a_certificate_of_another_authority_is_none(site: Site, tmp_path: Path) -> None:
+    """Somebody makes an authority of his own, and a certificate that says kedge-server."""
+    other = FleetAuthority(tmp_path / "ca", NowClock())
+    identity = keep(tmp_path, "evil", *other.issue_server())
+    with (
+        pytest.raises((ssl.SSLError, ConnectionError, AssertionError)),
+        peer(site.port, site.ca, identity, "evil"),
+    ):
+        pass
+
+
+def test_a_device_publishes_only_as_itself(site: Site, server: Peer) -> None:
+    """d1 speaks for d2, publishes a chunk, metadata, its own assignment: only its own uplink arrives."""
+    d2, chunk = DeviceId("d2"), topics.chunk(Digest.of(b"c"))
+    forbidden = [topics.hello(d2), topics.event(d2), chunk, topics.trust("timestamp.json")]
+    forbidden += [topics.assignment(DeviceId("d1")), "kedge/v1/device/d1/other", "other/topic", "$SYS/x"]
+    with peer(site.port, site.ca, site.device("d1")) as d1:
+        for topic in forbidden:
+            d1.publish(topic, b"evil", retain=True)
+        d1.publish(topics.hello(DeviceId("d1")), b"good")
+        received = seen(server, site)
+    assert (topics.hello(DeviceId("d1")), b"good") in received
+    assert not [topic for topic, payload in received if payload == b"evil"]
+
+
+def test_a_device_reads_only_its_own(site: Site, server: Peer) -> None:
+    """d1 subscribes to d2's assignment, to everything, to `+`: it gets its own, chunks and metadata."""
+    mine, other = topics.assignment(DeviceId("d1")), topics.assignment(DeviceId("d2"))
+    chunk, meta = topics.chunk(Digest.of(b"c")), topics.trust("timestamp.json")
+    with peer(site.port, site.ca, site.device("d1")) as d1:
+        d1.subscribe(other, mine, chunk, meta, "kedge/v1/device/+/assignment", "#")
+        for topic in (other, topics.reply(DeviceId("d2")), topics.hello(DeviceId("d2"))):
+            server.publish(topic, b"secret", retain=True)
+        for topic in (mine, chunk, meta):
+            server.publish(topic, b"mine", retain=True)
+        wait_until(lambda: {t for t, _ in d1.received} >= {mine, chunk, meta}, "its own messages come")
+        server.publish(topics.reply(DeviceId("d1")), b"last")
+        wait_until(lambda: any(payload == b"last" for _, payload in d1.received), "the last message comes")
+    assert not [topic for topic, payload in d1.received if payload == b"secret"]
+
+
+def test_a_device_cannot_take_over_another_session(site: Site, server: Peer) -> None:
+    """d2 connects with the client id of d1, and of the server, to throw them out."""
+    with peer(site.port, site.ca, site.device("d1"), "d1") as d1:
+        for stolen in ("d1", "server", "kedge-server"):
+            with peer(site.port, site.ca, site.device("d2"), stolen) as d2:
+                d2.publish(topics.hello(DeviceId("d2")), b"hi")
+        d1.publish(topics.hello(DeviceId("d1")), b"still here")
+        assert (topics.hello(DeviceId("d1")), b"still here") in seen(server, site)
+        assert not d1.lost
+        assert not server.lost
+
+
+@pytest.mark.parametrize("name", ["#", "+", "a/b", "", "A", "a" * 64, "-a", "a\0"])
+def test_no_id_can_mean_something_in_an_acl(name: str) -> None:
+    """A device asks to be called `#`: such an id cannot even be made."""
+    with pytest.raises(WireError):
+        DeviceId(name)
+
+
+def test_the_servers_name_is_not_given_away(site: Site) -> None:
+    """A device asks to be called kedge-server, the user who may do everything."""
+    with pytest.raises(InvalidError, match="server's own"):
+        site.authority.sign_device(request()[1], DeviceId("kedge-server"))
+
+
+@pytest.mark.parametrize(
+    ("port", "host", "message"),
+    [(0, "", "port"), (70000, "", "port"), (8883, "a b", "host"), (8883, "#", "host")],
+)
+def test_a_wrong_port_or_host_is_named(
+    site: Site, tmp_path: Path, port: int, host: str, message: str
+) -> None:
+    with pytest.raises(InvalidError, match=message):
+        broker_config.write(tmp_path / "out", site.authority, port=port, host=host)
+
+
+def test_a_folder_that_cannot_be_written_is_named(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="file"):
+        broker_config.write(tmp_path / "file", site.authority, port=8883)
