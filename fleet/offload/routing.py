@@ -154,9 +154,10 @@ class _View(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _Filter: TypeAlias = tuple[str, bool, Callable[[_View], bool]]
-#: Reason, whether it passes with time, and what must hold.
+#: Reason, whether it may pass before the request expires, and what must hold. A pool can be given a model any
+#: day; what an operator's policy forbids is refused at once, so that the data is not kept.
 FILTERS: Final[tuple[_Filter, ...]] = (
-    ("does not serve the model", False, lambda v: v.ask.model in v.pool.models),
+    ("does not serve the model", True, lambda v: v.ask.model in v.pool.models),
     ("outside the allowed regions", False, lambda v: v.pool.region in (v.policy.regions or (v.pool.region,))),
     ("may not be sent this data class", False, lambda v: v.ask.data_class in v.pool.data_classes),
     ("draining", True, lambda v: v.pool.state is PoolState.ACTIVE),
@@ -189,7 +190,7 @@ def route(
         found = {name: reason for name, reason in against.items() if reason is not None}
         return Refusal(
             reasons={name: reason for name, (reason, _) in found.items()},
-            passing=now < ask.expires and any(passes for _, passes in found.values()),
+            passing=now < ask.expires and (not pools or any(passes for _, passes in found.values())),
         )
     best = min(fit, key=lambda view: (view.price, view.wait, view.pool.name))
     return Choice(

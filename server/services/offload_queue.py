@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-import threading
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from sqlmodel import Session, col, func, select, update
@@ -56,13 +56,17 @@ class OffloadQueue:
     """Stores requests by (device, id): a repeat changes nothing, but for sending a known answer again."""
 
     def __init__(self, database: Database, clock: Clock, health: Health) -> None:
-        """Keep where to write; `arrived` is set when there is something to do."""
-        self.arrived: Final = threading.Event()
+        """Keep where to write."""
         self._database: Final = database
         self._clock: Final = clock
         self._health: Final = health
         self._answers: Final = codec.Decoder(Answer)
         self._requests: Final = codec.Decoder(HardRequest)
+        self._wake: Callable[[], None] = lambda: None
+
+    def on_arrival(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called when there is something to do."""
+        self._wake = wake
 
     def submit(self, device: DeviceId, request: HardRequest) -> None:
         """Store a request; quick, and safe to repeat."""
@@ -78,7 +82,7 @@ class OffloadQueue:
             else:
                 session.add(_row(device, request, now, _deadline(request, now, sender.clock_untrusted)))
                 self._health.count("offload_requests")
-        self.arrived.set()
+        self._wake()
 
     def recover(self) -> None:
         """Queue again what was being worked on when the server died."""

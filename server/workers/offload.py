@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 from fleet.wire import codec, topics
-from server.errors import BrokerError
+from fleet.wire.messages import Answer
 from server.ports.broker import Publisher
 from server.services.live import Live
 from server.services.offload import Later, Offload
 from server.services.offload_queue import Job, OffloadQueue
+from server.workers.supervisor import Worker
 
 LOG: Final = logging.getLogger("kedge.offload")
 #: Requests that are worked on at once.
@@ -30,57 +30,55 @@ class OffloadWorker:
         self._offload: Final = offload
         self._publisher: Final = publisher
         self._live: Final = live
-        self._stopping: Final = threading.Event()
-        self._thread: Final = threading.Thread(target=self._run, name="offload", daemon=True)
-        self._running: Final[set[Future[None]]] = set()
-        self._failure = ""
+        self._pool: Final = ThreadPoolExecutor(CONCURRENCY, thread_name_prefix="offload")
+        self._running: Final[dict[Future[Answer | Later], Job]] = {}
+        self._steps = 0
+        self._worker: Final = Worker("offload", self._step, _TICK)
+        queue.on_arrival(self._worker.wake)
 
     def start(self) -> None:
         """Take up what the last run left, and begin."""
         self._queue.recover()
-        self._thread.start()
+        self._worker.start()
 
     def stop(self) -> None:
         """Finish the calls under way, and stop; what is queued stays queued."""
-        self._stopping.set()
-        self._queue.arrived.set()
-        if self._thread.is_alive():
-            self._thread.join()
-        self._offload.close()
+        self._worker.stop()
+        self._pool.shutdown()
+        try:
+            self._collect()
+        finally:
+            self._offload.close()
 
     def health(self) -> str:
         """Return "" when it works, or what is wrong."""
-        return self._failure or ("" if self._thread.is_alive() else "not running")
+        return self._worker.health()
 
-    def _run(self) -> None:
-        with ThreadPoolExecutor(CONCURRENCY, thread_name_prefix="offload") as pool:
-            round_number = 0
-            while not self._stopping.is_set():
-                self._queue.arrived.wait(_TICK)
-                self._queue.arrived.clear()
-                round_number += 1
-                try:
-                    self._round(pool)
-                    if round_number % _PURGE_EVERY == 0:
-                        self._queue.purge()
-                    self._failure = ""
-                except Exception as error:  # the worker's edge: a locked or full database must not end it
-                    LOG.exception("offload")
-                    self._failure = f"{type(error).__name__}: {error}"
-
-    def _round(self, pool: ThreadPoolExecutor) -> None:
-        self._running.difference_update([x for x in self._running if x.done()])
+    def _step(self) -> None:
+        self._collect()
         for job in self._queue.take(CONCURRENCY - len(self._running)):
-            self._running.add(pool.submit(self._work, job))
+            future = self._pool.submit(self._work, job)
+            self._running[future] = job
+            future.add_done_callback(lambda _: self._worker.wake())
         self._deliver()
+        self._steps += 1
+        if self._steps % _PURGE_EVERY == 0:
+            self._queue.purge()
 
-    def _work(self, job: Job) -> None:
+    def _work(self, job: Job) -> Answer | Later:
         try:
-            answer = self._offload.answer(job)
-        except Exception as error:  # the thread's edge: one odd request must not stay "running" for ever
+            return self._offload.answer(job)
+        except Exception as error:  # the thread's boundary: logged, and tried again
             LOG.exception("offload of %s", job.request.id)
-            self._queue.put_back(job, f"{type(error).__name__}: {error}")
-            return
+            return Later(f"{type(error).__name__}: {error}")
+
+    def _collect(self) -> None:
+        """Store what the calls gave; where that fails, the next step tries again."""
+        for future in [x for x in self._running if x.done()]:
+            self._store(self._running[future], future.result())
+            del self._running[future]
+
+    def _store(self, job: Job, answer: Answer | Later) -> None:
         if isinstance(answer, Later):
             self._queue.put_back(job, answer.reason)
             return
@@ -89,13 +87,9 @@ class OffloadWorker:
             "offload",
             {"device": job.device, "model": answer.model, "pool": answer.pool, "error": answer.error},
         )
-        self._queue.arrived.set()
 
     def _deliver(self) -> None:
-        try:
-            for delivery in self._queue.undelivered():
-                payload = codec.encode(delivery.answer)
-                self._publisher.publish(topics.reply(delivery.device), payload, retain=False)
-                self._queue.delivered(delivery)
-        except BrokerError as error:
-            LOG.info("answers wait for the broker: %s", error)
+        for delivery in self._queue.undelivered():
+            payload = codec.encode(delivery.answer)
+            self._publisher.publish(topics.reply(delivery.device), payload, retain=False)
+            self._queue.delivered(delivery)

@@ -71,6 +71,7 @@ def test_residency_is_final_and_a_full_pool_is_not() -> None:
     assert not refusal(POOL, policy=Policy(regions=("us",))).passing
     assert refusal(POOL, BUSY).passing
     assert not refusal(POOL, BUSY, now=200.0).passing
+    assert route(ASK, [], {}, Policy(), 0.0) == Refusal(reasons={}, passing=True)
 
 
 def test_data_that_may_not_leave_its_region_goes_to_the_dearer_pool_there() -> None:
