@@ -1,0 +1,132 @@
+"""A small client of the server's API, for the command line. It imports nothing of the server's libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import httpx
+
+from fleet.ids import Digest
+from server.errors import ClientError
+
+#: A JSON value, as the API gives it.
+Json = Any
+_PIECE: Final = 1024 * 1024
+
+
+class ApiClient:
+    """Calls the API of one server. Use it as a context manager."""
+
+    def __init__(self, server: str, token: str) -> None:
+        """Prepare; nothing is sent yet.
+
+        Raises:
+            ClientError: the URL or the token is missing.
+        """
+        if not server:
+            raise ClientError("which server? give --server URL, or set KEDGE_SERVER")
+        if not token:
+            raise ClientError("not logged in: give --token TOKEN, or set KEDGE_TOKEN")
+        try:
+            self._http: Final = httpx.Client(
+                base_url=server.rstrip("/") + "/api/v1",
+                headers={"Authorization": f"Bearer {token}"},
+                timeout=httpx.Timeout(60.0, connect=10.0),
+                trust_env=False,
+            )
+        except (httpx.InvalidURL, UnicodeEncodeError) as error:
+            raise ClientError(f"{server}: no URL, or no token: {error}") from error
+        self._server: Final = server
+
+    def __enter__(self) -> ApiClient:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def get(self, path: str, **query: object) -> Json:
+        """Return what the server answers.
+
+        Raises:
+            ClientError: the server refused, or cannot be reached.
+        """
+        asked = {name: value for name, value in query.items() if value not in (None, "", [], ())}
+        return self._call("GET", path, params=asked)
+
+    def post(self, path: str, body: Mapping[str, object] | None = None) -> Json:
+        """Send, and return what the server answers.
+
+        Raises:
+            ClientError: the server refused, or cannot be reached.
+        """
+        return self._call("POST", path, json=dict(body or {}))
+
+    def put(self, path: str, body: Mapping[str, object]) -> Json:
+        """Send, and return what the server answers.
+
+        Raises:
+            ClientError: the server refused, or cannot be reached.
+        """
+        return self._call("PUT", path, json=dict(body))
+
+    def delete(self, path: str) -> None:
+        """Remove.
+
+        Raises:
+            ClientError: the server refused, or cannot be reached.
+        """
+        self._call("DELETE", path)
+
+    def has_blob(self, digest: Digest) -> bool:
+        """Return whether the server has the blob already.
+
+        Raises:
+            ClientError: the server cannot be reached, or does not let us ask.
+        """
+        answer = self._send("HEAD", f"/blobs/{digest}")
+        if answer.status_code not in (200, 404):
+            raise ClientError(f"{self._server}: {answer.status_code} for a blob: may this token publish?")
+        return answer.status_code == 200  # noqa: PLR2004 - HTTP's OK
+
+    def put_blob(self, digest: Digest, path: Path) -> None:
+        """Upload a file.
+
+        Raises:
+            ClientError: the server refused, or cannot be reached.
+        """
+        size = str(path.stat().st_size)
+        self._checked(
+            self._send("PUT", f"/blobs/{digest}", content=_pieces(path), headers={"Content-Length": size})
+        )
+
+    def _call(self, method: str, path: str, **more: Any) -> Json:  # noqa: ANN401 - httpx's keywords
+        return self._checked(self._send(method, path, **more))
+
+    def _send(self, method: str, path: str, **more: Any) -> httpx.Response:  # noqa: ANN401 - as above
+        try:
+            return self._http.request(method, path, **more)
+        except httpx.HTTPError as error:
+            raise ClientError(f"{self._server}: {str(error) or type(error).__name__}") from error
+
+    def _checked(self, answer: httpx.Response) -> Json:
+        try:
+            body = answer.json() if answer.content else None
+        except ValueError:
+            body = None
+        if answer.is_success:
+            return body
+        detail = body.get("detail") if isinstance(body, dict) else None
+        raise ClientError(f"{self._server}: {detail or answer.reason_phrase} ({answer.status_code})")
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            yield piece

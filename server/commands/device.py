@@ -1,0 +1,188 @@
+"""`kedge device`."""
+
+from __future__ import annotations
+
+import click
+
+from server.client.http import Json
+from server.commands.shared import connect, moment, print_json, server_options, short, table
+from server.services.labels import parse_labels
+
+
+@click.group()
+def device() -> None:
+    """List, show, claim, label and flush devices."""
+
+
+@device.command("list")
+@click.option("--text", default="", help="Part of the id.")
+@click.option("--target", default="", help="Only devices of this target.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Only devices with this label.")
+@click.option("--online/--offline", default=None, help="Only those that are connected, or are not.")
+@click.option("--limit", type=click.IntRange(1, 500), default=100, show_default=True)
+@click.option("--offset", type=click.IntRange(0), default=0)
+@server_options
+def list_devices(
+    *,
+    text: str,
+    target: str,
+    labels: tuple[str, ...],
+    online: bool | None,
+    limit: int,
+    offset: int,
+    server: str,
+    token: str,
+    as_json: bool,
+) -> None:
+    """List devices and what runs on them."""
+    with connect(server, token) as client:
+        page = client.get(
+            "/devices",
+            text=text,
+            target=target,
+            label=list(labels),
+            online=online,
+            limit=limit,
+            offset=offset,
+        )
+    if as_json:
+        print_json(page)
+        return
+    table(
+        ("DEVICE", "TARGET", "ONLINE", "SEEN", "MODELS", "LABELS"),
+        [
+            (
+                x["id"],
+                x["target"],
+                "yes" if x["online"] else "no",
+                moment(x["last_seen_at"]),
+                ", ".join(f"{m['model']} {m['active_version'] or '-'}" for m in x["models"]) or "-",
+                " ".join(f"{k}={v}" for k, v in x["labels"].items()) or "-",
+            )
+            for x in page["items"]
+        ],
+    )
+    click.echo(f"{len(page['items'])} of {page['total']}", err=True)
+
+
+@device.command("show")
+@click.argument("device_id")
+@server_options
+def show(device_id: str, server: str, token: str, as_json: bool) -> None:
+    """Show one device, its models and its latest events."""
+    with connect(server, token) as client:
+        found = client.get(f"/devices/{device_id}")
+        events = client.get(f"/devices/{device_id}/events", limit=10)
+        refused = client.get("/refusals", device=device_id, limit=10)
+    if as_json:
+        print_json({**found, "events": events, "refusals": refused})
+        return
+    _show(found, events, refused)
+
+
+def _show(found: Json, events: Json, refused: Json) -> None:
+    state = "connected" if found["online"] else "not connected"
+    click.echo(f"{found['id']}  {found['target']}  {state}, last seen {moment(found['last_seen_at'])}")
+    for key, value in found["firmware"].items():
+        click.echo(f"  {key} {value}")
+    table(
+        ("MODEL", "ACTIVE", "VERSION", "PREVIOUS", "WANTED", "STATE"),
+        [
+            (
+                m["model"],
+                short(m["active"]),
+                m["active_version"] or "-",
+                short(m["previous"]),
+                short(m["desired"]),
+                m["state"],
+            )
+            for m in found["models"]
+        ],
+    )
+    for event in events:
+        click.echo(f"{moment(event['received_at'])}  {event['model']}  {event['state']}  {event['reason']}")
+    for refusal in refused:
+        click.echo(f"{moment(refusal['received_at'])}  refused {refusal['what']}: {refusal['reason']}")
+
+
+@device.command("claim")
+@click.option("--name", default="claim", show_default=True, help="For people.")
+@click.option(
+    "--quota", type=click.IntRange(1), default=1, show_default=True, help="How many devices may use it."
+)
+@click.option(
+    "--expires-in", type=click.FloatRange(0, min_open=True), default=24.0, show_default=True, help="Hours."
+)
+@click.option("--target", default="", help="Only devices of this target may use it.")
+@click.option(
+    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Given to each device that enrols."
+)
+@server_options
+def claim(
+    *,
+    name: str,
+    quota: int,
+    expires_in: float,
+    target: str,
+    labels: tuple[str, ...],
+    server: str,
+    token: str,
+    as_json: bool,
+) -> None:
+    """Make a claim token, with which devices enrol."""
+    body = {
+        "name": name,
+        "quota": quota,
+        "expires_in": expires_in * 3600.0,
+        "target": target,
+        "labels": parse_labels(labels),
+    }
+    with connect(server, token) as client:
+        made = client.post("/claims", body)
+    if as_json:
+        print_json(made)
+        return
+    click.echo(made["token"])
+    click.echo(
+        f"for {quota} device{'s' if quota > 1 else ''}, until {moment(made['expires_at'])} UTC", err=True
+    )
+
+
+@device.command("label")
+@click.argument("device_id")
+@click.argument("labels", nargs=-1, metavar="KEY=VALUE...")
+@server_options
+def label(device_id: str, labels: tuple[str, ...], server: str, token: str, as_json: bool) -> None:
+    """Replace a device's labels; without any, remove them."""
+    with connect(server, token) as client:
+        changed = client.put(f"/devices/{device_id}/labels", {"labels": parse_labels(labels)})
+    if as_json:
+        print_json(changed)
+        return
+    click.echo(" ".join(f"{k}={v}" for k, v in changed["labels"].items()) or "no labels")
+
+
+@device.command("flush")
+@click.argument("device_id")
+@server_options
+def flush(device_id: str, server: str, token: str, as_json: bool) -> None:
+    """Ask a device to send what waits, now."""
+    with connect(server, token) as client:
+        client.post(f"/devices/{device_id}/flush")
+    if as_json:
+        print_json({"device": device_id, "asked": True})
+        return
+    click.echo(f"asked {device_id}")
+
+
+@device.command("revoke")
+@click.argument("device_id")
+@server_options
+def revoke(device_id: str, server: str, token: str, as_json: bool) -> None:
+    """Shut a device out for good."""
+    with connect(server, token) as client:
+        client.delete(f"/devices/{device_id}")
+    if as_json:
+        print_json({"device": device_id, "revoked": True})
+        return
+    click.echo(f"revoked {device_id}")

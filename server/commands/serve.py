@@ -1,0 +1,45 @@
+"""`kedge serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("kedge-data"),
+    show_default=True,
+    help="Folder of the database, blobs and keys.",
+)
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Where to listen; loopback unless you say so."
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8470, show_default=True, help="0 takes a free one."
+)
+@click.option("--broker", default="", metavar="URL", help="An external broker, instead of the embedded one.")
+@click.option(
+    "--broker-port", type=click.IntRange(0, 65535), default=0, help="The embedded broker's; 0: a free one."
+)
+@click.option(
+    "--database", default="", metavar="URL", help="PostgreSQL, instead of SQLite in the data folder."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object once the server listens.")
+def serve(
+    data: Path, host: str, port: int, broker: str, broker_port: int, database: str, as_json: bool
+) -> None:
+    """Run the server: console, API, broker and workers.
+
+    The first start prints an administrator's password and token, once.
+    """
+    from server.serve import run
+    from server.settings import Settings
+
+    settings = Settings(
+        data=data, host=host, port=port, broker=broker, broker_port=broker_port, database=database
+    )
+    run(settings, as_json=as_json)
