@@ -25,6 +25,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "publish": ("server.cli:publish", "Upload bundles and make them a signed release."),
     "rollout": ("server.cli:rollout", "Create, watch, pause and abort rollouts."),
     "device": ("server.cli:device", "List, show and claim devices."),
+    "pool": ("server.cli:pool", "List, add and drain pools of cloud accelerators."),
     "keys": ("server.cli:keys", "Show the keys and metadata that devices trust."),
     "broker": ("server.cli:broker", "Write the set-up of a production broker."),
     "agent": ("device_agent.cli:agent", "Enrol this device, and run the agent on it."),

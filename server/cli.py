@@ -5,8 +5,9 @@ from __future__ import annotations
 from server.commands.broker import broker
 from server.commands.device import device
 from server.commands.keys import keys
+from server.commands.pool import pool
 from server.commands.publish import publish
 from server.commands.rollout import rollout
 from server.commands.serve import serve
 
-__all__ = ["broker", "device", "keys", "publish", "rollout", "serve"]
+__all__ = ["broker", "device", "keys", "pool", "publish", "rollout", "serve"]

@@ -20,6 +20,10 @@ _JOULES_PER_KWH: Final = 3.6e6
 _SECONDS_PER_HOUR: Final = 3600.0
 
 
+#: What a hard request's inputs may be, from the least telling to the most.
+DATA_CLASSES: Final = ("features", "downscaled", "crop", "raw")
+
+
 class PoolState(str, enum.Enum):
     """Whether a pool takes new requests."""
 
@@ -33,7 +37,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         region: where it stands; data residency is checked against it.
         models: the device's model to the pool's, as "name" or "name:version".
-        data_classes: what it may be sent: "features", "downscaled", "crop", "raw".
+        data_classes: what it may be sent, of `DATA_CLASSES`.
         price_per_hour: of the whole pool, in the operator's currency.
         watts: of the whole pool under load.
         capacity: requests that it works on at once.
@@ -43,7 +47,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     region: str
     models: dict[str, str]
-    data_classes: tuple[str, ...] = ("features", "downscaled", "crop", "raw")
+    data_classes: tuple[str, ...] = DATA_CLASSES
     price_per_hour: float = 0.0
     watts: float = 0.0
     capacity: int = 1

@@ -8,10 +8,10 @@ import msgspec
 from litestar import Request, Router, delete, get, patch, post, put
 from litestar.params import FromPath, JSONBody, QueryParameter
 
-from fleet.offload.routing import Pool, PoolState
+from fleet.offload.routing import DATA_CLASSES, Pool, PoolState
 from server.api.deps import ADMIN, VIEWER, ServicesDep
 from server.services.offload_views import OffloadView
-from server.services.pools import DATA_CLASSES, OffloadPolicy, PoolSpec
+from server.services.pools import OffloadPolicy, PoolSpec
 from server.services.roles import Principal
 
 AnyRequest = Request[Principal, Any, Any]

@@ -76,6 +76,14 @@ class ApiClient:
         """
         return self._call("PUT", path, json=dict(body))
 
+    def patch(self, path: str, body: Mapping[str, object]) -> Json:
+        """Send what changes, and return what the server answers.
+
+        Raises:
+            ClientError: the server refused, or cannot be reached.
+        """
+        return self._call("PATCH", path, json=dict(body))
+
     def delete(self, path: str) -> None:
         """Remove.
 

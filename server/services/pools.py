@@ -9,7 +9,7 @@ import msgspec
 from sqlmodel import col, select
 
 from fleet.ids import Name
-from fleet.offload.routing import Policy, Pool, PoolState
+from fleet.offload.routing import DATA_CLASSES, Policy, Pool, PoolState
 from server.db.engine import Database
 from server.db.offload_tables import OffloadPolicyRow, PoolRow
 from server.errors import ConflictError, InvalidError, NotFoundError
@@ -17,8 +17,6 @@ from server.ports.accelerators import Connect
 from server.ports.clock import Clock
 from server.services.audit import Audit
 from server.services.roles import Principal
-
-DATA_CLASSES: Final = ("features", "downscaled", "crop", "raw")
 
 
 class PoolSpec(msgspec.Struct, frozen=True, kw_only=True):
