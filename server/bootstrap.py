@@ -133,14 +133,23 @@ def build(settings: Settings) -> Runtime:
     offload, queue = Offload(database, clock, pools, connect), OffloadQueue(database, clock, health)
     ingest = Ingest(
         database, clock, live, health, connection, Reconcile(clock, assignments, steps), queue.submit
-    )  # fmt: skip
+    )
     delivery = Delivery(
-        connection, database, signing, releases, Distribution(connection, blobs), assignments, rollouts,
+        connection,
+        database,
+        signing,
+        releases,
+        Distribution(connection, blobs),
+        assignments,
+        rollouts,
         settings.tick_seconds,
-    )  # fmt: skip
+    )
     workers = (
-        IngestWorker(connection, ingest, health).worker, delivery.refresher, delivery.publisher, delivery.ticker
-    )  # fmt: skip
+        IngestWorker(connection, ingest, health).worker,
+        delivery.refresher,
+        delivery.publisher,
+        delivery.ticker,
+    )
     offload_worker = OffloadWorker(queue, offload, connection, live)
     services = Services(
         settings=settings,
@@ -214,7 +223,7 @@ def _broker(
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     broker = EmbeddedBroker(
         settings.host, identity.port, (EMBEDDED_NAME, identity.password), partial(may_log_in, database)
-    )  # fmt: skip
+    )
     login = BrokerLogin(username=EMBEDDED_NAME, password=identity.password)
     near = host if is_loopback(settings.host) else "127.0.0.1"
     connection = MqttConnection(f"mqtt://{near}:{identity.port}", EMBEDDED_NAME, login)

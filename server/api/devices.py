@@ -194,8 +194,15 @@ def enrol(services: ServicesDep, data: JSONBody[EnrolRequest]) -> EnrolReply:
     return services.enrolment.enrol(data)
 
 
-@get("/api/v1/trust/{name:str}", opt=PUBLIC, sync_to_thread=True, summary="Read a trust metadata file",
-     tags=["trust"], security=[], media_type="application/json")  # fmt: skip
+@get(
+    "/api/v1/trust/{name:str}",
+    opt=PUBLIC,
+    sync_to_thread=True,
+    summary="Read a trust metadata file",
+    tags=["trust"],
+    security=[],
+    media_type="application/json",
+)
 def trust(services: ServicesDep, name: FromPath[str]) -> Response[bytes]:
     """Return a file of the image repository; they are public, and protect themselves by signatures."""
     data = services.signing.file(name)
@@ -235,8 +242,13 @@ def device(services: ServicesDep, device_id: FromPath[str]) -> DeviceOut:
     return _device(row, services.devices.models([device_id])[device_id])
 
 
-@get("/api/v1/devices/{device_id:str}/events", opt=VIEWER, sync_to_thread=True, summary="List a device's events",
-     tags=["devices"])  # fmt: skip
+@get(
+    "/api/v1/devices/{device_id:str}/events",
+    opt=VIEWER,
+    sync_to_thread=True,
+    summary="List a device's events",
+    tags=["devices"],
+)
 def events(
     services: ServicesDep, device_id: FromPath[str], offset: Offset = 0, limit: Limit = 100
 ) -> list[EventOut]:
@@ -245,8 +257,13 @@ def events(
     return [EventOut(**{name: getattr(row, name) for name in EventOut.__struct_fields__}) for row in rows]
 
 
-@get("/api/v1/devices/{device_id:str}/actions", opt=VIEWER, sync_to_thread=True, tags=["devices"],
-     summary="List a device's parts in rollouts")  # fmt: skip
+@get(
+    "/api/v1/devices/{device_id:str}/actions",
+    opt=VIEWER,
+    sync_to_thread=True,
+    tags=["devices"],
+    summary="List a device's parts in rollouts",
+)
 def device_actions(
     services: ServicesDep, device_id: FromPath[str], offset: Offset = 0, limit: Limit = 100
 ) -> list[ActionOut]:
@@ -266,8 +283,13 @@ def refusals(
     return [RefusalOut(device=row.device_id, **{name: getattr(row, name) for name in names}) for row in rows]
 
 
-@put("/api/v1/devices/{device_id:str}/labels", opt=OPERATOR, sync_to_thread=True, summary="Label a device",
-     tags=["devices"])  # fmt: skip
+@put(
+    "/api/v1/devices/{device_id:str}/labels",
+    opt=OPERATOR,
+    sync_to_thread=True,
+    summary="Label a device",
+    tags=["devices"],
+)
 def label_device(
     request: AnyRequest, services: ServicesDep, device_id: FromPath[str], data: JSONBody[LabelsIn]
 ) -> DeviceOut:
@@ -276,15 +298,26 @@ def label_device(
     return _device(row, services.devices.models([device_id])[device_id])
 
 
-@post("/api/v1/devices/{device_id:str}/flush", opt=OPERATOR, sync_to_thread=True, status_code=202,
-      summary="Have a device send what waits", tags=["devices"])  # fmt: skip
+@post(
+    "/api/v1/devices/{device_id:str}/flush",
+    opt=OPERATOR,
+    sync_to_thread=True,
+    status_code=202,
+    summary="Have a device send what waits",
+    tags=["devices"],
+)
 def flush(request: AnyRequest, services: ServicesDep, device_id: FromPath[str]) -> None:
     """Ask a device to close its window and send everything."""
     services.devices.flush(request.user, device_id)
 
 
-@delete("/api/v1/devices/{device_id:str}", opt=OPERATOR, sync_to_thread=True, summary="Revoke a device",
-        tags=["devices"])  # fmt: skip
+@delete(
+    "/api/v1/devices/{device_id:str}",
+    opt=OPERATOR,
+    sync_to_thread=True,
+    summary="Revoke a device",
+    tags=["devices"],
+)
 def revoke_device(request: AnyRequest, services: ServicesDep, device_id: FromPath[str]) -> None:
     """Shut a device out for good."""
     services.devices.revoke(request.user, device_id)
@@ -300,14 +333,23 @@ def claims(services: ServicesDep, offset: Offset = 0, limit: Limit = 100) -> lis
 def add_claim(request: AnyRequest, services: ServicesDep, data: JSONBody[ClaimIn]) -> ClaimOut:
     """Return the new claim with its token, this once."""
     row, token = services.claims.create(
-        request.user, name=data.name, quota=data.quota, expires_in=data.expires_in, target=data.target,
+        request.user,
+        name=data.name,
+        quota=data.quota,
+        expires_in=data.expires_in,
+        target=data.target,
         labels=data.labels,
-    )  # fmt: skip
+    )
     return _claim(row, str(token))
 
 
-@delete("/api/v1/claims/{claim_id:int}", opt=OPERATOR, sync_to_thread=True, summary="Revoke a claim",
-        tags=["devices"])  # fmt: skip
+@delete(
+    "/api/v1/claims/{claim_id:int}",
+    opt=OPERATOR,
+    sync_to_thread=True,
+    summary="Revoke a claim",
+    tags=["devices"],
+)
 def revoke_claim(request: AnyRequest, services: ServicesDep, claim_id: FromPath[int]) -> None:
     """Let nobody enrol with a claim any more."""
     services.claims.revoke(request.user, claim_id)
@@ -316,7 +358,18 @@ def revoke_claim(request: AnyRequest, services: ServicesDep, claim_id: FromPath[
 ROUTES = Router(
     path="/",
     route_handlers=[
-        enrol, trust, devices, device, events, device_actions, refusals, label_device, flush, revoke_device,
-        claims, add_claim, revoke_claim,
+        enrol,
+        trust,
+        devices,
+        device,
+        events,
+        device_actions,
+        refusals,
+        label_device,
+        flush,
+        revoke_device,
+        claims,
+        add_claim,
+        revoke_claim,
     ],
-)  # fmt: skip
+)

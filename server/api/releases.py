@@ -81,8 +81,14 @@ def has_blob(services: ServicesDep, digest: FromPath[str]) -> Response[None]:
     return Response(None, status_code=200 if services.releases.has_blob(Digest(digest)) else 404)
 
 
-@put("/api/v1/blobs/{digest:str}", opt=RELEASER, request_max_body_size=None, status_code=201,
-     summary="Upload a blob", tags=["releases"])  # fmt: skip
+@put(
+    "/api/v1/blobs/{digest:str}",
+    opt=RELEASER,
+    request_max_body_size=None,
+    status_code=201,
+    summary="Upload a blob",
+    tags=["releases"],
+)
 async def put_blob(request: AnyRequest, services: ServicesDep, digest: FromPath[str]) -> BlobOut:
     """Store the body under its digest, which is checked while it streams in."""
     checked = Digest(digest)
@@ -108,8 +114,13 @@ def releases(
     return [_release(services, row) for row in services.releases.page(model, offset, limit)]
 
 
-@get("/api/v1/releases/{release_id:int}", opt=VIEWER, sync_to_thread=True, summary="Show a release",
-     tags=["releases"])  # fmt: skip
+@get(
+    "/api/v1/releases/{release_id:int}",
+    opt=VIEWER,
+    sync_to_thread=True,
+    summary="Show a release",
+    tags=["releases"],
+)
 def release(services: ServicesDep, release_id: FromPath[int]) -> ReleaseOut:
     """Return one release with its bundles."""
     return _release(services, services.releases.get(release_id))
@@ -129,8 +140,13 @@ def keys(services: ServicesDep) -> list[RoleInfo]:
     return [msgspec.structs.replace(info, key_file="") for info in services.signing.describe()]
 
 
-@post("/api/v1/keys/{role_name:str}/rotate", opt=ADMIN, sync_to_thread=True, summary="Replace a signing key",
-      tags=["trust"])  # fmt: skip
+@post(
+    "/api/v1/keys/{role_name:str}/rotate",
+    opt=ADMIN,
+    sync_to_thread=True,
+    summary="Replace a signing key",
+    tags=["trust"],
+)
 def rotate(request: AnyRequest, services: ServicesDep, role_name: FromPath[str]) -> list[RoleInfo]:
     """Replace a role's key: what a thief of the old one signs counts no more."""
     services.signing.rotate(role_name)

@@ -135,15 +135,25 @@ def rollouts(
     return [_rollout(services, row) for row in rows]
 
 
-@get("/api/v1/rollouts/{rollout_id:int}", opt=VIEWER, sync_to_thread=True, summary="Show a rollout",
-     tags=["rollouts"])  # fmt: skip
+@get(
+    "/api/v1/rollouts/{rollout_id:int}",
+    opt=VIEWER,
+    sync_to_thread=True,
+    summary="Show a rollout",
+    tags=["rollouts"],
+)
 def rollout(services: ServicesDep, rollout_id: FromPath[int]) -> RolloutOut:
     """Return one rollout with its groups in numbers."""
     return _rollout(services, services.rollouts.get(rollout_id))
 
 
-@get("/api/v1/rollouts/{rollout_id:int}/actions", opt=VIEWER, sync_to_thread=True, tags=["rollouts"],
-     summary="List a rollout's devices")  # fmt: skip
+@get(
+    "/api/v1/rollouts/{rollout_id:int}/actions",
+    opt=VIEWER,
+    sync_to_thread=True,
+    tags=["rollouts"],
+    summary="List a rollout's devices",
+)
 def actions(
     services: ServicesDep,
     rollout_id: FromPath[int],
@@ -157,8 +167,14 @@ def actions(
     return [action_out(row) for row in services.rollouts.actions(rollout_id, group, status, offset, limit)]
 
 
-@post("/api/v1/rollouts/preview", opt=VIEWER, sync_to_thread=True, status_code=200, tags=["rollouts"],
-      summary="Say what a rollout would do")  # fmt: skip
+@post(
+    "/api/v1/rollouts/preview",
+    opt=VIEWER,
+    sync_to_thread=True,
+    status_code=200,
+    tags=["rollouts"],
+    summary="Say what a rollout would do",
+)
 def preview(services: ServicesDep, data: JSONBody[PlanIn]) -> Preview:
     """Return whom it would reach, whom not and why, and how many bytes would travel; nothing is changed."""
     return services.rollouts.preview(data.release, data.selection, data.policy)
@@ -179,8 +195,14 @@ def create(request: AnyRequest, services: ServicesDep, data: JSONBody[RolloutIn]
     return _rollout(services, row)
 
 
-@post("/api/v1/rollouts/{rollout_id:int}/{command:str}", opt=OPERATOR, sync_to_thread=True, status_code=200,
-      summary="Steer a rollout", tags=["rollouts"])  # fmt: skip
+@post(
+    "/api/v1/rollouts/{rollout_id:int}/{command:str}",
+    opt=OPERATOR,
+    sync_to_thread=True,
+    status_code=200,
+    summary="Steer a rollout",
+    tags=["rollouts"],
+)
 def steer(
     request: AnyRequest,
     services: ServicesDep,

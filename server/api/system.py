@@ -211,8 +211,14 @@ def me(request: AnyRequest) -> MeOut:
     return MeOut(name=request.user.name, role=request.user.role)
 
 
-@post("/api/v1/me/password", opt=VIEWER, sync_to_thread=True, status_code=204, summary="Change your password",
-      tags=["accounts"])  # fmt: skip
+@post(
+    "/api/v1/me/password",
+    opt=VIEWER,
+    sync_to_thread=True,
+    status_code=204,
+    summary="Change your password",
+    tags=["accounts"],
+)
 def change_password(request: AnyRequest, services: ServicesDep, data: JSONBody[PasswordIn]) -> None:
     """Change the caller's own password; every session of theirs ends."""
     services.accounts.change_password(request.user, data.old, data.new)
@@ -276,7 +282,19 @@ def audit(
 ROUTES = Router(
     path="/",
     route_handlers=[
-        health, status, metrics, login, logout, me, change_password, users, add_user, change_user, tokens, add_token,
-        revoke_token, audit,
+        health,
+        status,
+        metrics,
+        login,
+        logout,
+        me,
+        change_password,
+        users,
+        add_user,
+        change_user,
+        tokens,
+        add_token,
+        revoke_token,
+        audit,
     ],
-)  # fmt: skip
+)

@@ -84,9 +84,13 @@ class Assignments:
             allow_rollback=allow_rollback,
         )
         row = known or DeviceAssignment(
-            device_id=device_id, version=version, rollout=rollout, document=document,
-            signed_at=0.0, activate_before=activate_before,
-        )  # fmt: skip
+            device_id=device_id,
+            version=version,
+            rollout=rollout,
+            document=document,
+            signed_at=0.0,
+            activate_before=activate_before,
+        )
         row.version, row.rollout, row.document = version, rollout, document
         row.signed_at, row.activate_before = self._clock.now(), activate_before
         row.allow_rollback, row.published = allow_rollback, False
@@ -147,9 +151,11 @@ class Assignments:
     def renew(self) -> int:
         """Sign again what has lived half of its life; return how many."""
         old = self._clock.now() - RENEW_SECONDS
-        query = select(DeviceAssignment).join(Device).where(
-            DeviceAssignment.signed_at < old, col(Device.revoked_at).is_(None)
-        )  # fmt: skip
+        query = (
+            select(DeviceAssignment)
+            .join(Device)
+            .where(DeviceAssignment.signed_at < old, col(Device.revoked_at).is_(None))
+        )
         with self._database.write() as session:
             rows = list(session.exec(query.limit(_BATCH)))
             self._sign_again(session, rows)

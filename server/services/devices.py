@@ -132,9 +132,13 @@ class Devices:
             before, device.labels = device.labels, checked
             session.add(device)
             self._audit.record(
-                session, actor, "device.label", f"device {device_id}",
-                before={"labels": before}, after={"labels": checked},
-            )  # fmt: skip
+                session,
+                actor,
+                "device.label",
+                f"device {device_id}",
+                before={"labels": before},
+                after={"labels": checked},
+            )
         self._live.publish("device", {"id": device_id, "what": "labels"})
         return device
 

@@ -81,9 +81,12 @@ class Enrolment:
             device.password_hash = hashed(password) if password else ""
             session.add(device)
             self._audit.record(
-                session, SYSTEM, "device.enrol", f"device {device_id}",
+                session,
+                SYSTEM,
+                "device.enrol",
+                f"device {device_id}",
                 after={"target": target, "claim": device.claim_id, "labels": device.labels},
-            )  # fmt: skip
+            )
         self._live.publish("device", {"id": device_id, "what": "enrolled"})
         return EnrolReply(
             device_id=device_id,

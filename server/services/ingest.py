@@ -24,7 +24,7 @@ from fleet.wire.messages import (
     RefusalEvent,
     Status,
     UpdateEvent,
-)  # fmt: skip
+)
 from server.db.engine import Database
 from server.db.tables import Device, EventRow, Refusal, Report
 from server.errors import BrokerError

@@ -74,9 +74,7 @@ class Reconcile:
     def _action(session: Session, device_id: str, event: UpdateEvent) -> Action | None:
         if not event.rollout.isascii() or not event.rollout.isdecimal() or len(event.rollout) > 9:  # noqa: PLR2004 - an id of ours has at most nine digits
             return None
-        query = select(Action).where(
-            Action.device_id == device_id, Action.rollout_id == int(event.rollout)
-        )  # fmt: skip
+        query = select(Action).where(Action.device_id == device_id, Action.rollout_id == int(event.rollout))
         action = session.exec(query).first()
         if action is None or event.bundle not in (action.bundle, action.before):
             return None

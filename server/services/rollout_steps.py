@@ -116,16 +116,26 @@ class RolloutSteps:
         action.before, action.before_release = _present(session, action.device_id, rollout.model)
         self._set(session, action, _S.ASSIGNED)
         self._assignments.want(
-            session, action.device_id, rollout.model, action.bundle, rollout.release_id,
-            rollout=action.rollout_id, activate_seconds=policy.activate_seconds,
-        )  # fmt: skip
+            session,
+            action.device_id,
+            rollout.model,
+            action.bundle,
+            rollout.release_id,
+            rollout=action.rollout_id,
+            activate_seconds=policy.activate_seconds,
+        )
 
     def _want_before(self, session: Session, rollout: Rollout, action: Action, *, rollback: bool) -> None:
         self._assignments.want(
-            session, action.device_id, rollout.model, action.before, action.before_release,
-            rollout=action.rollout_id, activate_seconds=policy_of(rollout).activate_seconds,
+            session,
+            action.device_id,
+            rollout.model,
+            action.before,
+            action.before_release,
+            rollout=action.rollout_id,
+            activate_seconds=policy_of(rollout).activate_seconds,
             allow_rollback=rollback,
-        )  # fmt: skip
+        )
 
     def _take_back(self, session: Session, rollout: Rollout) -> None:
         """Cancel what has not begun; what failed shall not be tried again; what is under way comes to its end."""
@@ -196,9 +206,14 @@ class RolloutSteps:
             action.finished_at = now
         self._live.publish(
             "action",
-            {"rollout": action.rollout_id, "device": action.device_id, "status": action.status,
-             "step": action.step, "reason": action.reason},
-        )  # fmt: skip
+            {
+                "rollout": action.rollout_id,
+                "device": action.device_id,
+                "status": action.status,
+                "step": action.step,
+                "reason": action.reason,
+            },
+        )
 
 
 def _present(session: Session, device_id: str, model: str) -> tuple[str, int | None]:

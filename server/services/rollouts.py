@@ -34,8 +34,13 @@ from server.services.rollout_steps import RolloutSteps, policy_of, progress_of
 LOG: Final = logging.getLogger("kedge.rollouts")
 _UNDECIDED: Final = [
     state.value
-    for state in (RolloutState.WAITING_FOR_APPROVAL, RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.ROLLING_BACK)
-]  # fmt: skip
+    for state in (
+        RolloutState.WAITING_FOR_APPROVAL,
+        RolloutState.RUNNING,
+        RolloutState.PAUSED,
+        RolloutState.ROLLING_BACK,
+    )
+]
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
