@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 import msgspec
 
@@ -35,3 +36,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     calibration: str = ""
     operators: tuple[str, ...] = ()
     left_float: tuple[str, ...] = ()
+
+
+#: The model as it is: the measure of all others, and the last resort.
+FLOAT: Final = Candidate(name="float", precision="float32", scheme=Scheme.FLOAT)

@@ -166,11 +166,9 @@ def targets(*, as_json: bool) -> None:
         rows = [{**msgspec.to_builtins(x), "available": x.backend in available} for x in profiles]
         click.echo(msgspec.json.encode({"targets": rows}).decode())
         return
-    table = Table("target", "description", "artifact", "precisions", "compiles")
     for x in profiles:
-        here = "yes" if x.backend in available else f"not yet ({x.backend})"
-        table.add_row(x.name, x.description, x.artifact, " ".join(p.value for p in x.precisions), here)
-    Console(soft_wrap=True).print(table)
+        note = "" if x.backend in available else f" (not yet: needs the backend {x.backend!r})"
+        click.echo(f"{x.name:20}{x.description}{note}")
 
 
 @click.command()

@@ -12,19 +12,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Final
 
 import msgspec
 
 from compiler import errors
-from compiler.limits import IMPORT_LIMITS
+from compiler.limits import for_import
 from compiler.requests import CompileRequest, CompileResult, Failed, Finished, Message, Progress
 from firmware_profiles import errors as profile_errors
 from fleet import errors as fleet_errors
 from fleet.errors import KedgeError
 
 #: Stages under the limits for models that nobody has vouched for.
-UNTRUSTED: Final = frozenset({"", "read the model", "run the float model"})
+UNTRUSTED: Final = frozenset({"", "read the model"})
 _STDERR_SHOWN: Final = 4000
 
 
@@ -70,8 +71,9 @@ def _follow(
     threading.Thread(target=_pump, args=(process.stdout, lines), daemon=True).start()
     decoder = msgspec.json.Decoder(Message)
     started, stage = time.monotonic(), ""
+    reading = for_import(Path(request.model))
     while True:
-        limit = IMPORT_LIMITS.wall_s if stage in UNTRUSTED else request.limits.wall_s
+        limit = reading.wall_s if stage in UNTRUSTED else request.limits.wall_s
         try:
             line = lines.get(timeout=max(0.0, started + limit - time.monotonic()))
         except queue.Empty:
@@ -101,8 +103,10 @@ def _over(stage: str, what: str) -> KedgeError:
 
 def _died(process: subprocess.Popen[bytes], stage: str, stderr: IO[bytes]) -> Exception:
     code = process.wait()
-    if -code in {signal.SIGXCPU, signal.SIGKILL}:
-        return _over(stage, f"ended by {signal.Signals(-code).name}")
+    if -code == signal.SIGXCPU:
+        return _over(stage, "expected to end within its limit of processor time")
+    if -code == signal.SIGKILL:
+        return _over(stage, "it was killed, as the system does when memory runs out")
     stderr.seek(0, os.SEEK_END)
     stderr.seek(max(0, stderr.tell() - _STDERR_SHOWN))
     text = stderr.read().decode(errors="replace")

@@ -13,7 +13,7 @@ from compiler.tensors import Arrays
 ROUNDS: Final = 140
 FEWEST: Final = 12
 #: Seconds that all rounds together may take; slow models get fewer rounds.
-BUDGET_S: Final = 6.0
+BUDGET_S: Final = 3.0
 
 
 def interleaved(

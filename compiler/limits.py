@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import resource
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
+MIB: Final = 1024**2
 GIB: Final = 1024**3
+#: More bytes than this on disk buy no more memory or time.
+GROW_TO: Final = 4 * GIB
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,9 +28,25 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     wall_s: float
 
 
-#: Reading a model takes a fraction of this; a bomb takes all of it and dies.
-IMPORT_LIMITS: Final = Limits(memory_bytes=4 * GIB, cpu_s=30, wall_s=45.0)
 COMPILE_LIMITS: Final = Limits(memory_bytes=16 * GIB, cpu_s=3600, wall_s=3600.0)
+
+
+def for_import(model: Path) -> Limits:
+    """Return the limits of reading a model that nobody has vouched for, and running it once.
+
+    They grow with what lies on disk (external data lie beside the model), so that a large model may be read
+    and a small file cannot grow.
+    """
+    size = min(_size_around(model), GROW_TO)
+    cpu_s = 10 + size // (25 * MIB)
+    return Limits(memory_bytes=4 * GIB + 6 * size, cpu_s=cpu_s, wall_s=10.0 + 3 * cpu_s)
+
+
+def _size_around(model: Path) -> int:
+    try:
+        return sum(x.stat().st_size for x in model.parent.iterdir() if x.is_file())
+    except OSError:
+        return 0
 
 
 def apply(limits: Limits) -> None:

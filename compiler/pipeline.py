@@ -12,7 +12,7 @@ from typing import Final
 from compiler import backends, datasets, guard, limits, normalise, packaging, search
 from compiler.backends import Backend
 from compiler.bundle import layout
-from compiler.candidates import Candidate
+from compiler.candidates import FLOAT, Candidate
 from compiler.datasets import Dataset
 from compiler.errors import CompileError, ModelRefusedError
 from compiler.evaluate import compare, outputs
@@ -52,10 +52,10 @@ def run(request: CompileRequest, tell: Tell) -> CompileResult:
 def _prepare(
     request: CompileRequest, profile: Profile, scratch: Path, tell: Tell
 ) -> tuple[Trials, Inputs, Backend]:
-    """Read everything and run the float model, under the tight limits for unvouched files."""
+    """Read everything and run the float model once, under the tight limits for unvouched files."""
     tell(READ, 0, 1, Path(request.model).name)
     source = Path(request.model)
-    limits.apply(limits.IMPORT_LIMITS)
+    limits.apply(limits.for_import(source))
     model = guard.read(source)
     digest = Digest.of(model.SerializeToString(deterministic=True))
     model, changes = normalise.normalise(model)
@@ -65,7 +65,6 @@ def _prepare(
     selection, report = datasets.halves(evaluation)
     backend = backends.load(profile)
     workshop = backend.open(model, calibration, profile, scratch)
-    tell("run the float model", 0, 1, f"{len(selection)} samples")
     try:
         trials = Trials(
             backend=backend,
@@ -111,7 +110,7 @@ def _confirm(trials: Trials, report: Dataset, request: CompileRequest, tell: Tel
         for x in search.ranking(trials.measured, request.max_drop, veto=not asked)
         if _wanted(x.candidate, request)
     ]
-    floats = outputs(trials.runner(search.float_of(trials.measured).candidate), report)
+    floats = outputs(trials.runner(FLOAT), report)
     refused: dict[Candidate, str] = {}
     for look, measured in enumerate(ranked, 1):
         tell("confirm", look - 1, len(ranked), measured.candidate.name)

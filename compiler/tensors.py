@@ -59,5 +59,6 @@ def sample_shape(tensor: TensorSpec) -> tuple[int, ...]:
 def feed(arrays: Arrays, tensors: tuple[TensorSpec, ...], index: int) -> Arrays:
     """Return what the model takes for one sample."""
     return {
-        x.name: arrays[x.name][index : index + 1] if x.batched else arrays[x.name][index] for x in tensors
+        x.name: arrays[x.name][index : index + 1] if x.batched else np.asarray(arrays[x.name][index])
+        for x in tensors
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -10,7 +11,7 @@ import msgspec
 
 from compiler import latency, search
 from compiler.backends import Backend, Runner, Workshop
-from compiler.candidates import Candidate, Scheme
+from compiler.candidates import FLOAT, Candidate, Scheme
 from compiler.datasets import Dataset, spread
 from compiler.errors import CompileError, OptionError
 from compiler.evaluate import Answering, answering, compare, outputs
@@ -37,11 +38,10 @@ class Trials:
         max_drop: float,
         tell: Tell,
     ) -> None:
-        """Run the float model: it is the measure of all others.
+        """Load the float model, and run it once.
 
         Raises:
             CompileError: it does not run.
-            DatasetError: there are labels, and it gives no classes.
         """
         self._backend: Final = backend
         self._workshop: Final = workshop
@@ -50,13 +50,23 @@ class Trials:
         self._selection: Final = selection
         self._max_drop: Final = max_drop
         self._tell: Final = tell
-        self._plan: Final = workshop.plan()
+        self.measured: Final[list[Measured]] = []
         self.failed: Final[dict[Candidate, str]] = {}
-        original = next(x for x in self._plan if x.scheme is Scheme.FLOAT)
-        workshop.build(original, self.path(original))
-        self._floats: Final = outputs(self.runner(original), selection)
-        self.how: Final[Answering] = answering(self._floats, selection.labels)
-        self.measured: Final[list[Measured]] = [self._compared(original, self._floats)]
+        workshop.build(FLOAT, self.path(FLOAT))
+        outputs(self.runner(FLOAT), calibration.take(spread(calibration, 1)))
+
+    @functools.cached_property
+    def _floats(self) -> Arrays:
+        return outputs(self.runner(FLOAT), self._selection)
+
+    @functools.cached_property
+    def how(self) -> Answering:
+        """Which output answers.
+
+        Raises:
+            DatasetError: there are labels, and no output gives classes.
+        """
+        return answering(self._floats, self._selection.labels)
 
     def path(self, candidate: Candidate) -> Path:
         """Return where a candidate's artifact is."""
@@ -76,10 +86,13 @@ class Trials:
         Raises:
             OptionError: none is wanted.
         """
-        plan = [x for x in self._plan if wanted(x)]
+        planned = self._workshop.plan()
+        plan = [x for x in planned if wanted(x)]
         if not plan:
-            names = ", ".join(f"{x.name} ({x.precision})" for x in self._plan)
+            names = ", ".join(f"{x.name} ({x.precision})" for x in planned)
             raise OptionError(f"expected a precision or candidate of {names}; got none of them")
+        self._tell("run the float model", 0, len(plan), f"{len(self._selection)} samples")
+        self.measured.append(self._compared(FLOAT, self._floats))
         for done, candidate in enumerate(plan):
             self._tell("try candidates", done, len(plan), candidate.name)
             if candidate.scheme is not Scheme.FLOAT:
@@ -114,7 +127,7 @@ class Trials:
             return
         best = max(static, key=lambda x: (x.selection.agreement, x.selection.snr)).candidate
         data = self._calibration.take(spread(self._calibration, TRIAL_SAMPLES))
-        want = outputs(self.runner(self.measured[0].candidate), data)
+        want = outputs(self.runner(FLOAT), data)
 
         def distance(artifact: Path) -> float:
             self._tell("find sensitive operators", 0, 0, best.name)

@@ -41,6 +41,20 @@ class Support(str, enum.Enum):
     UNSUPPORTED = "unsupported"
 
 
+class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the usual board or module has; 0 where boards differ too much to say.
+
+    Attributes:
+        memory_mib: memory that the accelerator works in, in MiB.
+        power_mw: the highest sustained power of the module, in mW.
+        source: where that comes from.
+    """
+
+    memory_mib: int = 0
+    power_mw: int = 0
+    source: str = ""
+
+
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one target can run.
 
@@ -54,7 +68,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         artifact: what the compiler makes, such as "onnx-qdq".
         precisions: number formats, the preferred one first.
         accelerator: what computes.
-        budget: memory and power of the usual board.
+        budget: memory and power of the usual board or module.
         firmware: ranges of versions for which the profile holds.
         quantization: how to quantize for it.
         operators: what it says about operators, where that is known.
@@ -70,9 +84,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     artifact: str
     precisions: tuple[Precision, ...]
     accelerator: Accelerator
-    budget: Budget
     firmware: tuple[FirmwareRange, ...]
     quantization: Quantization
+    budget: Budget = Budget()
     operators: tuple[OperatorRule, ...] = ()
     sources: tuple[str, ...]
 
@@ -91,18 +105,6 @@ class Accelerator(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     kind: str
     soc: str = ""
     version: str = ""
-
-
-class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a model may take of the usual board; 0 where nothing binding is known.
-
-    Attributes:
-        memory_mib: memory that a model may take, in MiB.
-        power_mw: sustained power of board or module, in mW.
-    """
-
-    memory_mib: int = 0
-    power_mw: int = 0
 
 
 class FirmwareRange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

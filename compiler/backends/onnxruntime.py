@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +20,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from compiler import calibration, weight_only
 from compiler.backends import Backend, Placement, Runner, Workshop
-from compiler.candidates import Candidate, Scheme
+from compiler.candidates import FLOAT, Candidate, Scheme
 from compiler.datasets import Dataset
 from compiler.errors import CompileError
 from compiler.sensitivity import most_sensitive
@@ -123,23 +124,24 @@ class QdqWorkshop:
     """One model being quantized: calibrates once, and builds each candidate from the same histograms."""
 
     def __init__(self, model: onnx.ModelProto, data: Dataset, profile: Profile, scratch: Path) -> None:
-        """Fold and fuse the model, so that the quantizer sees what will run."""
+        """Write the model where the tools find it."""
         self._profile: Final = profile
         self._scratch: Final = scratch
         self._data: Final = data
         self._source: Final = scratch / "source.onnx"
         onnx.save(model, self._source)
-        self._model: Final = self._prepared(model)
         self._names: Final = _names(model)
         self._histograms: dict[str, calibration.Histogram] | None = None
 
-    def _prepared(self, model: onnx.ModelProto) -> onnx.ModelProto:
+    @functools.cached_property
+    def _model(self) -> onnx.ModelProto:
+        """The model folded and fused, so that the quantizer sees what will run."""
         prepared = self._scratch / "prepared.onnx"
         try:
             quant_pre_process(str(self._source), str(prepared), skip_symbolic_shape=True)
         except Exception as error:  # noqa: BLE001 - the tool raises anything; the model works without
             logger.warning("not optimized before quantization: %s", _line(error))
-            return onnx.shape_inference.infer_shapes(model)
+            return onnx.shape_inference.infer_shapes(onnx.load(self._source))
         return onnx.load(prepared)
 
     def plan(self) -> Sequence[Candidate]:
@@ -266,9 +268,6 @@ class QdqWorkshop:
             return []
         counts = Counter(x.op_type for x in _nodes(self._model.graph) if x.op_type in RECURRENT)
         return [f"{count} {kind} not quantized: it stays in float" for kind, count in sorted(counts.items())]
-
-
-FLOAT: Final = Candidate(name="float", precision="float32", scheme=Scheme.FLOAT)
 
 
 def _only(candidate: Candidate, operators: tuple[str, ...], suffix: str) -> Candidate:

@@ -16,7 +16,7 @@ _SMALLEST, _LARGEST = 6.0, 20.0
 
 
 def svg(verdicts: Sequence[Verdict]) -> markupsafe.Markup:
-    """Return the picture: x is the size, y the agreement; where measured, a larger circle is slower."""
+    """Return the picture: size along, agreement upwards; where measured, a larger circle is slower."""
     shown = [x for x in verdicts if x.size_bytes is not None and x.agreement is not None]
     if not shown:
         return markupsafe.Markup()
@@ -33,8 +33,7 @@ def svg(verdicts: Sequence[Verdict]) -> markupsafe.Markup:
         parts.append(_point(verdict, x, y, radius))
     body = markupsafe.Markup("\n").join(parts)
     return markupsafe.Markup(
-        '<svg viewBox="0 0 {} {}" role="img" aria-label="Agreement with float against size of each candidate">'
-        "{}</svg>"
+        '<svg viewBox="0 0 {} {}" role="img" aria-label="Agreement against size">{}</svg>'
     ).format(WIDTH, HEIGHT, body)
 
 
