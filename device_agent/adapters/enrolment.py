@@ -61,7 +61,7 @@ def enrol(
     reply = _asked(server, request)
     token.check_root(reply.root_bytes())
     identity = Identity(
-        device_id=DeviceId(reply.device_id),
+        device_id=str(DeviceId(reply.device_id)),
         server=server,
         target=target,
         broker=reply.broker,
@@ -71,7 +71,7 @@ def enrol(
     files.write(state.ca, reply.ca_pem.encode())
     with httpx.Client() as client:
         fetcher = HttpFetcher(client, f"{server.rstrip('/')}/api/v1/trust")
-        TrustClient(state.trust, fetcher, identity.device_id, target).bootstrap(reply.root_bytes())
+        TrustClient(state.trust, fetcher, DeviceId(identity.device_id), target).bootstrap(reply.root_bytes())
     state.save_identity(identity)  # last: what is enrolled is enrolled whole
     return identity
 
