@@ -93,6 +93,13 @@ ACTION: Final = _table(
     ("queued", "queued", "idle", "idle"),
     ("canceled", "canceled", "idle", "bad"),
 )
+#: Pools of cloud accelerators: their state, or their breaker's while that is not closed.
+POOL: Final = _table(
+    ("active", "takes requests", "ok", "ok"),
+    ("draining", "draining", "idle", "pause"),
+    ("open", "rests after failures", "bad", "bad"),
+    ("probing", "tries again", "warn", "busy"),
+)
 
 
 def look(table: dict[str, Look], name: str) -> Look:

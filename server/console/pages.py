@@ -12,6 +12,7 @@ from litestar.response import Redirect, Template
 
 from fleet.errors import KedgeError
 from server.console.views import overview
+from server.console.words import hints
 from server.errors import RequestError, UnauthenticatedError
 from server.services.container import Services
 from server.services.roles import Principal, Role
@@ -81,7 +82,7 @@ def page(request: AnyRequest, services: Services, template: str, section: str, *
         "menu": (*MENU, *ADMIN_MENU) if admin else MENU,
         "section": section,
         "needs_count": needs,
-        "origin": str(request.base_url).rstrip("/"),
+        "hints": hints(str(request.base_url).rstrip("/")),
         "flash": ("ok", done) if done else None,
         "search": "",
     }

@@ -6,11 +6,12 @@ from litestar import get
 from litestar.params import FromPath
 from litestar.response import Template
 
-from server.console.looks import ACTION, DEVICE, ROLLOUT
+from server.console.looks import ACTION, DEVICE, POOL, ROLLOUT, Look, look
 from server.console.pages import ADMIN, VIEWER, AnyRequest, ServicesDep, page
 from server.console.views import audit, devices, offload, overview, releases, rollouts
 from server.console.words import ASKS
 from server.errors import NotFoundError
+from server.services.offload_views import PoolView
 
 
 @get("/", opt=VIEWER, sync_to_thread=True, include_in_schema=False)
@@ -77,8 +78,15 @@ def offload_page(request: AnyRequest, services: ServicesDep) -> Template:
     with services.database.read() as session:
         view = offload.page(session, services.clock.now())
     return page(
-        request, services, "offload.html", "offload", view=view, queue=services.offload_views.overview()
-    )
+        request, services, "offload.html", "offload",
+        view=view, queue=services.offload_views.overview(), pool_look=_pool_look,
+    )  # fmt: skip
+
+
+def _pool_look(line: PoolView) -> Look:
+    """Return a pool's look: what keeps requests from it first."""
+    breaker = line.breaker.value
+    return look(POOL, breaker if breaker != "closed" else line.pool.state.value)
 
 
 @get("/audit", opt=ADMIN, sync_to_thread=True, include_in_schema=False)

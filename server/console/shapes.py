@@ -45,11 +45,12 @@ def parts(counts: Iterable[tuple[str, str, int]], total: int | None = None) -> l
 
 
 def line(values: Sequence[float | None]) -> Line | None:
-    """Return a sparkline from zero to the largest value; None for fewer than two values."""
-    known = [0.0 if value is None else value for value in values]
-    if len(known) < 2 or max(known) <= 0:  # noqa: PLR2004 - a line has two ends
+    """Return a sparkline from zero to the largest value, over the known ones; None for fewer than two."""
+    known = [(i, value) for i, value in enumerate(values) if value is not None]
+    top = max((value for _, value in known), default=0.0)
+    if len(known) < 2 or top <= 0:  # noqa: PLR2004 - a line has two ends
         return None
-    step, top = WIDTH / (len(known) - 1), max(known)
-    points = [f"{i * step:.2f} {HEIGHT - (HEIGHT - _TOP) * value / top:.2f}" for i, value in enumerate(known)]
+    step = WIDTH / (len(values) - 1)
+    points = [f"{i * step:.2f} {HEIGHT - (HEIGHT - _TOP) * value / top:.2f}" for i, value in known]
     path = "M" + "L".join(points)
-    return Line(path, f"{path}L{WIDTH:g} {HEIGHT:g}L0 {HEIGHT:g}Z")
+    return Line(path, f"{path}L{known[-1][0] * step:.2f} {HEIGHT:g}L{known[0][0] * step:.2f} {HEIGHT:g}Z")

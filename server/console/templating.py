@@ -44,7 +44,7 @@ def span(seconds: float) -> str:
     """Return a duration in its one fitting unit."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
-    if seconds < 2 * _MINUTE:
+    if seconds < 1.5 * _MINUTE:
         return f"{seconds:.0f} s"
     for size, name in ((_DAY, "d"), (_HOUR, "h"), (_MINUTE, "min")):
         if seconds >= 2 * size or size == _MINUTE:
@@ -94,6 +94,11 @@ def percent(share: float) -> str:
     return f"{points:.0f} %" if points == round(points) else f"{points:.1f} %"
 
 
+def change(drop: float) -> str:
+    """Return percentage points lost as a signed change, with a minus that screen readers say."""
+    return f"−{drop:.2f}" if drop > 0 else f"+{-drop:.2f}"
+
+
 class Static:
     """Addresses of static files, with a mark of their content so that caches may keep them for good."""
 
@@ -124,7 +129,7 @@ def environment(facts: Mapping[str, object]) -> Environment:
     )
     made.filters |= {
         "iso": iso, "stamp": stamp, "clock": clock, "span": span, "ago": ago, "short": short, "size": size,
-        "figure": figure, "percent": percent,
+        "figure": figure, "percent": percent, "change": change,
     }  # fmt: skip
     made.globals |= {**facts, "static": Static(STATIC)}
     return made

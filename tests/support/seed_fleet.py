@@ -223,7 +223,7 @@ class Seeder:
         self.session.add(
             Action(
                 rollout_id=rollout_id, group_index=group, device_id=device.id, status=status,
-                bundle=bundle_of(version, device.target), before=bundle_of(before, device.target), created_at=at,
+                bundle=bundle_of(version, device.target), before=bundle_of(before, device.target) if (before, device.target) != ("2.0.0", "coral-usb") else "", created_at=at,
                 assigned_at=None if status in ("queued", "canceled") else at, started_at=at + 20 if begun else None,
                 finished_at=at + 200 if over else None, **more,
             )  # type: ignore[arg-type]  # the columns that the caller names

@@ -60,17 +60,17 @@
       stroke: css("--muted"), grid: { stroke: css("--line"), width: 1 }, ticks: { stroke: css("--line"), width: 1 },
       font: "11px system-ui", labelFont: "11px system-ui",
     };
-    const count = data.names.length;
     const series = data.names.map((name, i) => {
-      const hue = kind === "area" ? count - 1 - i : i;
       return {
-        label: name, stroke: color(hue), width: kind === "area" ? 1 : 1.8, points: { show: false }, spanGaps: false,
-        fill: kind === "area" ? color(hue, dark() ? 0.5 : 0.42) : undefined,
+        label: name, stroke: color(i), width: kind === "area" ? 1 : 1.8, points: { show: false }, spanGaps: false,
+        fill: kind === "area" ? color(i, dark() ? 0.5 : 0.42) : undefined,
         value: (_, value, s, at) => figure(at == null ? null : (data.raw ? data.raw[s - 1][at] : value), unit),
       };
     });
     const span = data.times[data.times.length - 1] - data.times[0];
+    const newest = data.times.findLastIndex((_, i) => data.columns.some((column) => column[i] != null));
     const options = {
+      tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "UTC"),
       width: Math.max(200, host.clientWidth), height: 200, padding: [8, 8, 0, 0],
       cursor: { points: { size: 6 }, drag: { x: false, y: false } },
       scales: { y: { range: (_, low, high) => [0, high > 0 ? high * 1.08 : 1] } },
@@ -78,7 +78,12 @@
         { ...axis, space: 64, values: (_, ticks) => ticks.map((t) => clock(t, span)) },
         { ...axis, size: 46, values: (_, ticks) => ticks.map((t) => t.toLocaleString("en", { maximumFractionDigits: 2 })) },
       ],
-      series: [{ value: (_, t) => (t == null ? "–" : new Date(t * 1000).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" })) }, ...series],
+      bands: kind === "area" ? series.slice(1).map((_, i) => ({ series: [i + 1, i + 2] })) : [],
+      hooks: {
+        ready: [(u) => u.setLegend({ idx: newest })],
+        setCursor: [(u) => { if (u.cursor.idx == null) u.setLegend({ idx: newest }); }],
+      },
+      series: [{ label: "Time", value: (_, t) => (t == null ? "–" : `${new Date(t * 1000).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short", timeZone: "UTC" })} UTC`) }, ...series],
     };
     plots.get(host)?.destroy();
     host.replaceChildren();
@@ -87,8 +92,8 @@
 
   function clock(seconds, span) {
     const at = new Date(seconds * 1000);
-    if (span > 3 * 86400) return at.toLocaleDateString("en-GB", { day: "numeric", month: "short" });
-    return at.toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" });
+    if (span > 3 * 86400) return at.toLocaleDateString("en-GB", { day: "numeric", month: "short", timeZone: "UTC" });
+    return at.toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit", timeZone: "UTC" });
   }
 
   function drawAll() {
@@ -96,7 +101,7 @@
       if (!host.isConnected) { plot.destroy(); plots.delete(host); }
     }
     for (const shape of document.querySelectorAll("figure[data-chart]")) {
-      draw(shape.querySelector(".plot"), shape.querySelector("table"), shape.dataset.chart, shape.dataset.unit);
+      draw(shape.querySelector(".plot"), shape.querySelector(".table table"), shape.dataset.chart, shape.dataset.unit);
     }
   }
 

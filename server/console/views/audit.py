@@ -83,7 +83,7 @@ def changes(before: Mapping[str, object] | None, after: Mapping[str, object] | N
     return [
         Change(name=name, before=_text(old, name), after=_text(new, name))
         for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
+        if old.get(name) != new.get(name) and (old.get(name) or new.get(name))
     ]
 
 

@@ -14,7 +14,6 @@ from server.console.listing import Listing, page_of
 from server.console.looks import DEVICE, STEPS, UPDATE, Look, look
 from server.console.views import reports
 from server.db.tables import (
-    BundleRow,
     Claim,
     Device,
     DeviceModel,
@@ -90,6 +89,7 @@ class GoldenCheck:
     event: EventRow
     version: str
     passed: bool
+    detail: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,9 +288,18 @@ def _golden(events: list[EventRow], known: Mapping[str, str]) -> dict[str, Golde
     for event in events:
         if event.model in found or "max_abs_error" not in event.measured:
             continue
-        passed = event.reason != "golden_mismatch" and event.state != UpdateState.ROLLED_BACK.value
-        found[event.model] = GoldenCheck(event=event, version=known.get(event.bundle, ""), passed=passed)
+        refusal = next((x for x in events if _same_update(x, event) and x.reason == "golden_mismatch"), None)
+        found[event.model] = GoldenCheck(
+            event=event,
+            version=known.get(event.bundle, ""),
+            passed=refusal is None,
+            detail=refusal.detail if refusal else "",
+        )
     return found
+
+
+def _same_update(a: EventRow, b: EventRow) -> bool:
+    return (a.model, a.rollout, a.bundle) == (b.model, b.rollout, b.bundle)
 
 
 def _steps(model: DeviceModel, events: list[EventRow]) -> list[tuple[Look, str]]:
@@ -299,18 +308,11 @@ def _steps(model: DeviceModel, events: list[EventRow]) -> list[tuple[Look, str]]
     if not own:
         return []
     newest = own[0]
-    seen = {event.state for event in own if (event.rollout, event.bundle) == (newest.rollout, newest.bundle)}
-    over = newest.state in (UpdateState.ROLLED_BACK.value, UpdateState.ROLLING_BACK.value)
+    seen = {event.state for event in own if _same_update(event, newest)}
     reached = max((i for i, step in enumerate(STEPS) if step in seen), default=-1)
-    steps = []
-    for index, step in enumerate(STEPS):
-        now = "failed" if over else "done" if newest.state == UpdateState.COMMITTED.value else "now"
-        steps.append((UPDATE[step], "done" if index < reached else now if index == reached else ""))
-    return [*steps, (UPDATE[newest.state], "failed")] if over else steps
-
-
-def bundles(session: Session, digests: Iterable[str]) -> dict[str, BundleRow]:
-    """Return bundles by digest, of those that are published here."""
-    wanted = {digest for digest in digests if digest}
-    rows = session.exec(select(BundleRow).where(col(BundleRow.digest).in_(wanted)))
-    return {row.digest: row for row in rows}
+    if newest.state in (UpdateState.ROLLED_BACK.value, UpdateState.ROLLING_BACK.value):
+        done = [(UPDATE[step], "done") for step in STEPS[: max(reached, 0)]]
+        return [*done, (UPDATE[STEPS[max(reached, 0)]], "failed"), (UPDATE[newest.state], "failed")]
+    last = "done" if newest.state == UpdateState.COMMITTED.value else "now"
+    how = ["done"] * reached + [last] + [""] * len(STEPS)
+    return [(UPDATE[step], how[index]) for index, step in enumerate(STEPS)]

@@ -41,6 +41,11 @@ class Line:
     href: str
     text: str
 
+    @property
+    def word(self) -> str:
+        """The topic as people call it."""
+        return "update" if self.topic == "action" else self.topic
+
 
 def recent(session: Session, topic: str) -> list[Line]:
     """Return the newest lines of one topic, or of all, newest first; reports and hellos leave no line behind."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
+from sqlalchemy import String, cast
 from sqlmodel import Session, col, select
 
 from fleet.rollout.states import RolloutState
 from server.console import shapes
 from server.console.views import devices, reports, rollouts
-from server.db.tables import Device, DeviceModel, EventRow, Refusal
+from server.db.tables import Action, Device, DeviceModel, EventRow, Refusal
 
 DAY: Final = 86400.0
 #: A model with more errors than this share of its requests is worth a look.
@@ -140,7 +141,10 @@ def _devices(lines: list[devices.DeviceLine]) -> list[Need]:
         detail = _named([line.row.id for line in held])
         if state == "holding":
             gates = Counter(gate for line in held for gate in line.row.gates)
-            detail = ", ".join(f"{gate} ({number})" for gate, number in gates.most_common())
+            why = ", ".join(
+                f"{gate} ({number})" if len(held) > 1 else gate for gate, number in gates.most_common()
+            )
+            detail = f"{detail} · {why}"
         needs.append(
             Need(
                 tone=tone, mark=mark, detail=detail,
@@ -208,11 +212,16 @@ def needs_count(session: Session, now: float) -> int:
 # --- adoption ------------------------------------------------------------------------------------------
 
 
+class _Commit(NamedTuple):
+    at: float
+    bundle: str
+    before: str
+
+
 def adoption(session: Session, now: float, seconds: float) -> dict[str, reports.Series]:
     """Return devices by version over time, by model, replayed backwards from what runs now.
 
-    A device that committed a bundle at some time ran, before it, what its event before committed, or the slot that
-    a rollback would return to.
+    A device that committed a bundle ran, before it, what its event before committed, or what the rollout noted.
     """
     known = devices.versions(session)
     starts = [*reports.slices(now, seconds)[1:], now]
@@ -230,26 +239,29 @@ def adoption(session: Session, now: float, seconds: float) -> dict[str, reports.
     return {model: _adopted(starts, series) for model, series in sorted(counts.items())}
 
 
-def _commits(session: Session, since: float) -> Mapping[tuple[str, str], list[tuple[float, str]]]:
+def _commits(session: Session, since: float) -> Mapping[tuple[str, str], list[_Commit]]:
+    """Return what each device's models became, in order, with what each was before where a rollout knows it."""
+    replaced = (Action.device_id == EventRow.device_id) & (
+        cast(col(Action.rollout_id), String) == EventRow.rollout
+    )
     query = (
-        select(EventRow.device_id, EventRow.model, EventRow.time, EventRow.bundle)
+        select(EventRow.device_id, EventRow.model, EventRow.time, EventRow.bundle, Action.before)
+        .join(Action, replaced, isouter=True)
         .where(EventRow.state == "committed", EventRow.time > since)
         .order_by(col(EventRow.time))
     )
-    found: dict[tuple[str, str], list[tuple[float, str]]] = defaultdict(list)
-    for device, model, at, bundle in session.exec(query):
-        found[device, model].append((at, bundle))
+    found: dict[tuple[str, str], list[_Commit]] = defaultdict(list)
+    for device, model, at, bundle, before in session.exec(query):
+        found[device, model].append(_Commit(at, bundle, before or ""))
     return found
 
 
-def _ran(row: DeviceModel, commits: list[tuple[float, str]], at: float) -> str:
+def _ran(row: DeviceModel, commits: list[_Commit], at: float) -> str:
     """Return the digest that ran on a device at a time, "" when none is known."""
-    before = [bundle for time, bundle in commits if time <= at]
-    if before:
-        return before[-1]
     if not commits:
         return row.active
-    return row.previous if len(commits) == 1 else ""
+    past = [commit for commit in commits if commit.at <= at]
+    return past[-1].bundle if past else commits[0].before
 
 
 def _adopted(starts: list[float], series: list[Counter[str]]) -> reports.Series:

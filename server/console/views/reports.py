@@ -89,8 +89,8 @@ class Fleet:
     truncated: bool
 
     def values(self, counter: str) -> list[float | None]:
-        """Return one counter per slice."""
-        return [float(bucket.counts[counter]) for bucket in self.buckets]
+        """Return one counter per slice, None where nothing was reported."""
+        return [float(bucket.counts[counter]) if bucket.counts else None for bucket in self.buckets]
 
     def shares(self, part: str, whole: str = "requests") -> list[float | None]:
         """Return one counter's share per slice."""
