@@ -1,0 +1,249 @@
+"""Real agents, a real broker, real signatures: updates end committed or rolled back, whatever is killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from brokers import Mosquitto, mosquitto
+from device_agent.adapters.journal import Entry, FileJournal
+from device_agent.adapters.store import FileStore
+from device_agent.update.data import Offer, UpdateData
+from device_agent.update.events import Done, Failed, Offered
+from device_agent.update.machine import step
+from fleet.ids import DeviceId
+from fleet.trust.assignment import AssignedBundle
+from fleet.wire import topics
+from fleet.wire.messages import Hello, RefusalEvent, Status, UpdateEvent, UpdateState
+from fleet_side import AgentSide, FleetSide, compile_digits, digits, spoil
+from processes import wait_until
+
+LATER = datetime(2100, 1, 1, tzinfo=timezone.utc)
+
+
+class Site:
+    """A broker, the fleet's side and two good releases and a bad one."""
+
+    def __init__(self, folder: Path, broker: Mosquitto) -> None:
+        self.folder = folder
+        self.broker = broker
+        self.fleet = FleetSide(folder / "server", broker.url)
+        int8 = compile_digits(folder / "int8", "--precision", "int8")
+        self.good = self.fleet.release(int8, "1.0")
+        self.better = self.fleet.release(compile_digits(folder / "float", "--precision", "float32"), "2.0")
+        self.bad = self.fleet.release(spoil(int8, folder / "bad"), "3.0")
+        self.agents: list[AgentSide] = []
+
+    def agent(self, name: str) -> AgentSide:
+        agent = AgentSide(self.folder, self.fleet, self.broker.url, name)
+        self.agents.append(agent)
+        return agent
+
+    def rolled_out(self, agent: AgentSide, bundle: AssignedBundle, rollout: str) -> UpdateEvent:
+        self.fleet.assign(agent.name, [bundle], rollout)
+        return self.fleet.final(rollout)
+
+
+@pytest.fixture(scope="module")
+def shared_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("agent-updates")
+    with mosquitto(folder / "broker") as broker:
+        site = Site(folder, broker)
+        yield site
+        site.fleet.close()
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Iterator[Site]:
+    yield shared_site
+    for agent in shared_site.agents:
+        agent.kill()
+    shared_site.agents.clear()
+
+
+def test_an_update_is_proven_and_committed(site: Site) -> None:
+    agent = site.agent("commits").start()
+    event = site.rolled_out(agent, site.good, "first")
+    assert event.state is UpdateState.COMMITTED
+    states = [x.state.value for x in site.fleet.of(UpdateEvent) if x.rollout == "first"]
+    assert states == [
+        "downloading",
+        "verifying",
+        "staged",
+        "loading",
+        "golden_check",
+        "shadow",
+        "canary",
+        "committed",
+    ]
+    golden = next(x for x in site.fleet.of(UpdateEvent) if x.state is UpdateState.SHADOW)
+    assert golden.measured["samples"] > 0
+    assert golden.measured["p95_ms"] > 0
+    assert agent.slot()["active"] == site.good.digest
+    picture, label = (x[0] for x in digits())
+    logits = agent.ask(picture)["outputs"][0]["data"]
+    assert logits.index(max(logits)) == label
+    store = FileStore(agent.state.root)
+    assert store.linked("digits", "active") == site.good.digest
+    hello = site.fleet.of(Hello)[-1]
+    assert hello.target == "laptop-x86"
+    assert "onnxruntime" in hello.firmware
+
+
+def test_wrong_weights_are_noticed_and_the_old_model_goes_on(site: Site) -> None:
+    """A release whose every digest and signature is right, made with the weights of a wrong training run."""
+    agent = site.agent("golden").start()
+    site.rolled_out(agent, site.good, "golden-1")
+    before = agent.ask(digits()[0][0])["outputs"]
+    event = site.rolled_out(agent, site.bad, "golden-2")
+    assert (event.state, event.reason) == (UpdateState.ROLLED_BACK, "golden_mismatch")
+    assert event.measured["max_abs_error"] > 0.1
+    assert agent.slot()["serving"] == site.good.digest
+    assert agent.ask(digits()[0][0])["outputs"] == before
+
+
+def test_a_first_bundle_that_fails_leaves_no_model(site: Site) -> None:
+    agent = site.agent("first-fails").start()
+    event = site.rolled_out(agent, site.bad, "first-fails")
+    assert event.reason == "golden_mismatch"
+    assert agent.slot()["serving"] == ""
+
+
+def journal_at(state: UpdateState, good: AssignedBundle, better: AssignedBundle, rollout: str) -> UpdateData:
+    """Return what the journal says when the agent is killed in a state of going from one to the other."""
+
+    def offered(bundle: AssignedBundle, name: str) -> Offered:
+        return Offered(Offer(bundle=bundle, rollout=name, assignment_version=1, activate_before=LATER))
+
+    data = step(UpdateData(model="digits"), offered(good, "before")).data
+    while data.state is not UpdateState.COMMITTED:
+        data = step(data, Done()).data
+    data = step(data, offered(better, rollout)).data
+    if state is UpdateState.ROLLING_BACK:
+        return step(data, Failed("fault", "of the test")).data
+    while data.state is not state:
+        data = step(data, Done()).data
+    return data
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        UpdateState.DOWNLOADING,
+        UpdateState.VERIFYING,
+        UpdateState.STAGED,
+        UpdateState.LOADING,
+        UpdateState.GOLDEN_CHECK,
+        UpdateState.SHADOW,
+        UpdateState.CANARY,
+        UpdateState.COMMITTED,
+        UpdateState.ROLLING_BACK,
+    ],
+)
+def test_killed_in_any_state_the_update_still_ends(site: Site, state: UpdateState) -> None:
+    """The power fails right after the journal was written, before anything else was done."""
+    agent = site.agent(f"killed-{state.value.replace('_', '-')}").start()
+    rollout = f"killed-{state.value}"
+    site.rolled_out(agent, site.good, f"{rollout}-before")
+    if state is not UpdateState.DOWNLOADING:
+        site.rolled_out(agent, site.better, f"{rollout}-fetch")  # its bytes are on the disk then
+        site.fleet.assign(agent.name, [site.good], f"{rollout}-back", allow_rollback=True)
+        site.fleet.final(f"{rollout}-back")
+    agent.kill()
+    site.fleet.assign(agent.name, [site.better], rollout)
+    FileJournal(agent.state.journal).save(Entry(data=journal_at(state, site.good, site.better, rollout)))
+    agent.start()
+    wait_until(lambda: agent.slot()["state"] in ("committed", "rolled_back"), "the update has ended")
+    ends = agent.slot()
+    expected = site.good if state is UpdateState.ROLLING_BACK else site.better
+    assert ends["active"] == ends["serving"] == expected.digest
+    assert ends["state"] == ("rolled_back" if state is UpdateState.ROLLING_BACK else "committed")
+    assert agent.ask(digits()[0][0])["model_version"] == expected.version
+
+
+def test_three_crashes_on_trial_roll_the_candidate_back(site: Site) -> None:
+    """A candidate that takes the agent down with it must not do so for ever."""
+    agent = site.agent("crashes").start()
+    site.rolled_out(agent, site.good, "crashes-1")
+    agent.kill()
+    agent.start(health=60)
+    site.fleet.assign(agent.name, [site.better], "crashes-2")
+    for _ in range(3):
+        wait_until(lambda: agent.slot()["state"] in ("shadow", "canary"), "the candidate is on trial")
+        agent.kill()
+        agent.start(health=60)
+    event = site.fleet.final("crashes-2")
+    assert (event.state, event.reason) == (UpdateState.ROLLED_BACK, "crash_loop")
+    assert agent.ask(digits()[0][0])["model_version"] == "1.0"
+
+
+def test_an_operator_aborts_in_mid_update(site: Site) -> None:
+    agent = site.agent("aborts").start()
+    site.rolled_out(agent, site.good, "aborts-1")
+    agent.stop()
+    agent.start(health=60)
+    site.fleet.assign(agent.name, [site.better], "aborts-2")
+    site.fleet.wait_for_state("aborts-2", UpdateState.SHADOW)
+    site.fleet.assign(agent.name, [site.good], "aborts-3", allow_rollback=True)
+    assert site.fleet.final("aborts-2").reason == "aborted"
+    assert site.fleet.final("aborts-3").state is UpdateState.COMMITTED
+    assert agent.slot()["serving"] == site.good.digest
+
+
+def test_an_assignment_for_another_device_is_refused_and_reported(site: Site) -> None:
+    """Somebody replays another device's assignment: signed properly, and not for this one."""
+    agent = site.agent("victim").start()
+    site.rolled_out(agent, site.good, "victim-1")
+    stolen = site.fleet.assign("somebody-else", [site.better], "replayed")
+    site.fleet.connection.publish(topics.assignment(DeviceId("victim")), stolen, retain=True)
+    wait_until(
+        lambda: (
+            [x.reason for x in site.fleet.of(RefusalEvent) if "somebody-else" in x.detail] == ["wrong_device"]
+        ),
+        "the refusal is reported",
+    )
+    assert agent.slot()["serving"] == site.good.digest
+
+
+def test_nonsense_on_its_topics_is_counted_and_dropped(site: Site) -> None:
+    agent = site.agent("nonsense").start()
+    for payload in (b"", b"\xff\x00", b"{}", b"\x81" * 100_000):
+        site.fleet.connection.publish(topics.reply(DeviceId("nonsense")), payload)
+    wait_until(lambda: agent.status()["counters"]["malformed"] >= 4, "the messages are counted")
+    assert site.rolled_out(agent, site.good, "nonsense").state is UpdateState.COMMITTED
+
+
+def test_one_state_folder_has_one_agent(site: Site) -> None:
+    agent = site.agent("single").start()
+    second = subprocess.run(
+        [sys.executable, "-m", "kedge", "agent", "run", "--state", str(agent.state.root)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert second.returncode == 2
+    assert second.stderr.strip().splitlines() == [
+        f"error: state folder {agent.state.root}: another agent is running on it"
+    ]
+
+
+def test_an_agent_that_stops_says_so_and_one_that_is_killed_is_told_of(site: Site) -> None:
+    agent = site.agent("farewell").start()
+
+    def last() -> Status | None:
+        found = [m for d, m in site.fleet.messages if d == "farewell" and isinstance(m, Status)]
+        return found[-1] if found else None
+
+    wait_until(lambda: (status := last()) is not None and status.online, "it is online")
+    assert agent.stop() == 0
+    wait_until(lambda: (status := last()) is not None and not status.online, "it said goodbye")
+    agent.start()
+    wait_until(lambda: (status := last()) is not None and status.online, "it is online again")
+    agent.kill()
+    wait_until(lambda: (status := last()) is not None and not status.online, "the broker told of its end")
