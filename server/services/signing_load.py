@@ -60,7 +60,8 @@ def load(keys: KeyFolder, store: MetadataFolder) -> Loaded:
     loaded = Loaded(_roots(store))
     _load_keys(loaded, keys)
     _load_metadata(loaded, store)
-    _load_director(loaded, keys)
+    if loaded.targets is not None:
+        _load_key(loaded, keys, DIRECTOR, loaded.targets.get_delegated_role(DIRECTOR).keyids)
     return loaded
 
 
@@ -84,22 +85,24 @@ def _roots(store: MetadataFolder) -> list[Root]:
 
 
 def _load_keys(loaded: Loaded, keys: KeyFolder) -> None:
-    for role in (ROOT, TARGETS, SNAPSHOT, TIMESTAMP):
-        try:
-            signer = keys.settle(role, loaded.root.roles[role].keyids)
-        except SettingsError as error:
-            if role == ROOT:
-                raise
-            loaded.problems.append(f"{error}; to be replaced by a new key")
-            continue
-        if signer is not None:
-            loaded.signers[role] = signer
-        elif role == ROOT:
-            raise SettingsError(f"{keys.path(ROOT)} is missing or another key: restore it from a backup")
-        else:
-            loaded.problems.append(
-                f"{keys.path(role)} is missing or another key; to be replaced by a new key"
-            )
+    signer = keys.settle(ROOT, loaded.root.roles[ROOT].keyids)
+    if signer is None:
+        raise SettingsError(f"{keys.path(ROOT)} is missing or another key: restore it from a backup")
+    loaded.signers[ROOT] = signer
+    for role in (TARGETS, SNAPSHOT, TIMESTAMP):
+        _load_key(loaded, keys, role, loaded.root.roles[role].keyids)
+
+
+def _load_key(loaded: Loaded, keys: KeyFolder, role: str, keyids: list[str]) -> None:
+    try:
+        signer = keys.settle(role, keyids)
+    except SettingsError as error:
+        loaded.problems.append(f"{error}; to be replaced by a new key")
+        return
+    if signer is not None:
+        loaded.signers[role] = signer
+    else:
+        loaded.problems.append(f"{keys.path(role)} is missing or another key; to be replaced by a new key")
 
 
 def _load_metadata(loaded: Loaded, store: MetadataFolder) -> None:
@@ -147,15 +150,3 @@ def _verified(kind: type[S], data: bytes, root: Root) -> S:
     metadata = rules.parse(kind, data, kind.type)
     rules.check_signatures(metadata, root, kind.type)
     return metadata.signed
-
-
-def _load_director(loaded: Loaded, keys: KeyFolder) -> None:
-    if loaded.targets is None:
-        return
-    signer = keys.settle(DIRECTOR, loaded.targets.get_delegated_role(DIRECTOR).keyids)
-    if signer is None:
-        loaded.problems.append(
-            f"{keys.path(DIRECTOR)} is missing or another key; to be replaced by a new key"
-        )
-    else:
-        loaded.signers[DIRECTOR] = signer

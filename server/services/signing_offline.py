@@ -8,20 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Final
+from typing import Final, TypeVar
 
 from securesystemslib.signer import CryptoSigner, Key
-from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, Signed, TargetFile, Targets
+from tuf.api.metadata import (
+    DelegatedRole,
+    Delegations,
+    Metadata,
+    Root,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
 
 from fleet.trust import policy
 from fleet.trust.assignment import DIRECTOR, DIRECTOR_PATHS
 from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 
+S = TypeVar("S", Root, Timestamp, Snapshot, Targets)
+
 #: The roles that root metadata names, in the order in which people read them.
 TOP_LEVEL: Final = (ROOT, TARGETS, SNAPSHOT, TIMESTAMP)
 
 
-def signed_file(signed: Signed, signers: Iterable[CryptoSigner]) -> bytes:
+def signed_file(signed: S, signers: Iterable[CryptoSigner]) -> bytes:
     """Return a metadata file, signed by these keys."""
     metadata = Metadata(signed)
     for signer in signers:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from fleet.trust import workflow
 from fleet.trust.workflow import Fetch, Forget, Load, R, Save, Step, Workflow
@@ -16,11 +16,6 @@ from server.services.signing_offline import signed_file
 NOW = datetime(2027, 1, 15, tzinfo=timezone.utc)
 LATER = NOW + timedelta(days=10)
 ROLES = ("root", "targets", "snapshot", "timestamp")
-
-
-def file_of(signed: Signed, *signers: CryptoSigner) -> bytes:
-    """Return the signed file."""
-    return signed_file(signed, signers)
 
 
 class PureRepository:
@@ -46,7 +41,7 @@ class PureRepository:
     def new_root(self, *more: CryptoSigner) -> None:
         """Sign the next root, with old keys too where it has changed."""
         self.root.version += 1
-        self.files[f"{self.root.version}.root.json"] = file_of(self.root, self.signers["root"], *more)
+        self.files[f"{self.root.version}.root.json"] = signed_file(self.root, [self.signers["root"], *more])
 
     def publish(self, *targets: str) -> dict[str, bytes]:
         """Sign new targets, snapshot and timestamp; return all files as they are now."""
@@ -55,17 +50,17 @@ class PureRepository:
         self.targets.version += 1
         self.snapshot.version += 1
         self.timestamp.version += 1
-        data = file_of(self.targets, self.signers["targets"])
+        data = signed_file(self.targets, [self.signers["targets"]])
         self.files[f"{self.targets.version}.targets.json"] = data
         self.snapshot.meta["targets.json"] = self.meta(self.targets.version, data)
         for name, (signed, signer) in self.delegated.items():
-            data = file_of(signed, signer)
+            data = signed_file(signed, [signer])
             self.files[f"{signed.version}.{name}.json"] = data
             self.snapshot.meta[f"{name}.json"] = self.meta(signed.version, data)
-        data = file_of(self.snapshot, self.signers["snapshot"])
+        data = signed_file(self.snapshot, [self.signers["snapshot"]])
         self.files[f"{self.snapshot.version}.snapshot.json"] = data
         self.timestamp.snapshot_meta = self.meta(self.snapshot.version, data)
-        self.files["timestamp.json"] = file_of(self.timestamp, self.signers["timestamp"])
+        self.files["timestamp.json"] = signed_file(self.timestamp, [self.signers["timestamp"]])
         return dict(self.files)
 
     def meta(self, version: int, data: bytes) -> MetaFile:

@@ -12,7 +12,8 @@ from tuf.api.metadata import DelegatedRole, Delegations, SuccinctRoles, TargetFi
 
 from fleet.errors import TrustError
 from fleet.trust.workflow import MAX_ROLES, filename, find_target, refresh
-from pure_repository import LATER, NOW, ROLES, PureClient, PureRepository, file_of
+from pure_repository import LATER, NOW, ROLES, PureClient, PureRepository
+from server.services.signing_offline import signed_file
 
 
 def client_of(repository: PureRepository) -> PureClient:
@@ -126,9 +127,9 @@ def test_a_root_needs_the_old_and_the_new_key() -> None:
     repository.root.add_key(own.public_key, "root")
     repository.root.roles["root"].threshold = 2
     repository.root.version = 2
-    only_own = file_of(repository.root, own)
-    only_old = file_of(repository.root, repository.signers["root"])
-    both = file_of(repository.root, repository.signers["root"], own)
+    only_own = signed_file(repository.root, [own])
+    only_old = signed_file(repository.root, [repository.signers["root"]])
+    both = signed_file(repository.root, [repository.signers["root"], own])
     assert reason(client, {**repository.files, "2.root.json": only_own}) == "bad_signature"
     assert reason(client, {**repository.files, "2.root.json": only_old}) == "bad_signature"
     client.run(refresh(NOW), {**repository.files, "2.root.json": both})
