@@ -1,0 +1,93 @@
+"""The fleet's certificate authority."""
+
+from __future__ import annotations
+
+import stat
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fleet.ids import DeviceId
+from mtls import request
+from server.errors import InvalidError, SettingsError
+from server.services.authority import FleetAuthority
+from trust_world import ManualClock
+
+
+def common_name(certificate: x509.Certificate) -> list[str]:
+    return [str(a.value) for a in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+
+
+def test_a_device_is_called_what_the_server_says(tmp_path: Path) -> None:
+    """A request that calls itself `#` or kedge-server becomes a certificate of d1, and of nothing else."""
+    clock = ManualClock()
+    authority = FleetAuthority(tmp_path, clock)
+    ca = x509.load_pem_x509_certificate(authority.ca_pem)
+    for subject in ("#", "kedge-server", "x"):
+        pem = authority.sign_device(request(subject)[1], DeviceId("d1"))
+        certificate = x509.load_pem_x509_certificate(pem.encode())
+        certificate.verify_directly_issued_by(ca)
+        assert common_name(certificate) == ["d1"]
+        assert len(list(certificate.subject)) == 1
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
+        assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        assert certificate.not_valid_after_utc == clock.wall() + timedelta(days=90)
+
+
+def test_a_restart_keeps_the_authority(tmp_path: Path) -> None:
+    first, second = (FleetAuthority(tmp_path, ManualClock()) for _ in range(2))
+    assert first.ca_pem == second.ca_pem
+    assert stat.S_IMODE((tmp_path / "ca.key.pem").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("name", ["ca.pem", "ca.key.pem"])
+def test_half_an_authority_is_none(tmp_path: Path, name: str) -> None:
+    """One of the two files is lost: making a new authority would lock every device out."""
+    FleetAuthority(tmp_path, ManualClock())
+    (tmp_path / name).unlink()
+    with pytest.raises(SettingsError, match="backup"):
+        FleetAuthority(tmp_path, ManualClock())
+
+
+def test_two_halves_of_different_authorities_are_none(tmp_path: Path) -> None:
+    for name in "ab":
+        FleetAuthority(tmp_path / name, ManualClock())
+    (tmp_path / "a" / "ca.pem").write_bytes((tmp_path / "b" / "ca.pem").read_bytes())
+    with pytest.raises(SettingsError, match="is not the key of"):
+        FleetAuthority(tmp_path / "a", ManualClock())
+
+
+def forged_requests() -> list[str]:
+    """Return requests that must not be signed."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "d1")])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(name)
+    weak = builder.sign(rsa.generate_private_key(65537, 2048), hashes.SHA256())
+    other_curve = builder.sign(ec.generate_private_key(ec.SECP384R1()), hashes.SHA256())
+    good = x509.load_pem_x509_csr(request()[1].encode()).public_bytes(serialization.Encoding.DER)
+    unsigned = x509.load_der_x509_csr(good[:-1] + bytes([good[-1] ^ 1]))
+    pem = serialization.Encoding.PEM
+    return ["", "x", "x" * 10_000, *(r.public_bytes(pem).decode() for r in (weak, other_curve, unsigned))]
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_bad_request_is_refused(tmp_path: Path, number: int) -> None:
+    """Nothing, junk, too much, an RSA key, another curve, a request not signed by its own key."""
+    authority = FleetAuthority(tmp_path, ManualClock())
+    with pytest.raises(InvalidError, match="certificate request"):
+        authority.sign_device(forged_requests()[number], DeviceId("d1"))
+
+
+def test_the_broker_is_reached_by_its_names(tmp_path: Path) -> None:
+    authority = FleetAuthority(tmp_path, ManualClock())
+    pem = authority.issue_broker(["broker.example", "10.1.2.3", "localhost"]).certificate
+    names = x509.load_pem_x509_certificate(pem).extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
+    assert names.value.get_values_for_type(x509.DNSName) == ["localhost", "broker.example"]
+    assert [str(a) for a in names.value.get_values_for_type(x509.IPAddress)] == ["127.0.0.1", "10.1.2.3"]

@@ -1,0 +1,196 @@
+"""Assignments and clocks: entries that contradict themselves, terms that are none, clocks that lie."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import DelegatedRole, Delegations, TargetFile, Targets
+
+from fleet.errors import TrustError
+from fleet.ids import DeviceId, Digest
+from fleet.trust import assignment, policy
+from fleet.trust.assignment import AssignedBundle, Assignment, DeviceState
+from fleet.trust.metadata_set import TrustedMetadata
+from fleet.trust.workflow import refresh
+from pure_repository import LATER, NOW, PureClient, PureRepository
+from server.services.signing_offline import signed_file
+
+BUNDLE = AssignedBundle(
+    model="digits",
+    version="1.0",
+    target="laptop-x86",
+    digest=str(Digest.of(b"manifest")),
+    manifest_size=8,
+    index=str(Digest.of(b"index")),
+    index_size=5,
+    release_counter=3,
+)
+STATE = DeviceState(device="d1", target="laptop-x86")
+DIRECTOR = CryptoSigner.generate_ed25519()
+
+
+@pytest.fixture(scope="module")
+def repository() -> PureRepository:
+    made = PureRepository()
+    keyid = DIRECTOR.public_key.keyid
+    role = DelegatedRole(
+        assignment.DIRECTOR, [keyid], 1, terminating=True, paths=list(assignment.DIRECTOR_PATHS)
+    )
+    made.targets.delegations = Delegations(
+        keys={keyid: DIRECTOR.public_key}, roles={assignment.DIRECTOR: role}
+    )
+    made.targets.targets[BUNDLE.path] = assignment.entry(BUNDLE)
+    made.publish()
+    return made
+
+
+@pytest.fixture(scope="module")
+def client(repository: PureRepository) -> PureClient:
+    return PureClient(repository.files["1.root.json"])
+
+
+@pytest.fixture(scope="module")
+def trusted(repository: PureRepository, client: PureClient) -> TrustedMetadata:
+    return client.run(refresh(NOW), repository.files)
+
+
+def document(*bundles: AssignedBundle) -> Targets:
+    return assignment.build(
+        device=DeviceId("d1"),
+        rollout="r1",
+        version=5,
+        bundles=bundles,
+        activate_before=NOW + timedelta(days=1),
+        expires=LATER,
+    )
+
+
+def why(trusted: TrustedMetadata, signed: Targets, state: DeviceState = STATE) -> str:
+    with pytest.raises(TrustError) as caught:
+        assignment.read(trusted, signed_file(signed, [DIRECTOR]), state)
+    return caught.value.reason
+
+
+def test_what_is_built_is_what_is_read(
+    trusted: TrustedMetadata, repository: PureRepository, client: PureClient
+) -> None:
+    data = signed_file(document(BUNDLE), [DIRECTOR])
+    got = client.run(assignment.verify(trusted, data, STATE), repository.files)
+    assert got == Assignment(
+        device="d1",
+        rollout="r1",
+        version=5,
+        targets=(BUNDLE,),
+        activate_before=NOW + timedelta(days=1),
+        expires=LATER,
+    )
+
+
+def test_nothing_may_be_assigned(trusted: TrustedMetadata) -> None:
+    """An assignment without bundles leaves every model as it is."""
+    got, _ = assignment.read(trusted, signed_file(document(), [DIRECTOR]), STATE)
+    assert got.targets == ()
+
+
+def test_the_same_version_may_come_again_an_older_may_not(trusted: TrustedMetadata) -> None:
+    data = signed_file(document(BUNDLE), [DIRECTOR])
+    same = msgspec.structs.replace(STATE, version_floor=5)
+    assert assignment.read(trusted, data, same)[0].version == 5
+    assert why(trusted, document(BUNDLE), msgspec.structs.replace(STATE, version_floor=6)) == "rollback"
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        None,
+        "x",
+        {},
+        {"device": "d1", "rollout": "r", "activate_before": "2030-01-01T00:00:00", "allow_rollback": False},
+        {"device": "d1", "rollout": "r", "activate_before": "tomorrow", "allow_rollback": False},
+        {"device": "d1", "rollout": "r", "activate_before": "2030-01-01T00:00:00Z", "allow_rollback": "yes"},
+    ],
+)
+def test_terms_that_are_none(trusted: TrustedMetadata, terms: Any) -> None:  # noqa: ANN401 - any JSON
+    signed = document(BUNDLE)
+    signed.unrecognized_fields[policy.FIELD] = terms
+    assert why(trusted, signed) == "malformed"
+
+
+@pytest.mark.parametrize(
+    "custom",
+    [
+        None,
+        "x",
+        {},
+        {"model": "other"},
+        {"digest": str(Digest.of(b"other"))},
+        {"digest": "md5:x"},
+        {"index_size": "many"},
+        {"release_counter": None},
+    ],
+)
+def test_an_entry_that_contradicts_itself(trusted: TrustedMetadata, custom: Any) -> None:  # noqa: ANN401 - any JSON
+    """The director signs an entry whose custom field is not what its path and hashes say."""
+    good = assignment.entry(BUNDLE)
+    full = {**good.custom, **custom} if custom and isinstance(custom, dict) else custom
+    fields = {} if full is None else {"custom": full}
+    signed = document()
+    signed.targets[BUNDLE.path] = TargetFile(good.length, good.hashes, BUNDLE.path, fields)
+    assert why(trusted, signed) == "malformed"
+
+
+def test_one_model_twice(trusted: TrustedMetadata) -> None:
+    assert why(trusted, document(BUNDLE, msgspec.structs.replace(BUNDLE, version="2"))) == "malformed"
+
+
+def test_a_role_of_the_image_repository_is_no_director(
+    trusted: TrustedMetadata, repository: PureRepository
+) -> None:
+    """A thief of the timestamp key signs an assignment with it."""
+    data = signed_file(document(BUNDLE), [repository.signers["timestamp"]])
+    with pytest.raises(TrustError) as caught:
+        assignment.read(trusted, data, STATE)
+    assert caught.value.reason == "bad_signature"
+
+
+TIMES = st.integers(86_400, 4_102_444_800).map(lambda s: datetime.fromtimestamp(s, timezone.utc))
+
+
+@given(wall=TIMES, floor=st.none() | TIMES)
+def test_time_never_goes_below_what_was_signed(wall: datetime, floor: datetime | None) -> None:
+    believed = policy.clock(wall, floor)
+    assert believed.now >= wall
+    assert floor is None or believed.now >= floor
+    assert believed.untrusted == (floor is not None and floor - wall > policy.TOLERANCE)
+
+
+@given(TIMES)
+def test_a_floor_reads_back(time: datetime) -> None:
+    assert policy.decode_floor(policy.encode_floor(time)) == time
+
+
+@pytest.mark.parametrize("data", [None, b"", b"x", b'"2030-01-01T00:00:00"'])
+def test_a_floor_that_cannot_be_read_is_none(data: bytes | None) -> None:
+    assert policy.decode_floor(data) is None
+
+
+def test_offline_a_staged_bundle_may_be_activated_until_its_time() -> None:
+    """The network went after staging: nothing is begun after expiry, but what is staged may be activated."""
+    terms = Assignment(
+        device="d1",
+        rollout="r",
+        version=1,
+        targets=(BUNDLE,),
+        activate_before=NOW + timedelta(days=9),
+        expires=NOW + timedelta(days=3),
+    )
+    assert terms.may_install(NOW + timedelta(days=2))
+    assert not terms.may_install(NOW + timedelta(days=3))
+    assert terms.may_activate(NOW + timedelta(days=8))
+    assert not terms.may_activate(NOW + timedelta(days=9))
