@@ -23,7 +23,7 @@ SEED: Final = 7
 #: Standard deviation of the field's noise, where a pixel goes from 0 to 1.
 NOISE: Final = 0.25
 #: Images in each part; training takes the first part, clean.
-PARTS: Final = {"training": 700, "calibration": 400, "evaluation": 347, "stream": 350}
+PARTS: Final = {"training": 700, "calibration": 150, "evaluation": 600, "stream": 347}
 BATCH: Final = 50
 
 
