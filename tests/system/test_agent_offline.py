@@ -31,10 +31,10 @@ class Site:
         self.fleet.reconcile()
         wait_until(lambda: self.agent.status()["connected"], "the agent is connected again")
 
-    def hard(self) -> tuple[list[str], int]:
+    def hard(self, pictures: int = 120) -> tuple[list[str], int]:
         """Ask for many pictures; return the ids of provisional answers, and how many were asked."""
-        pictures, _ = digits()
-        answers = [self.agent.ask(picture)["parameters"] for picture in pictures[:120]]
+        stream, _ = digits()
+        answers = [self.agent.ask(picture)["parameters"] for picture in stream[:pictures]]
         return [x["kedge_request_id"] for x in answers if x["kedge_provisional"]], len(answers)
 
 
@@ -93,7 +93,7 @@ def test_the_cloud_answers_again_what_the_device_was_unsure_of(site: Site) -> No
 
 
 def test_an_answer_that_comes_twice_counts_once(site: Site) -> None:
-    provisional, _ = site.hard()
+    provisional, _ = site.hard(40)
     for _ in range(2):
         site.fleet.tell("d1", Answer(id=provisional[0], model="digits", label=1))
     site.fleet.tell("d1", Answer(id="nobody-asked", model="digits", label=1))
@@ -104,7 +104,8 @@ def test_an_answer_that_comes_twice_counts_once(site: Site) -> None:
 def test_what_is_not_acknowledged_is_sent_again_after_a_restart(site: Site) -> None:
     """The server is gone: the broker takes everything, and nobody stores it."""
     site.fleet.acknowledge = False
-    provisional, _ = site.hard()
+    provisional, _ = site.hard(40)
+    assert provisional
     wait_until(
         lambda: {x.id for x in site.fleet.of(HardRequest)} == set(provisional), "every request was sent once"
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from brokers import Mosquitto, mosquitto
@@ -16,7 +18,7 @@ from device_agent.adapters.store import FileStore
 from device_agent.update.data import Offer, UpdateData
 from device_agent.update.events import Done, Failed, Offered
 from device_agent.update.machine import step
-from fleet.ids import DeviceId
+from fleet.ids import DeviceId, Digest
 from fleet.trust.assignment import AssignedBundle
 from fleet.wire import topics
 from fleet.wire.messages import Hello, RefusalEvent, Status, UpdateEvent, UpdateState
@@ -38,11 +40,30 @@ class Site:
         self.better = self.fleet.release(compile_digits(folder / "float", "--precision", "float32"), "2.0")
         self.bad = self.fleet.release(spoil(int8, folder / "bad"), "3.0")
         self.agents: list[AgentSide] = []
+        self._prepared: AgentSide | None = None
 
     def agent(self, name: str) -> AgentSide:
         agent = AgentSide(self.folder, self.fleet, self.broker.url, name)
         self.agents.append(agent)
         return agent
+
+    def copy_of_prepared(self, name: str) -> AgentSide:
+        """Return an agent that runs the good release and has the bytes of the better one; not started."""
+        if self._prepared is None:
+            agent = self.agent("prepared").start(health=0.2)
+            self.rolled_out(agent, self.better, "prepared-1")
+            self.fleet.assign(agent.name, [self.good], "prepared-2", allow_rollback=True)
+            assert self.fleet.final("prepared-2").state is UpdateState.COMMITTED
+            agent.kill()
+            self._prepared = agent
+        copied = self.agent(name)
+        shutil.rmtree(copied.state.root)
+        source, but = self._prepared.state.root, shutil.ignore_patterns("*.sock")
+        shutil.copytree(source, copied.state.root, symlinks=True, ignore=but)
+        identity = msgspec.structs.replace(self._prepared.state.identity(), device_id=name)
+        copied.state.save_identity(identity)
+        (copied.state.trust / "assignment-version").unlink()
+        return copied
 
     def rolled_out(self, agent: AgentSide, bundle: AssignedBundle, rollout: str) -> UpdateEvent:
         self.fleet.assign(agent.name, [bundle], rollout)
@@ -147,16 +168,12 @@ def journal_at(state: UpdateState, good: AssignedBundle, better: AssignedBundle,
 )
 def test_killed_in_any_state_the_update_still_ends(site: Site, state: UpdateState) -> None:
     """The power fails right after the journal was written, before anything else was done."""
-    agent = site.agent(f"killed-{state.value.replace('_', '-')}").start()
+    agent = site.copy_of_prepared(f"killed-{state.value.replace('_', '-')}")
     rollout = f"killed-{state.value}"
-    site.rolled_out(agent, site.good, f"{rollout}-before")
-    if state is not UpdateState.DOWNLOADING:
-        site.rolled_out(agent, site.better, f"{rollout}-fetch")  # its bytes are on the disk then
-        site.fleet.assign(agent.name, [site.good], f"{rollout}-back", allow_rollback=True)
-        site.fleet.final(f"{rollout}-back")
-    agent.kill()
     site.fleet.assign(agent.name, [site.better], rollout)
     FileJournal(agent.state.journal).save(Entry(data=journal_at(state, site.good, site.better, rollout)))
+    if state is UpdateState.DOWNLOADING:
+        FileStore(agent.state.root).delete(Digest(site.better.digest))
     agent.start()
     wait_until(lambda: agent.slot()["state"] in ("committed", "rolled_back"), "the update has ended")
     ends = agent.slot()
