@@ -63,8 +63,8 @@ class Story:
         return (
             f"{result['chosen']['precision']} for {target}: {size['float'] / 1024:.0f} -> "
             f"{size['compiled'] / 1024:.0f} KiB, "
-            f"accuracy {accuracy['float']:.1%} -> {accuracy['compiled']:.1%} on {accuracy['samples']} samples, "
-            f"{len(result['candidates'])} candidates measured"
+            f"accuracy {accuracy['float']:.1%} -> {accuracy['compiled']:.1%} on {accuracy['samples']} "
+            f"samples, {len(result['candidates'])} candidates measured"
         )
 
     def serve(self) -> str:
