@@ -96,7 +96,7 @@ def wire(state: StateFolder, settings: Settings) -> System:
     offload = Offload(outbox, clock, identity.offload, telemetry.count)
     trust = TrustClient(state.trust, MqttFetcher(link), device, identity.target)
     store = FileStore(state.root)
-    facts = SystemFacts(state.root)
+    facts = SystemFacts(state.root, runtimes.installed())
 
     def needed() -> list[AssignedBundle] | None:
         return agent.needed()

@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
-
-from device_agent.runtimes import installed
 
 _MIB: Final = 1024 * 1024
 #: Below this much free memory, disk, or battery, and above this temperature, an update waits.
@@ -27,14 +25,21 @@ def agent_version() -> str:
 class SystemFacts:
     """What the operating system says; a fact that it does not know is left out."""
 
-    def __init__(self, folder: Path, system: Path = Path("/")) -> None:
-        """Measure the disk at `folder`; read the system's files below `system`."""
+    def __init__(self, folder: Path, runtimes: Mapping[str, str], system: Path = Path("/")) -> None:
+        """Look around.
+
+        Args:
+            folder: on the disk that is measured.
+            runtimes: installed device runtimes and their versions.
+            system: where the operating system's files begin.
+        """
         self._folder: Final = folder
+        self._runtimes: Final = runtimes
         self._system: Final = system
 
     def firmware(self) -> dict[str, str]:
         """Return the versions of the parts that a bundle may ask for."""
-        facts = installed()
+        facts = dict(self._runtimes)
         facts["kernel"] = platform.release()
         facts["python"] = platform.python_version()
         facts["os"] = self._operating_system()
