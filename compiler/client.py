@@ -40,7 +40,11 @@ def compile_model(request: CompileRequest, tell: Callable[[Progress], None]) -> 
         KedgeError: the worker's error.
         WorkerBugError: a bug in the worker.
     """
-    with tempfile.TemporaryFile() as stderr:
+    with (
+        tempfile.TemporaryDirectory(prefix="kedge-compile-") as scratch,
+        tempfile.TemporaryFile() as stderr,
+    ):
+        request = msgspec.structs.replace(request, scratch=scratch)
         process = subprocess.Popen(
             [sys.executable, "-m", "compiler.worker"],
             stdin=subprocess.PIPE,

@@ -14,9 +14,10 @@ from typing import Final
 
 import numpy as np
 import onnx
-from onnx import external_data_helper, numpy_helper
+from onnx import external_data_helper, inliner, numpy_helper
 
 from compiler.errors import ModelRefusedError
+from fleet.ids import Digest
 
 #: A protobuf message ends here, and so does a model in one file.
 FILE_LIMIT: Final = 2 * 1024**3 - 1
@@ -40,24 +41,29 @@ _FOREIGN: Final = (
 )
 
 
-def read(path: Path) -> onnx.ModelProto:
-    """Read a model file, refuse what is malformed or hostile, and return it with external data inlined.
+def read(path: Path) -> tuple[onnx.ModelProto, Digest]:
+    """Read a model file, refuse what is malformed or hostile, and inline external data and functions.
+
+    Returns:
+        The model, and the digest of what was read: of the file, or of the whole where weights lie beside it.
 
     Raises:
         ModelRefusedError: says what was expected and what was got.
     """
-    model = _parsed(_bytes(path), path.name)
+    data = _bytes(path)
+    model = _parsed(data, path.name)
     graphs = list(_graphs(model))
     tensors = [tensor for graph in graphs for tensor in _tensors(graph)]
     _check_opsets(model)
     for graph in graphs:
         _check_operators(graph, model)
     _check_sizes(tensors)
+    whole = any(external_data_helper.uses_external_data(x) for x in tensors)
     for tensor in tensors:
         _inline(tensor, path.parent)
         _check_weights(tensor)
     _check_structure(model)
-    return model
+    return model, Digest.of(model.SerializeToString(deterministic=True) if whole else data)
 
 
 def _bytes(path: Path) -> bytes:
@@ -85,11 +91,19 @@ def _parsed(data: bytes, file: str) -> onnx.ModelProto:
         raise ModelRefusedError(f"{file}: expected an ONNX model; got {_line(error)}") from error
     if not model.graph.node or not model.graph.output:
         raise ModelRefusedError(f"{file}: expected a graph with operators and outputs; got none")
-    if model.functions:
-        raise ModelRefusedError(
-            f"{file}: expected a model without local functions; got {len(model.functions)}"
-        )
-    return model
+    return _without_functions(model) if model.functions else model
+
+
+def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    local = {x.domain for x in model.functions} - DOMAINS
+    try:
+        inlined = inliner.inline_local_functions(model)
+    except (RuntimeError, ValueError) as error:
+        raise ModelRefusedError(f"local functions: {_line(error)}") from error
+    opsets = [x for x in inlined.opset_import if x.domain not in local]
+    del inlined.opset_import[:]
+    inlined.opset_import.extend(opsets)
+    return inlined
 
 
 def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:

@@ -11,10 +11,11 @@ from compiler.errors import ModelRefusedError
 from compiler.tensors import spec
 from fleet.bundle.description import TensorSpec
 
-#: Per-channel quantization needs 13; ONNX Runtime 1.17, the oldest that devices may have, reads up to 20.
+#: Per-channel quantization needs it.
 OLDEST_OPSET: Final = 13
-#: The IR version that ONNX Runtime 1.17 still reads.
-NEWEST_IR: Final = 9
+#: The newest operator set and IR version that ONNX Runtime 1.17 reads, the oldest that devices may have.
+OLD_RUNTIME_OPSET: Final = 20
+OLD_RUNTIME_IR: Final = 9
 
 
 def normalise(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
@@ -32,6 +33,16 @@ def normalise(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     model.doc_string = model.graph.doc_string = ""
     del model.metadata_props[:], model.graph.value_info[:]
     return model, done
+
+
+def lower_ir(model: onnx.ModelProto) -> None:
+    """Write an IR version that older runtimes read, where the operators are old enough for them too.
+
+    The newer ones only added types and annotations, which no model here has.
+    """
+    opset = max(x.version for x in model.opset_import if x.domain in {"", "ai.onnx"})
+    if opset <= OLD_RUNTIME_OPSET:
+        model.ir_version = min(model.ir_version, OLD_RUNTIME_IR)
 
 
 def _drop_weight_inputs(model: onnx.ModelProto) -> list[str]:

@@ -49,7 +49,7 @@ def package(
         artifact=artifact,
         inputs=given.inputs,
         outputs=specs,
-        golden=_golden(given, specs, calibrated, backend, path),
+        golden=_golden(given, specs, calibrated, backend, path, chosen.precision),
         accuracy=_accuracy(winner),
         offload=offload,
         baseline=insight.baseline_of(calibrated, trials.how, offload),
@@ -58,6 +58,7 @@ def package(
         placement=backend.placement(path, path.parent),
         warnings=_warnings(trials, given, winner),
         tools=backend.versions(),
+        firmware=backend.requires(path),
     )
     folder = Path(request.out)
     digest = contents.write(found, folder)
@@ -85,12 +86,17 @@ def _observed(declared: tuple[TensorSpec, ...], got: Arrays) -> tuple[TensorSpec
 
 
 def _golden(
-    given: Inputs, specs: tuple[TensorSpec, ...], calibrated: Arrays, backend: Backend, path: Path
+    given: Inputs,
+    specs: tuple[TensorSpec, ...],
+    calibrated: Arrays,
+    backend: Backend,
+    path: Path,
+    precision: str,
 ) -> golden.GoldenFiles:
     rows = np.array(golden.rows(len(given.calibration)))
     samples = given.calibration.take(rows)
     answers = {name: values[rows] for name, values in calibrated.items()}
-    return golden.make(samples, specs, answers, outputs(backend.load_reference(path), samples))
+    return golden.make(samples, specs, answers, outputs(backend.load_reference(path), samples), precision)
 
 
 def _accuracy(winner: Winner) -> Accuracy:

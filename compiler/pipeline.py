@@ -5,7 +5,6 @@ It runs in the worker process (`compiler.worker`).
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +20,6 @@ from compiler.stages import Inputs, Winner
 from compiler.trials import Tell, Trials
 from firmware_profiles import registry
 from firmware_profiles.profile import Profile
-from fleet.ids import Digest
 
 READ: Final = "read the model"
 
@@ -39,14 +37,13 @@ def run(request: CompileRequest, tell: Tell) -> CompileResult:
     profile = registry.load(request.target)
     backends.require(profile)
     layout.check_free(Path(request.out))
-    with tempfile.TemporaryDirectory(prefix="kedge-compile-") as scratch:
-        trials, given, backend = _prepare(request, profile, Path(scratch), tell)
-        limits.apply(request.limits)
-        trials.search(lambda x: _wanted(x, request))
-        trials.time()
-        winner = _confirm(trials, given.report, request, tell)
-        tell("package", 0, 1, winner.measured.candidate.name)
-        return packaging.package(request, profile, backend, trials, given, winner)
+    trials, given, backend = _prepare(request, profile, Path(request.scratch), tell)
+    limits.apply(request.limits)
+    trials.search(lambda x: _wanted(x, request))
+    trials.time()
+    winner = _confirm(trials, given.report, request, tell)
+    tell("package", 0, 1, winner.measured.candidate.name)
+    return packaging.package(request, profile, backend, trials, given, winner)
 
 
 def _prepare(
@@ -56,8 +53,7 @@ def _prepare(
     tell(READ, 0, 1, Path(request.model).name)
     source = Path(request.model)
     limits.apply(limits.for_import(source))
-    model = guard.read(source)
-    digest = Digest.of(model.SerializeToString(deterministic=True))
+    model, digest = guard.read(source)
     model, changes = normalise.normalise(model)
     inputs, declared = normalise.tensors(model)
     calibration = datasets.load(Path(request.calibration), inputs)

@@ -23,6 +23,7 @@ class CompileRequest(msgspec.Struct, frozen=True, kw_only=True):
         labels: class names, where known.
         licence: SPDX expression of the model, or "".
         limits: of the whole work.
+        scratch: folder for intermediate files; the parent's, since a worker that is killed cleans up nothing.
     """
 
     model: str
@@ -37,6 +38,7 @@ class CompileRequest(msgspec.Struct, frozen=True, kw_only=True):
     labels: tuple[str, ...] = ()
     licence: str = ""
     limits: Limits = COMPILE_LIMITS
+    scratch: str = ""
 
 
 class BundleFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from compiler import backends, datasets
+from compiler import backends, datasets, limits
 from compiler.bundle import archive, golden, layout
 from compiler.errors import OptionError
 from compiler.evaluate import outputs
@@ -38,6 +38,8 @@ def run(folder: Path, source: Path, target: Path) -> RunResult:
     with tempfile.TemporaryDirectory(prefix="kedge-run-") as scratch:
         artifact = Path(scratch) / Path(about.artifact).name
         artifact.write_bytes(bundle.bytes_of(about.artifact))
+        limits.apply(limits.COMPILE_LIMITS)
+        backend.vet(artifact)
         found = outputs(backend.load(artifact), data)
     batched = {x.name for x in about.outputs if x.batched}
     arrays = {name: golden.joined(x, batched=name in batched) for name, x in found.items()}

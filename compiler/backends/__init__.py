@@ -84,6 +84,18 @@ class Backend(Protocol):
         """Prepare a model for compiling; scratch is a folder for intermediate files."""
         ...
 
+    def vet(self, artifact: Path) -> None:
+        """Check an artifact that somebody else may have made, before it is loaded.
+
+        Raises:
+            ModelRefusedError: malformed or hostile.
+        """
+        ...
+
+    def requires(self, artifact: Path) -> dict[str, str]:
+        """Return what the artifact needs of the device's software, beyond the profile: part to versions."""
+        ...
+
     def load(self, artifact: Path) -> Runner:
         """Load an artifact in the runtime that the device will use."""
         ...

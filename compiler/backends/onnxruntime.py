@@ -18,11 +18,12 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from compiler import calibration, weight_only
+from compiler import calibration, guard, topology, weight_only
 from compiler.backends import Backend, Placement, Runner, Workshop
 from compiler.candidates import FLOAT, Candidate, Scheme
 from compiler.datasets import Dataset
 from compiler.errors import CompileError
+from compiler.normalise import lower_ir
 from compiler.sensitivity import most_sensitive
 from compiler.tensors import Arrays
 from firmware_profiles.profile import Profile
@@ -35,6 +36,9 @@ CONVERSIONS: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQu
 CALIBRATION_SAMPLES: Final = 256
 #: How many single nodes may stay in float, in the order in which they are tried.
 LEFT_FLOAT: Final = (1, 2, 4)
+#: Operator set to the first ONNX Runtime that reads it (ONNX Runtime documentation, compatibility).
+OPSET_RELEASES: Final = ((20, "1.17"), (21, "1.18"), (22, "1.21"))
+NEWEST_RELEASE: Final = "1.23"
 _TYPES: Final = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 _FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 
@@ -72,6 +76,10 @@ def _opened(artifact: Path, options: onnxruntime.SessionOptions) -> onnxruntime.
         raise CompileError(f"ONNX Runtime cannot load {artifact.name}: {_line(error)}") from error
 
 
+def _integer(operator: str) -> bool:
+    return operator.startswith(("QLinear", "QGemm", "QAttention")) or "Integer" in operator
+
+
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
@@ -86,6 +94,17 @@ class OnnxRuntime:
     def open(self, model: onnx.ModelProto, calibration: Dataset, profile: Profile, scratch: Path) -> Workshop:
         """Prepare a model for compiling."""
         return QdqWorkshop(model, calibration, profile, scratch)
+
+    def vet(self, artifact: Path) -> None:
+        """Apply the import guard to an artifact."""
+        guard.read(artifact)
+
+    def requires(self, artifact: Path) -> dict[str, str]:
+        """Return the oldest ONNX Runtime that reads the artifact's operator set."""
+        opsets = onnx.load(artifact, load_external_data=False).opset_import
+        newest = max(x.version for x in opsets if x.domain in {"", "ai.onnx"})
+        release = next((x for opset, x in OPSET_RELEASES if newest <= opset), NEWEST_RELEASE)
+        return {"onnxruntime": f">={release}"}
 
     def load(self, artifact: Path) -> Runner:
         """Load an artifact as the device will."""
@@ -104,17 +123,15 @@ class OnnxRuntime:
         options.optimized_model_filepath = str(optimized)
         _opened(artifact, options)
         nodes = onnx.load(optimized).graph.node
-        integer = [x for x in nodes if x.op_type.startswith(("QLinear", "QGemm")) or "Integer" in x.op_type]
-        rest = Counter(
-            x.op_type for x in nodes if x.op_type not in CONVERSIONS and not any(x is y for y in integer)
-        )
+        kinds = [x.op_type for x in nodes]
+        rest = Counter(x for x in kinds if not _integer(x) and x not in CONVERSIONS)
         return Placement(
             device="CPUExecutionProvider",
             operators=len(nodes),
             by_precision={
-                "int8": len(integer),
+                "int8": sum(map(_integer, kinds)),
                 "other": sum(rest.values()),
-                "conversion": sum(x.op_type in CONVERSIONS for x in nodes),
+                "conversion": sum(x in CONVERSIONS for x in kinds),
             },
             float_operators=dict(sorted(rest.items())),
         )
@@ -317,6 +334,8 @@ def _nodes(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
 def _slim(model: onnx.ModelProto) -> None:
     """Drop what only the tools needed, and shorten the names they made: it would travel to every device."""
     del model.metadata_props[:], model.graph.value_info[:], model.graph.metadata_props[:]
+    lower_ir(model)
+    topology.sort(model.graph)
     used = {x.domain for x in _nodes(model.graph)} | {""}
     opsets = [x for x in model.opset_import if x.domain in used]
     del model.opset_import[:]

@@ -32,6 +32,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
         source_digest, calibration_digest, evaluation_digest: of the files that went in.
         artifact: the compiled model's bytes.
         tools: name to version.
+        firmware: what the artifact needs beyond the profile.
     """
 
     request: CompileRequest
@@ -52,6 +53,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     placement: Placement
     warnings: tuple[str, ...]
     tools: dict[str, str]
+    firmware: dict[str, str]
 
 
 def compiler_version() -> str:
@@ -71,7 +73,7 @@ def describe(found: Finding) -> BundleDescription:
         outputs=found.outputs,
         requires=Requirements(
             runtime=found.profile.runtime,
-            firmware={x.part: x.versions for x in found.profile.firmware},
+            firmware={**{x.part: x.versions for x in found.profile.firmware}, **found.firmware},
             memory_bytes=_RUNTIME_BYTES + _LOADED * len(found.artifact),
         ),
         golden=found.golden.description,

@@ -1,0 +1,209 @@
+"""What the ONNX Runtime backend makes: valid, small, and as faithful as its candidate says."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import small_models
+from compiler import backends, datasets, guard, normalise, topology
+from compiler.backends import Backend, Workshop
+from compiler.bundle import archive, layout
+from compiler.candidates import FLOAT, Candidate, Scheme
+from compiler.datasets import Dataset
+from compiler.errors import CompileError
+from compiler.evaluate import answering, compare, outputs
+from firmware_profiles import registry
+from fleet.bundle.manifest import Role
+from fleet.errors import BundleError
+
+PROFILE = registry.load("laptop-x86")
+
+
+def opened(model: onnx.ModelProto, data: Path, folder: Path) -> tuple[Backend, Workshop, Dataset]:
+    model, _ = normalise.normalise(model)
+    inputs, _ = normalise.tensors(model)
+    calibration = datasets.load(data, inputs)
+    backend = backends.load(PROFILE)
+    return backend, backend.open(model, calibration, PROFILE, folder), calibration
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Backend, Workshop, Dataset, Path]:
+    folder = tmp_path_factory.mktemp("small")
+    files = small_models.write(folder)
+    return *opened(small_models.graph(), files.calibration, folder), folder
+
+
+def test_every_candidate_is_a_valid_model_that_answers_like_float(
+    small: tuple[Backend, Workshop, Dataset, Path],
+) -> None:
+    """ONNX Runtime loads graphs that the ONNX checker refuses; other readers of a bundle do not."""
+    backend, workshop, data, folder = small
+    plan = workshop.plan()
+    assert {x.scheme for x in plan} == set(Scheme)
+    want: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {}
+    for candidate in [FLOAT, *plan]:
+        path = folder / f"{candidate.name}.onnx"
+        workshop.build(candidate, path)
+        guard.read(path)
+        got = outputs(backend.load(path), data)
+        want = want or got
+        found = compare(want, got, answering(want, data.labels), data.labels)
+        assert found.agreement > 0.95, candidate.name
+        assert found.snr > 20, candidate.name
+        if candidate.scheme is not Scheme.FLOAT:
+            assert path.stat().st_size < 0.5 * (folder / "float.onnx").stat().st_size
+
+
+def test_artifacts_carry_no_baggage(small: tuple[Backend, Workshop, Dataset, Path]) -> None:
+    _, workshop, _, folder = small
+    path = folder / "slim.onnx"
+    workshop.build(workshop.plan()[0], path)
+    model = onnx.load(path)
+    assert not model.metadata_props
+    assert not model.graph.value_info
+    assert {x.domain for x in model.opset_import} <= {"", "com.microsoft"}
+    assert [x.name for x in model.graph.input] == ["picture"]
+    assert [x.name for x in model.graph.output] == ["scores"]
+    assert model.ir_version <= 9
+
+
+def test_quantizing_nothing_is_an_error_and_no_artifact(
+    small: tuple[Backend, Workshop, Dataset, Path],
+) -> None:
+    """Other tools answer with an unquantized model and exit code 0."""
+    _, workshop, _, folder = small
+    nothing = Candidate(
+        name="x",
+        precision="int8",
+        scheme=Scheme.STATIC,
+        per_channel=True,
+        calibration="minmax",
+        operators=("ConvTranspose",),
+    )
+    with pytest.raises(CompileError, match="nothing in the model can be quantized"):
+        workshop.build(nothing, folder / "nothing.onnx")
+
+
+def with_an_outlier() -> onnx.ModelProto:
+    """Return a model one of whose tensors has a range that eight bits cannot hold, and a harmless layer."""
+    model = small_models.graph()
+    graph = model.graph
+    weights = onnx.numpy_helper.to_array(graph.initializer[1]).copy()
+    scale = np.ones(weights.shape[0], np.float32)
+    scale[0] = 50_000.0
+    weights[0] /= scale[0]
+    graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(weights, "weights"))
+    turn = np.eye(small_models.CLASSES, dtype=np.float32)
+    for name, values in (("scale", scale), ("turn", turn)):
+        graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    graph.node[3].input[0] = "scaled"
+    graph.node[3].output[0] = "inner"
+    graph.node.insert(3, onnx.helper.make_node("Mul", ["flat", "scale"], ["scaled"], name="scaling"))
+    graph.node.append(onnx.helper.make_node("MatMul", ["inner", "turn"], ["scores"], name="turning"))
+    return model
+
+
+def test_the_sensitive_operator_is_found_and_left_in_float(tmp_path: Path) -> None:
+    """One layer ruins every static candidate; with that one in float the rest may be int8."""
+    files = small_models.write(tmp_path)
+    backend, workshop, data = opened(with_an_outlier(), files.calibration, tmp_path)
+    workshop.build(FLOAT, tmp_path / "f.onnx")
+    want = outputs(backend.load(tmp_path / "f.onnx"), data)
+    how = answering(want, data.labels)
+
+    def distance(path: Path) -> float:
+        return -compare(want, outputs(backend.load(path), data), how, data.labels).snr
+
+    heavy = next(x for x in workshop.plan() if x.operators)
+    workshop.build(heavy, tmp_path / "h.onnx")
+    assert distance(tmp_path / "h.onnx") > -15
+    first = workshop.refine(heavy, distance)[0]
+    assert first.left_float == ("dense",)
+    workshop.build(first, tmp_path / "r.onnx")
+    assert distance(tmp_path / "r.onnx") < -25
+
+
+def test_local_functions_are_inlined(tmp_path: Path) -> None:
+    """Newer exporters write layers as functions."""
+    model = small_models.graph()
+    body = [onnx.helper.make_node("Relu", ["x"], ["y"])]
+    opset = [onnx.helper.make_opsetid("", 17)]
+    model.functions.append(onnx.helper.make_function("local", "Positive", ["x"], ["y"], body, opset))
+    model.opset_import.append(onnx.helper.make_opsetid("local", 1))
+    model.graph.node[1].op_type, model.graph.node[1].domain = "Positive", "local"
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    read, _ = guard.read(path)
+    assert [x.op_type for x in read.graph.node] == ["Conv", "Relu", "Flatten", "MatMul"]
+
+
+@settings(max_examples=30)
+@given(st.permutations(range(4)))
+def test_nodes_are_sorted_from_any_order(order: list[int]) -> None:
+    model = small_models.graph()
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes[i] for i in order)
+    topology.sort(model.graph)
+    assert [x.op_type for x in model.graph.node] == ["Conv", "Relu", "Flatten", "MatMul"]
+
+
+FILES = {"kedge/bundle.json": (Role.DESCRIPTION, b"{}"), "model.onnx": (Role.MODEL, b"model")}
+
+
+def test_a_layout_has_one_digest_whatever_the_order_of_its_files(tmp_path: Path) -> None:
+    one = layout.write(tmp_path / "a", FILES, b"{}", {})
+    other = layout.write(tmp_path / "b", dict(reversed(FILES.items())), b"{}", {})
+    assert one == other
+    assert layout.write(tmp_path / "a", FILES, b"{}", {"note": "x"}) != one
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("damage", ["index", "mark", "two"])
+def test_a_damaged_layout_is_refused(tmp_path: Path, damage: str) -> None:
+    layout.write(tmp_path / "a", FILES, b"{}", {})
+    if damage == "index":
+        (tmp_path / "a" / layout.INDEX).write_bytes(b'{"manifests": 3}')
+    elif damage == "mark":
+        (tmp_path / "a" / layout.MARK).unlink()
+    else:
+        text = (tmp_path / "a" / layout.INDEX).read_text()
+        start = text.index("[") + 1
+        part = text[start : text.index("]")]
+        (tmp_path / "a" / layout.INDEX).write_text(text.replace(part, f"{part},{part}"))
+    with pytest.raises(BundleError):
+        layout.read(tmp_path / "a")
+
+
+@settings(max_examples=30)
+@given(
+    st.dictionaries(
+        st.sampled_from(["a", "b", "long name", "x.y"]),
+        st.lists(st.floats(-1e9, 1e9), max_size=5).map(np.array),
+        min_size=1,
+    )
+)
+def test_arrays_are_the_same_bytes_in_any_order_and_come_back(
+    arrays: dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]],
+) -> None:
+    data = archive.encode({**arrays})
+    assert archive.encode(dict(reversed(arrays.items()))) == data
+    back = archive.decode(data)
+    assert set(back) == set(arrays)
+    assert all((back[name] == array).all() for name, array in arrays.items())
+
+
+def test_archives_are_stored_not_compressed(tmp_path: Path) -> None:
+    """Devices read golden vectors without unpacking, and deltas between versions stay small."""
+    path = tmp_path / "x.npz"
+    path.write_bytes(archive.encode({"x": np.zeros(100)}))
+    with zipfile.ZipFile(path) as opened_:
+        assert all(x.compress_type == zipfile.ZIP_STORED for x in opened_.infolist())
