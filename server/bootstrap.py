@@ -131,15 +131,15 @@ def build(settings: Settings) -> Runtime:
     rollouts = Rollouts(database, clock, audit, live, steps)
     pools = Pools(database, clock, audit, connect)
     offload, queue = Offload(database, clock, pools, connect), OffloadQueue(database, clock, health)
-    ingest = Ingest(
-        database, clock, live, health, connection, Reconcile(clock, assignments, steps), queue.submit
-    )
+    distribution = Distribution(connection, blobs)
+    reconcile = Reconcile(clock, assignments, steps)
+    ingest = Ingest(database, clock, live, health, connection, reconcile, queue.submit, distribution.report)
     delivery = Delivery(
         connection,
         database,
         signing,
         releases,
-        Distribution(connection, blobs),
+        distribution,
         assignments,
         rollouts,
         settings.tick_seconds,

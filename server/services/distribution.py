@@ -4,27 +4,30 @@ A broker that was killed may have lost any part of what it retained. How the ser
 connect: the chunk index of a bundle is published last, after every chunk was acknowledged; a broker's saved
 state is one picture of one moment, so a broker that still retains the index retains the chunks. One topic
 per bundle is asked for instead of thousands. Where that reasoning should fail (somebody cleared a topic by
-hand, a clustered broker dropped one), a device reports the chunk as missing and `republish` mends it.
+hand, a clustered broker dropped one), a device reports the chunk as missing and `mend` publishes it again.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from fleet.bundle import chunks
 from fleet.bundle.chunks import ChunkIndex
 from fleet.bundle.manifest import Bundle, Manifest
-from fleet.errors import BundleError
+from fleet.errors import BundleError, WireError
 from fleet.ids import Digest
 from fleet.trust.assignment import AssignedBundle
 from fleet.wire import topics
 from server.ports.blobs import BlobStore
 from server.ports.messaging import Connection, Incoming
 
-#: Index topics asked for at a time: fewer than any broker's queue holds.
+#: Topics asked for, and reported chunks mended, at a time: fewer than any broker's queue holds.
 _WINDOW: Final = 16
+#: Reported chunks that are remembered at a time.
+_REPORTS: Final = 1024
 
 
 def prepare(bundle: Bundle, blobs: BlobStore, *, version: str, release_counter: int) -> AssignedBundle:
@@ -74,9 +77,11 @@ class Distribution:
         self._blobs: Final = blobs
         self._patience: Final = patience
         self._lock: Final = threading.RLock()
+        self._reports: Final = threading.Lock()
         self._active: Final[dict[str, AssignedBundle]] = {}
         self._published: Final[set[str]] = set()
         self._metadata: Final[dict[str, bytes]] = {}
+        self._reported: Final[dict[str, None]] = {}
 
     def add(self, bundles: Iterable[AssignedBundle]) -> int:
         """Have these bundles on the broker; return how many chunks had to be published.
@@ -125,19 +130,51 @@ class Distribution:
                         self._published.update(self._topics_of(bundle))
             return sum(self._publish(bundle) for bundle in active)
 
-    def republish(self, digest: str) -> bool:
-        """Publish again the bundles that hold a chunk which a device misses; return whether one does.
+    def report(self, detail: str) -> None:
+        """Remember a chunk that a device has reported as missing or spoilt; `mend` sees to it.
+
+        Args:
+            detail: what the device said; it begins with the chunk's digest.
+        """
+        try:
+            digest = Digest(detail.partition(": ")[0])
+        except WireError:
+            return  # a device may say anything; what names no chunk is not about one
+        # A lock of its own: publishing may hold the other for long, and ingest must not wait.
+        with self._reports:
+            if len(self._reported) < _REPORTS:
+                self._reported[digest.hex] = None
+
+    def mend(self) -> int:
+        """Publish again some of the chunks that devices have reported; return how many.
+
+        A few at a time, so that a device that reports without end costs the broker next to nothing.
+
+        Raises:
+            BrokerError: the broker is gone; another call goes on where this one ended.
+        """
+        with self._reports:
+            some = list(self._reported)[:_WINDOW]
+        count = 0
+        for hex_ in some:
+            count += self.republish(Digest.from_hex(hex_))
+            with self._reports:
+                self._reported.pop(hex_, None)
+        return count
+
+    def republish(self, digest: Digest) -> bool:
+        """Publish a chunk again, whatever the broker holds; return whether an active bundle has it.
 
         Raises:
             BrokerError: the broker is gone.
         """
         with self._lock:
-            hex_ = Digest(digest).hex
-            holders = [b for b in self._active.values() if hex_ in set(self._topics_of(b))]
-            for bundle in holders:
-                self._published.difference_update(self._topics_of(bundle))
-                self._publish(bundle)
-            return bool(holders)
+            for bundle in self._active.values():
+                for found, data in self._chunks(bundle, published=frozenset()):
+                    if found == digest:
+                        self._connection.publish(topics.chunk(digest), data, retain=True)
+                        return True
+            return False
 
     def publish_metadata(self, files: Mapping[str, bytes]) -> int:
         """Publish what has changed of the trust metadata, in the order given; clear what is gone.
@@ -162,17 +199,18 @@ class Distribution:
         if Digest(bundle.index).hex in self._published:
             return 0
         count = 0
-        for digest, data in self._chunks(bundle):
+        for digest, data in self._chunks(bundle, self._published):
             if digest.hex not in self._published:
                 self._connection.publish(topics.chunk(digest), data, retain=True)
                 self._published.add(digest.hex)
                 count += 1
         return count
 
-    def _chunks(self, bundle: AssignedBundle) -> Iterator[tuple[Digest, bytes]]:
+    def _chunks(self, bundle: AssignedBundle, published: AbstractSet[str]) -> Iterator[tuple[Digest, bytes]]:
+        """Yield a bundle's chunks, index last, passing over blobs that are published whole."""
         raw = self._blobs.read(Digest(bundle.index))
         for blob, parts in chunks.decode(raw).blobs.items():
-            if all(part.sha256 in self._published for part in parts):
+            if all(part.sha256 in published for part in parts):
                 continue
             data, start = self._blobs.read(Digest(blob)), 0
             for part in parts:

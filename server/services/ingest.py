@@ -61,8 +61,9 @@ class Ingest:
         publisher: Publisher,
         reconcile: Reconcile,
         submit: Submit,
+        chunk_reported: Callable[[str], None],
     ) -> None:
-        """Keep what is needed."""
+        """Keep what is needed; `chunk_reported` is told what a device says of a missing or spoilt chunk."""
         self._database: Final = database
         self._clock: Final = clock
         self._live: Final = live
@@ -70,6 +71,7 @@ class Ingest:
         self._publisher: Final = publisher
         self._reconcile: Final = reconcile
         self._submit: Final = submit
+        self._chunk_reported: Final = chunk_reported
         dialect = sqlite if database.is_sqlite else postgresql
         self._insert: Final = dialect.insert
 
@@ -80,9 +82,9 @@ class Ingest:
             return
         try:
             stored = self._store(records)
-        except (IntegrityError, DataError, StatementError) as error:
-            if isinstance(error, DatabaseError) and not isinstance(error, (IntegrityError, DataError)):
-                raise  # the database is at fault, not a message: the worker tries again
+        except StatementError as error:
+            if not _is_messages_fault(error):
+                raise  # the worker tries again
             stored = self._store_singly(records)
         self._acknowledge(stored)
         for device, message, _ in stored:
@@ -104,14 +106,18 @@ class Ingest:
         """Store what can be stored of a batch that holds something which cannot."""
         stored: list[Record] = []
         for record in records:
-            try:
-                stored += self._store([record])
-            except (IntegrityError, DataError, StatementError) as error:
-                if isinstance(error, DatabaseError) and not isinstance(error, (IntegrityError, DataError)):
-                    raise
-                self._health.count("malformed_messages")
-                LOG.warning("dropped a message of %s: %s", record.device, str(error).splitlines()[0])
+            stored += self._store_one(record)
         return stored
+
+    def _store_one(self, record: Record) -> list[Record]:
+        try:
+            return self._store([record])
+        except StatementError as error:
+            if not _is_messages_fault(error):
+                raise
+            self._health.count("malformed_messages")
+            LOG.warning("dropped a message of %s: %s", record.device, str(error).splitlines()[0])
+            return []
 
     def _store(self, records: Sequence[Record]) -> list[Record]:
         with self._database.write() as session:
@@ -216,19 +222,20 @@ class Ingest:
         for device, message, _ in records:
             if isinstance(message, (ModelReport, UpdateEvent, RefusalEvent)):
                 ids[device].append(message.id)
-        for device, stored in ids.items():
-            try:
-                self._publisher.publish(
-                    topics.reply(device), codec.encode(Ack(ids=tuple(stored))), retain=False, qos=0
-                )
-            except BrokerError as error:
-                LOG.info("acknowledgement to %s: %s", device, error)
+        try:
+            for device, stored in ids.items():
+                ack = codec.encode(Ack(ids=tuple(stored)))
+                self._publisher.publish(topics.reply(device), ack, retain=False, qos=0)
+        except BrokerError as error:
+            LOG.info("acknowledgements: %s", error)
 
     def _tell(self, records: Iterable[Record]) -> None:
         for device, message, _ in records:
             kind = type(message).__name__
             self._health.count(f"messages_{kind.lower()}")
             if isinstance(message, RefusalEvent):
+                if message.what == "chunk":
+                    self._chunk_reported(message.detail)
                 self._live.publish(
                     "refusal", {"device": device, "what": message.what, "reason": message.reason}
                 )
@@ -243,6 +250,11 @@ class Ingest:
                 )
             else:
                 self._live.publish("device", {"id": device, "what": kind.lower()})
+
+
+def _is_messages_fault(error: StatementError) -> bool:
+    """Return whether a message's values were refused, rather than the database being at fault."""
+    return isinstance(error, (IntegrityError, DataError)) or not isinstance(error, DatabaseError)
 
 
 def _check(message: Message) -> None:

@@ -19,7 +19,7 @@ REFRESH_SECONDS: Final = 600.0
 
 
 class Delivery:
-    """Publishes, in this order: chunks, trust metadata, assignments; so nothing is named before it is there."""
+    """Publishes chunks, then trust metadata, then assignments: nothing is named before it is there."""
 
     def __init__(
         self,
@@ -62,6 +62,7 @@ class Delivery:
         if len(bundles) != self._known:
             self._distribution.add(bundles)
             self._known = len(bundles)
+        self._distribution.mend()
         self._distribution.publish_metadata(self._signing.files())
         while self._assignments.publish_pending():
             pass

@@ -141,7 +141,9 @@ def test_a_missing_chunk_is_reported_and_published_again(world: World, broker: F
         device.downloader.fetch(bundle)
     (refusal,) = device.refusals
     assert refusal[0] == "missing"
-    assert world.server.distribution.republish(refusal[1].partition(": ")[0])
+    world.server.distribution.report(refusal[1])
+    assert world.server.distribution.mend() == 1
+    assert world.server.distribution.mend() == 0
     device.downloader.fetch(bundle)
 
 
@@ -205,3 +207,16 @@ def test_an_index_that_does_not_fit_the_manifest_is_refused(world: World) -> Non
     mixed = msgspec.structs.replace(first, index=second.index, index_size=second.index_size)
     with pytest.raises(BundleError, match=r"model\.onnx is not there"):
         device.downloader.fetch(mixed)
+
+
+def test_a_device_that_reports_without_end_costs_little(world: World, broker: FakeBroker) -> None:
+    """A hostile device reports every chunk, chunks that never were, and nonsense, as fast as it can."""
+    bundle = world.server.release("1", size=SIZE)
+    before = len(published(broker))
+    for round_ in range(50):
+        for digest in chunk_digests(world.server.blobs, bundle):
+            world.server.distribution.report(f"sha256:{digest}: nothing on its topic")
+        world.server.distribution.report(f"{Digest.of(str(round_).encode())}: nothing")
+        world.server.distribution.report("nonsense")
+    world.server.distribution.mend()
+    assert len(published(broker)) - before <= 16
