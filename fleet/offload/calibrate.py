@@ -83,7 +83,7 @@ def unsupported(guarantee: str, samples: int, alpha: float, delta: float) -> str
         return ""
     return (
         f"{guarantee} at {alpha:.3g}: expected a calibration set of at least "
-        f"{math.ceil(need * _FIT_SHARE / (_FIT_SHARE - 1))} labelled samples, got {samples}"
+        f"{need + (need - 1) // (_FIT_SHARE - 1)} labelled samples, got {samples}"
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
@@ -226,3 +227,35 @@ def test_a_mistake_gets_one_line_and_exit_code_2(server: Server, arguments: list
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/pools"),
+        ("POST", "/pools"),
+        ("PATCH", "/pools/p"),
+        ("DELETE", "/pools/p"),
+        ("GET", "/offload"),
+        ("PUT", "/offload/policy"),
+    ],
+)
+def test_a_stranger_sees_and_changes_nothing(server: Server, method: str, path: str) -> None:
+    answer = httpx.request(method, f"{server.served.url}/api/v1{path}", json={}, trust_env=False)
+    assert answer.status_code == 401
+    assert answer.headers["content-type"].startswith("application/problem+json")
+
+
+def test_only_an_administrator_says_where_data_goes(server: Server) -> None:
+    """An operator's token must not be enough to send the fleet's inputs to a machine of their own."""
+    token = server.api("POST", "/tokens", {"name": "operator", "role": "operator"})["secret"]
+    body = {"name": "mine", "url": "grpc://elsewhere:1", "region": "eu", "models": {"digits": "digits"}}
+    for method, path in (("POST", "/pools"), ("PATCH", "/pools/here"), ("PUT", "/offload/policy")):
+        answer = httpx.request(
+            method,
+            f"{server.served.url}/api/v1{path}",
+            json=body,
+            headers={"Authorization": f"Bearer {token}"},
+            trust_env=False,
+        )
+        assert answer.status_code == 403, path

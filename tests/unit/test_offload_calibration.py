@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -187,8 +188,17 @@ def test_a_set_that_is_too_small_leaves_the_risk_out_and_says_why() -> None:
     assert (calibrate.LEARN_THEN_TEST, 0.02) not in {(x.guarantee, x.alpha) for x in thresholds}
     assert (calibrate.LEARN_THEN_TEST, 0.05) in {(x.guarantee, x.alpha) for x in thresholds}
     reason = calibrate.unsupported(calibrate.LEARN_THEN_TEST, 100, 0.02, 0.1)
-    assert "at least 143 labelled samples, got 100" in reason
-    assert calibrate.unsupported(calibrate.LEARN_THEN_TEST, 143, 0.02, 0.1) == ""
+    assert "at least 142 labelled samples, got 100" in reason
+
+
+@pytest.mark.parametrize("guarantee", [calibrate.RISK_CONTROL, calibrate.LEARN_THEN_TEST])
+@pytest.mark.parametrize("alpha", [0.001, 0.01, 0.02, 0.05, 0.3])
+def test_the_number_of_samples_that_is_asked_for_is_just_enough(guarantee: str, alpha: float) -> None:
+    found = re.search(r"at least (\d+)", calibrate.unsupported(guarantee, 1, alpha, 0.1))
+    assert found is not None
+    enough = int(found[1])
+    assert calibrate.unsupported(guarantee, enough, alpha, 0.1) == ""
+    assert calibrate.unsupported(guarantee, enough - 1, alpha, 0.1) != ""
 
 
 def test_a_handful_of_samples_supports_nothing() -> None:
