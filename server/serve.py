@@ -87,6 +87,5 @@ def _announce(runtime: Runtime, port: int, *, as_json: bool) -> None:
     click.echo(f"broker   {runtime.broker_url}")
     if credential is not None:
         click.echo("\nThe first administrator, shown this once:")
-        click.echo(
-            f"  user      {credential.user}\n  password  {credential.password}\n  token     {credential.token}"
-        )
+        for name, value in credential._asdict().items():
+            click.echo(f"  {name:<8}  {value}")

@@ -84,9 +84,7 @@ class FolderBlobStore:
         handle, name = tempfile.mkstemp(prefix=_UPLOADING, dir=self._folder)
         try:
             with os.fdopen(handle, "wb") as file:
-                size, got = _copy(pieces, file.write, limit)
-                if got != digest:
-                    raise BundleError(f"blob: expected {digest}, got {got}")
+                size = _copy(pieces, file.write, digest, limit)
                 file.flush()
                 os.fsync(file.fileno())
             path = self._path(digest)
@@ -100,7 +98,7 @@ class FolderBlobStore:
         return size
 
 
-def _copy(pieces: Iterable[bytes], write: Callable[[bytes], int], limit: int) -> tuple[int, Digest]:
+def _copy(pieces: Iterable[bytes], write: Callable[[bytes], int], digest: Digest, limit: int) -> int:
     size, hasher = 0, hashlib.sha256()
     for piece in pieces:
         size += len(piece)
@@ -108,7 +106,9 @@ def _copy(pieces: Iterable[bytes], write: Callable[[bytes], int], limit: int) ->
             raise TooLargeError(f"blob: expected at most {limit} bytes")
         hasher.update(piece)
         write(piece)
-    return size, Digest.from_hex(hasher.hexdigest())
+    if hasher.hexdigest() != digest.hex:
+        raise BundleError(f"blob: expected {digest}, got sha256:{hasher.hexdigest()}")
+    return size
 
 
 def _sync(folder: Path) -> None:

@@ -34,15 +34,23 @@ _BAD_CREDENTIALS: Final = 5
 class _Broker(Broker):
     """amqtt with our rules inside, instead of plugins.
 
-    amqtt hands rules to plugins through a task each, which lets other tasks change the table of subscriptions while
-    it is being walked; and it takes over an existing session before it knows who is asking. Deciding here, without
-    waiting, before anything is touched, avoids both.
+    amqtt hands rules to plugins through a task each, which lets other tasks change the table of subscriptions
+    while it is being walked; and it takes over an existing session before it knows who is asking. Deciding
+    here, without waiting, before anything is touched, avoids both.
     """
 
     def __init__(self, config: BrokerConfig, server: tuple[str, str], authenticate: Authenticate) -> None:
         super().__init__(config)
         self._server_login: Final = server
         self._check_device: Final = authenticate
+
+    async def stream_connected(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
+    ) -> None:
+        try:
+            await super().stream_connected(reader, writer, listener_name)
+        finally:
+            writer.close()  # amqtt leaves it open when the other side is gone already
 
     async def _initialize_client_session(
         self, reader: ReaderAdapter, writer: WriterAdapter, remote_address: str, remote_port: int
@@ -157,6 +165,10 @@ class EmbeddedBroker:
         self._started.set()
         await self._stopping.wait()
         await broker.shutdown()
+        # Connections that are ending just now close their sockets themselves, if they are let.
+        ending = asyncio.all_tasks() - {asyncio.current_task()}
+        if ending:
+            await asyncio.wait(ending, timeout=2)
 
 
 def _log_loop_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The server's connection to the broker, over paho: it comes back by itself, and waits for acknowledgements."""
+"""The server's connection to the broker, over paho: it comes back by itself, and waits until it is heard."""
 
 from __future__ import annotations
 
@@ -88,6 +88,10 @@ class MqttConnection:
         self._client.disconnect()
         self._client.loop_stop()
         self._up.clear()
+        # The client closes its sockets when it is freed, which a cycle through its callbacks would put off.
+        self._client.on_connect = self._client.on_disconnect = None
+        for topic_filter in list(self._receivers):
+            self._client.message_callback_remove(topic_filter)
 
     def wait_connected(self, seconds: float) -> bool:
         """Wait until it is connected; return whether it is."""
@@ -132,7 +136,7 @@ class MqttConnection:
             raise BrokerError(f"broker {self._host}:{self._port}: no acknowledgement in {ACK_SECONDS:g} s")
 
     def _connected(
-        self, client: Client, _data: Any, _flags: ConnectFlags, reason: ReasonCode, _p: Properties | None
+        self, client: Client, _data: object, _flags: ConnectFlags, reason: ReasonCode, _p: Properties | None
     ) -> None:
         if reason.is_failure:
             LOG.warning("broker %s:%d refused the connection: %s", self._host, self._port, reason)
@@ -145,7 +149,12 @@ class MqttConnection:
             call()
 
     def _disconnected(
-        self, _client: Client, _data: Any, _flags: DisconnectFlags, reason: ReasonCode, _p: Properties | None
+        self,
+        _client: Client,
+        _data: object,
+        _flags: DisconnectFlags,
+        reason: ReasonCode,
+        _p: Properties | None,
     ) -> None:
         self._up.clear()
         if reason.is_failure:

@@ -40,8 +40,8 @@ def session_cookie(secret: str, *, secure: bool) -> Cookie:
 def check_same_site(connection: Connection) -> None:
     """Refuse a changing request that another site made a browser send.
 
-    Browsers say where a request comes from (`Sec-Fetch-Site`, and `Origin` on every changing request); scripts
-    cannot forge either (Fetch standard; OWASP, "Cross-Site Request Forgery Prevention").
+    Browsers say where a request comes from (`Sec-Fetch-Site`, and `Origin` on every changing request), and
+    scripts cannot forge either (Fetch standard; OWASP, "Cross-Site Request Forgery Prevention").
 
     Raises:
         ForbiddenError: it comes from another site, or does not say.

@@ -190,7 +190,7 @@ def _labels(labels: list[str] | None) -> dict[str, str]:
     "/api/v1/enrol", opt=PUBLIC, sync_to_thread=True, summary="Enrol a device", tags=["devices"], security=[]
 )
 def enrol(services: ServicesDep, data: JSONBody[EnrolRequest]) -> EnrolReply:
-    """Exchange a claim and a certificate request for a device's credentials; the claim is the authorisation."""
+    """Exchange a claim and a certificate request for credentials; the claim is the authorisation."""
     return services.enrolment.enrol(data)
 
 

@@ -199,7 +199,7 @@ class Accounts:
         if actor.name == name:
             raise ConflictError("expected another admin to change your account")
         with self._database.write() as session:
-            user = session.exec(select(User).where(User.name == name)).first()
+            user: User | None = session.exec(select(User).where(User.name == name)).first()
             if user is None or user.id is None:
                 raise NotFoundError(f"user {name}: expected an existing one")
             before = {"role": user.role, "disabled": user.disabled}

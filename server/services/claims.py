@@ -105,7 +105,7 @@ class Claims:
         Raises:
             ForbiddenError: the claim is unknown, used up, expired, revoked, or for another target.
         """
-        claim = session.exec(select(Claim).where(Claim.secret_hash == hashed(secret))).first()
+        claim: Claim | None = session.exec(select(Claim).where(Claim.secret_hash == hashed(secret))).first()
         # One message for all that is wrong with a secret: it tells a guesser nothing.
         if claim is None or claim.revoked_at is not None or claim.expires_at < self._clock.now():
             raise ForbiddenError("claim: expected a valid token; it is unknown, expired or revoked")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
+from sqlalchemy import ColumnElement
 from sqlmodel import col, func, or_, select
 
 from fleet.ids import DeviceId
@@ -55,7 +56,7 @@ class Devices:
 
     def find(self, which: DeviceFilter, offset: int = 0, limit: int = 100) -> tuple[list[Device], int]:
         """Return a page of matching devices by id, and how many match in all."""
-        conditions = []
+        conditions: list[ColumnElement[bool]] = []
         if not which.include_revoked:
             conditions.append(col(Device.revoked_at).is_(None))
         if which.text:

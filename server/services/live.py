@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Mapping
@@ -26,21 +27,17 @@ class Subscription:
         self._live: Final = live
         self._topics: Final = topics
         self._queue: Final[queue.Queue[Happening]] = queue.Queue(BACKLOG)
+        self._lock: Final = threading.Lock()
 
     def offer(self, happening: Happening) -> None:
         """Take a happening if it is of a watched topic, dropping the oldest when full."""
         if self._topics and happening.topic not in self._topics:
             return
-        while True:
-            try:
-                self._queue.put_nowait(happening)
-            except queue.Full:
-                try:
+        with self._lock:
+            if self._queue.full():
+                with contextlib.suppress(queue.Empty):  # the watcher took it just now
                     self._queue.get_nowait()
-                except queue.Empty:
-                    continue
-            else:
-                return
+            self._queue.put_nowait(happening)
 
     def next(self, timeout: float) -> Happening | None:
         """Wait for the next happening and return it, or None after `timeout` seconds."""

@@ -127,7 +127,7 @@ class Releases:
         last = session.exec(select(func.max(Release.counter)).where(Release.model == model)).one() or 0
         version = version or str(last + 1)
         same = select(Release).where(Release.model == model, Release.version == version)
-        known = session.exec(same).first()
+        known: Release | None = session.exec(same).first()
         if known is not None:
             self._check_same(session, known, rows)
             return known
@@ -204,7 +204,7 @@ class Releases:
         """
         query = select(Release).where(Release.model == model, Release.version == version)
         with self._database.read() as session:
-            release = session.exec(query).first()
+            release: Release | None = session.exec(query).first()
         if release is None:
             raise NotFoundError(f"release {model} {version}: expected a published one")
         return release

@@ -1,4 +1,4 @@
-"""What a rollout does to its devices, inside one transaction: begin a group, take back, go back, follow events."""
+"""What a rollout does to its devices, inside one transaction: give, take back, go back, follow."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class RolloutSteps:
         )
 
     def _take_back(self, session: Session, rollout: Rollout) -> None:
-        """Cancel what has not begun; what failed shall not be tried again; what is under way comes to its end."""
+        """Cancel what has not begun; what failed is not tried again; what is under way comes to its end."""
         for action in self.actions(session, rollout):
             status = _S(action.status)
             if status is _S.ASSIGNED or status.failed:
@@ -217,7 +217,7 @@ class RolloutSteps:
 
 
 def _present(session: Session, device_id: str, model: str) -> tuple[str, int | None]:
-    """Return the bundle to go back to, and its release: what runs, or what was wanted when that is unknown."""
+    """Return the bundle to go back to, and its release: what runs, or what was wanted if that is unknown."""
     row = session.get(DeviceModel, (device_id, model))
     if row is None:
         return "", None

@@ -121,7 +121,7 @@ def _merged(rows: list[Report], decode: codec.Decoder) -> ModelStats:
             )
             bins = varint.decode(report.confidence)[:_BINS]
         except WireError:
-            continue  # a device's nonsense must not hide the others' reports; `reports` tells how many went in
+            continue  # a device's nonsense must not hide the others' reports
         latency, energy, queue = merged
         for index, number in enumerate(bins):
             confidence[index] += number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 from typing import Final
 
@@ -51,9 +52,7 @@ class IngestWorker:
             batch = [self._queue.get(timeout=_WAIT)]
         except queue.Empty:
             return []
-        while len(batch) < BATCH:
-            try:
+        with contextlib.suppress(queue.Empty):
+            while len(batch) < BATCH:
                 batch.append(self._queue.get_nowait())
-            except queue.Empty:
-                break
         return batch

@@ -1,4 +1,4 @@
-"""A thread that does one thing over and over, survives its failures, says what is wrong, and stops cleanly."""
+"""A thread that does one thing over and over, survives failures, says what is wrong, and stops cleanly."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from fleet.wire import codec, topics
 from fleet.wire.enrolment import BrokerAccess, ClaimToken, EnrolReply, EnrolRequest
 from fleet.wire.messages import (
     Ack,
+    Answer,
     ExponentialHistogram,
     Hello,
     Message,
@@ -35,6 +36,8 @@ from server.adapters.mqtt import BrokerLogin, MqttConnection
 from server.ports.messaging import Incoming
 
 TARGET = "laptop-x86"
+#: A JSON value.
+Json = Any
 
 
 def csr(key: ec.EllipticCurvePrivateKey | None = None) -> str:
@@ -133,13 +136,13 @@ class Server:
             self.process.kill()
             self.process = None
 
-    def api(self, method: str, path: str, body: object = None, **query: Any) -> Any:
+    def api(self, method: str, path: str, body: object = None, **query: str | int | bool) -> Json:
         """Call the API as the administrator; return what it answers."""
         answer = self.raw(method, path, body, **query)
         assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json() if answer.content else None
 
-    def raw(self, method: str, path: str, body: object = None, **query: Any) -> httpx.Response:
+    def raw(self, method: str, path: str, body: object = None, **query: str | int | bool) -> httpx.Response:
         """Call the API as the administrator; return the whole answer."""
         return httpx.request(
             method,
@@ -155,7 +158,7 @@ class Server:
         """Return what client commands read to find the server."""
         return {"KEDGE_SERVER": self.served.url, "KEDGE_TOKEN": self.served.token}
 
-    def publish(self, folder: Path, version: str = "") -> Any:
+    def publish(self, folder: Path, version: str = "") -> Json:
         """Upload a bundle and release it."""
         from server.client.bundles import Layout, upload
         from server.client.http import ApiClient
@@ -194,6 +197,7 @@ class SimDevice:
         self.assignment_version = 0
         self.acknowledged: set[str] = set()
         self.failed: set[str] = set()
+        self.answers: dict[str, Answer] = {}
         self._events = 0
         self._boot = base64.b32encode(device.encode()).decode()[:16]
         self._lock = threading.Lock()
@@ -237,6 +241,8 @@ class SimDevice:
         reply = codec.DOWNLINK["reply"](message.payload)
         if isinstance(reply, Ack):
             self.acknowledged.update(reply.ids)
+        elif isinstance(reply, Answer):
+            self.answers[reply.id] = reply
 
     def _assigned(self, message: Incoming) -> None:
         threading.Thread(target=self._follow, args=(message.payload,), daemon=True).start()

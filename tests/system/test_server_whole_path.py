@@ -1,4 +1,4 @@
-"""The server's whole path with real processes: enrol, publish, sign, roll out, take events in, survive kill -9."""
+"""The server's whole path with real processes: enrol, publish, roll out, take events in, survive kill -9."""
 
 from __future__ import annotations
 
