@@ -15,7 +15,7 @@ class RealBroker:
     """Starts a broker and connects devices and servers to it."""
 
     def __init__(self, folder: Path) -> None:
-        self.mosquitto = Mosquitto(folder / "broker").start()
+        self.mosquitto = Mosquitto(folder / "broker", "autosave_on_changes false\n").start()
         self._folder = folder
         self._links: list[MqttLink] = []
         self._connections: list[MqttConnection] = []
@@ -42,6 +42,16 @@ class RealBroker:
         self._connections.append(connection)
         wait_until(lambda: connection.connected, "the server is connected")
         return connection
+
+    def lose_everything(self) -> None:
+        """Kill the broker, empty its disk, start it, and wait until everybody is connected again."""
+        clients: list[MqttLink | MqttConnection] = [*self._links, *self._connections]
+        self.mosquitto.kill()
+        wait_until(lambda: not any(client.connected for client in clients), "the loss is noticed")
+        for saved in self.mosquitto.folder.glob("*.db*"):
+            saved.unlink()
+        self.mosquitto.start()
+        wait_until(lambda: all(client.connected for client in clients), "everybody is back")
 
     def close(self) -> None:
         """Disconnect everybody and stop the broker."""

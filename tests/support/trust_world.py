@@ -205,7 +205,9 @@ class Server:
 class Device:
     """The device's side: verifies, and downloads."""
 
-    def __init__(self, name: str, folder: Path, link: Link, clock: ManualClock) -> None:
+    def __init__(
+        self, name: str, folder: Path, link: Link, clock: ManualClock, patience: float = 0.05
+    ) -> None:
         self.name = name
         self.clock = clock
         self.store = MemoryStore()
@@ -216,8 +218,8 @@ class Device:
             link,
             self.store,
             lambda reason, detail: self.refusals.append((reason, detail)),
-            Patience(first=0.05, longest=0.2, between_bad=0.01),
-            give_up=1.0,
+            Patience(first=patience, longest=4 * patience, between_bad=0.01),
+            give_up=20 * patience,
         )
 
     def accept(self, data: bytes, counters: dict[str, int] | None = None) -> Assignment:
@@ -228,8 +230,9 @@ class Device:
 class World:
     """One server, one broker, and as many devices as a test asks for."""
 
-    def __init__(self, folder: Path, broker: Transport) -> None:
+    def __init__(self, folder: Path, broker: Transport, patience: float = 0.05) -> None:
         self.folder = folder
+        self.patience = patience
         self.clock = ManualClock()
         self.broker = broker
         self.attacker = broker.connection()
@@ -237,7 +240,7 @@ class World:
 
     def device(self, name: str = "d1") -> Device:
         """Enrol a device: it gets the first root."""
-        device = Device(name, self.folder / name, self.broker.link(name), self.clock)
+        device = Device(name, self.folder / name, self.broker.link(name), self.clock, self.patience)
         device.trust.bootstrap(self.server.signing.first_root())
         return device
 

@@ -34,7 +34,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
         return
     broker = RealBroker(tmp_path)
     try:
-        yield World(tmp_path, broker)
+        yield World(tmp_path, broker, patience=1.0)
     finally:
         broker.close()
 
