@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ from rich.table import Table
 from compiler import backends, client
 from compiler.bundle import layout
 from compiler.errors import ModelRefusedError, OptionError
+from compiler.limits import GIB, Limits
 from compiler.requests import CompileRequest, CompileResult
 from compiler.requests import Progress as Step
 from firmware_profiles import registry
@@ -46,6 +48,22 @@ _PATH: Final = click.Path(path_type=Path)
 @click.option("--candidate", default="", help="Only the candidate of this name: repeats an earlier choice.")
 @click.option("--classes", default="", help="Names of the classes, separated by commas.")
 @click.option("--licence", default="", help="The model's licence, as an SPDX expression.")
+@click.option(
+    "--memory-limit",
+    type=click.FloatRange(1, 1024),
+    default=16.0,
+    show_default=True,
+    metavar="GIB",
+    help="Address space that compiling may take.",
+)
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(1, 100_000),
+    default=3600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time that compiling may take.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def compile_command(
     *,
@@ -60,6 +78,8 @@ def compile_command(
     candidate: str,
     classes: str,
     licence: str,
+    memory_limit: float,
+    time_limit: float,
     as_json: bool,
 ) -> None:
     """Quantize and package a model for a target.
@@ -83,6 +103,9 @@ def compile_command(
         candidate=candidate,
         labels=tuple(x.strip() for x in classes.split(",")) if classes else (),
         licence=licence,
+        limits=Limits(
+            memory_bytes=int(memory_limit * GIB), cpu_s=math.ceil(4 * time_limit), wall_s=time_limit
+        ),
     )
     result = _with_progress(request)
     if as_json:

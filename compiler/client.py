@@ -26,6 +26,10 @@ from fleet.errors import KedgeError
 
 #: Stages under the limits for models that nobody has vouched for.
 UNTRUSTED: Final = frozenset({"", "read the model"})
+#: Python would look for `compiler` in the current folder first, which may hold anything.
+_START: Final = (
+    "import sys; sys.path[:] = [x for x in sys.path if x]; from compiler.worker import main; main()"
+)
 _STDERR_SHOWN: Final = 4000
 
 
@@ -46,7 +50,7 @@ def compile_model(request: CompileRequest, tell: Callable[[Progress], None]) -> 
     ):
         request = msgspec.structs.replace(request, scratch=scratch)
         process = subprocess.Popen(
-            [sys.executable, "-m", "compiler.worker"],
+            [sys.executable, "-c", _START],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,

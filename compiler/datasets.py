@@ -106,7 +106,15 @@ def _arrays(data: bytes, file: str) -> Arrays:
             raise DatasetError(f"{file}: expected at most {SIZE_LIMIT} bytes unpacked; got {unpacked}")
         with np.load(io.BytesIO(data), allow_pickle=False) as archive_:
             return {name: archive_[name] for name in archive_.files}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError, NotImplementedError) as error:
+    except (
+        ValueError,
+        OSError,
+        zipfile.BadZipFile,
+        EOFError,
+        KeyError,
+        NotImplementedError,
+        MemoryError,
+    ) as error:
         raise DatasetError(f"{file}: expected an .npz file of plain arrays; {error}") from error
 
 

@@ -13,7 +13,7 @@ from compiler.backends import Backend
 from compiler.bundle import layout
 from compiler.candidates import FLOAT, Candidate
 from compiler.datasets import Dataset
-from compiler.errors import CompileError, ModelRefusedError
+from compiler.errors import CompileError, ModelRefusedError, OptionError
 from compiler.evaluate import compare, outputs
 from compiler.requests import CompileRequest, CompileResult
 from compiler.stages import Inputs, Winner
@@ -40,6 +40,7 @@ def run(request: CompileRequest, tell: Tell) -> CompileResult:
     trials, given, backend = _prepare(request, profile, Path(request.scratch), tell)
     limits.apply(request.limits)
     trials.search(lambda x: _wanted(x, request))
+    _check_classes(trials, request)
     trials.time()
     winner = _confirm(trials, given.report, request, tell)
     tell("package", 0, 1, winner.measured.candidate.name)
@@ -84,6 +85,11 @@ def _prepare(
         changes=changes,
     )
     return trials, given, backend
+
+
+def _check_classes(trials: Trials, request: CompileRequest) -> None:
+    if request.labels and trials.classes not in {0, len(request.labels)}:
+        raise OptionError(f"--classes: expected {trials.classes} names; got {len(request.labels)}")
 
 
 def _wanted(candidate: Candidate, request: CompileRequest) -> bool:

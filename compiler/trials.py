@@ -14,7 +14,7 @@ from compiler.backends import Backend, Runner, Workshop
 from compiler.candidates import FLOAT, Candidate, Scheme
 from compiler.datasets import Dataset, spread
 from compiler.errors import CompileError, OptionError
-from compiler.evaluate import Answering, answering, compare, outputs
+from compiler.evaluate import Answering, Kind, answering, compare, outputs
 from compiler.search import Measured
 from compiler.tensors import Arrays
 
@@ -67,6 +67,11 @@ class Trials:
             DatasetError: there are labels, and no output gives classes.
         """
         return answering(self._floats, self._selection.labels)
+
+    @property
+    def classes(self) -> int:
+        """How many classes an answer is one of; 0 where it is none of classes."""
+        return self._floats[self.how.output].shape[-1] if self.how.kind is Kind.CLASSES else 0
 
     def path(self, candidate: Candidate) -> Path:
         """Return where a candidate's artifact is."""

@@ -1,6 +1,6 @@
 """The worker process: reads a request from stdin, writes messages as JSON lines to stdout.
 
-`python -m compiler.worker`. It limits itself before it touches a file, and its parent limits its time.
+It limits itself before it touches a file, and its parent limits its time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,3 @@ def main() -> None:
 def _send(pipe: BinaryIO, message: Message) -> None:
     pipe.write(msgspec.json.encode(message) + b"\n")
     pipe.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -42,7 +42,7 @@ def write(folder: Path, files: Files, config: bytes, annotations: dict[str, str]
         annotations: of the manifest.
 
     Raises:
-        BundleError: the folder holds something else.
+        BundleError: the folder holds something else, or cannot be written.
     """
     check_free(folder)
     descriptors = tuple(manifest.layer(role, path, data) for path, (role, data) in sorted(files.items()))
@@ -58,23 +58,29 @@ def write(folder: Path, files: Files, config: bytes, annotations: dict[str, str]
             annotations=annotations,
         )
     )
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    blobs = part / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
-    for data in (body, config, *(data for _, data in files.values())):
-        (blobs / Digest.of(data).hex).write_bytes(data)
     index = _Index(
         manifests=(
             Descriptor(media_type=manifest.MANIFEST_TYPE, digest=str(Digest.of(body)), size=len(body)),
         )
     )
-    (part / INDEX).write_bytes(msgspec.json.encode(index, order="deterministic"))
-    (part / MARK).write_bytes(_MARK)
+    blobs = {Digest.of(data).hex: data for data in (body, config, *(data for _, data in files.values()))}
+    top = {INDEX: msgspec.json.encode(index, order="deterministic"), MARK: _MARK}
+    try:
+        _place(folder, {**{f"blobs/sha256/{x}": data for x, data in blobs.items()}, **top})
+    except OSError as error:
+        raise BundleError(f"{folder}: {error.strerror}") from error
+    return Digest.of(body)
+
+
+def _place(folder: Path, files: Mapping[str, bytes]) -> None:
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    (part / "blobs" / "sha256").mkdir(parents=True)
+    for path, data in files.items():
+        (part / path).write_bytes(data)
     if folder.exists():
         shutil.rmtree(folder)
     part.rename(folder)
-    return Digest.of(body)
 
 
 def check_free(folder: Path) -> None:

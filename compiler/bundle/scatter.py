@@ -61,6 +61,11 @@ def _axes(largest: float, low: float) -> markupsafe.Markup:
         x = _LEFT + (right - _LEFT) * step / 4
         parts.append(label.format(x, bottom + 18, "middle", f"{1.05 * largest * step / 4 / 1024:.0f} KiB"))
     parts.append(
-        label.format((_LEFT + right) / 2, HEIGHT - 8, "middle", "size; agreement with float upwards")
+        label.format(
+            (_LEFT + right) / 2,
+            HEIGHT - 8,
+            "middle",
+            "size; upwards: agreement with float; where measured, a larger circle is slower",
+        )
     )
     return markupsafe.Markup("").join(parts)

@@ -236,6 +236,9 @@ def test_a_target_of_another_machine_says_where_latency_was_measured(
         (["--target", "laptop-x86", "--candidate", "magic"], "expected a precision or candidate"),
         (["--target", "laptop-x86", "--name", "Bad Name"], "name"),
         (["--target", "laptop-x86", "--calibration", "none.npz"], "none.npz"),
+        (["--target", "laptop-x86", "--classes", "cat,dog"], "expected 10 names; got 2"),
+        (["--target", "laptop-x86", "--time-limit", "1"], "within 1 s"),
+        (["--target", "laptop-x86", "--out", "/proc/nowhere/b"], "/proc/nowhere/b"),
     ],
 )
 def test_bad_options_end_in_one_line(
@@ -249,6 +252,24 @@ def test_bad_options_end_in_one_line(
     assert word in done.stderr
     assert "Traceback" not in done.stderr
     assert not done.stdout
+
+
+def test_a_folder_named_compiler_in_the_current_folder_is_not_run(files: SmallModel, tmp_path: Path) -> None:
+    """Python looks in the current folder first: a repository of somebody else's would run in the worker."""
+    (tmp_path / "compiler").mkdir()
+    (tmp_path / "compiler" / "__init__.py").write_text("raise SystemExit(99)")
+    done = subprocess.run(
+        [
+            *(KEDGE, "compile", files.model, "--target", "laptop-x86", "--calibration", files.calibration),
+            *("--evaluation", files.evaluation, "--candidate", "dynamic"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "small-laptop-x86.bundle" / "index.json").is_file()
 
 
 def test_a_folder_of_something_else_is_never_replaced(files: SmallModel, tmp_path: Path) -> None:
