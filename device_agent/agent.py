@@ -164,7 +164,7 @@ class Agent:
 
     def _take(self, happening: Happening) -> None:
         if isinstance(happening, Outcome):
-            self.drivers[happening.model].take(happening)
+            self._outcome(happening)
         elif isinstance(happening, Arrived):
             self._arrived(happening)
         elif isinstance(happening, Connected):
@@ -174,13 +174,23 @@ class Agent:
         elif isinstance(happening, Refused):
             self._refused(happening)
 
+    def _outcome(self, outcome: Outcome) -> None:
+        driver = self.drivers[outcome.model]
+        before = driver.data.state
+        driver.take(outcome)
+        if driver.data.state is not before and not driver.data.installing and self.connected:
+            self._introduce()  # the slots have changed
+
     def _connected(self, happening: Connected) -> None:
         self.connected = happening.up
         if happening.up:
             status = self.status(online=True)
             self._parts.link.publish(status.topic, status.payload, retain=True)
-            self._parts.link.publish(topics.hello(self._parts.device), codec.encode(self.hello()))
+            self._introduce()
             self._parts.uplink.reconnected()
+
+    def _introduce(self) -> None:
+        self._parts.link.publish(topics.hello(self._parts.device), codec.encode(self.hello()))
 
     def hello(self) -> Hello:
         """Return how the device introduces itself."""
