@@ -51,7 +51,8 @@ class OffloadRow(SQLModel, table=True):
         deadline: when nobody wants the answer any more, on the server's clock.
         body: the request as MessagePack; emptied when it is done, so that inputs are not kept.
         answer: the answer as MessagePack, once there is one.
-        delivered: the broker has the answer.
+        asks: how often the device has asked.
+        delivered: the broker has the answer to the latest ask.
     """
 
     __tablename__ = "offload_request"
@@ -71,6 +72,7 @@ class OffloadRow(SQLModel, table=True):
     reason: str = ""
     body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     answer: bytes = Field(default=b"", sa_column=Column(LargeBinary, nullable=False))
+    asks: int = 1
     delivered: bool = False
     finished_at: float | None = Field(default=None, index=True)
     pool: str = Field(default="", max_length=63)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from sqlmodel import Session, col, func, select, update
@@ -46,10 +46,11 @@ class Job(NamedTuple):
 
 
 class Delivery(NamedTuple):
-    """An answer that the device has not got yet."""
+    """An answer that the device has not got yet, and the ask that it is for."""
 
     device: DeviceId
     answer: Answer
+    ask: int
 
 
 class OffloadQueue:
@@ -74,6 +75,7 @@ class OffloadQueue:
         with self._database.write() as session:
             row = session.get(OffloadRow, (device, request.id))
             if row is not None:
+                row.asks += 1
                 row.delivered = False
                 session.add(row)
             elif (sender := session.get(Device, device)) is None or _waiting(session, device) >= MOST_WAITING:
@@ -150,16 +152,17 @@ class OffloadQueue:
         )
         with self._database.read() as session:
             rows = list(session.exec(query))
-        found = ((DeviceId(row.device_id), self._answers(row.answer)) for row in rows)
-        return [Delivery(device, answer) for device, answer in found if isinstance(answer, Answer)]
+        found = ((DeviceId(row.device_id), self._answers(row.answer), row.asks) for row in rows)
+        return [Delivery(device, answer, ask) for device, answer, ask in found if isinstance(answer, Answer)]
 
-    def delivered(self, delivery: Delivery) -> None:
-        """Note that the broker has taken an answer."""
+    def delivered(self, deliveries: Sequence[Delivery]) -> None:
+        """Note that the broker has taken these answers; one that was asked for again meanwhile goes out again."""
         with self._database.write() as session:
-            row = session.get(OffloadRow, (delivery.device, delivery.answer.id))
-            if row is not None:
-                row.delivered = True
-                session.add(row)
+            for delivery in deliveries:
+                row = session.get(OffloadRow, (delivery.device, delivery.answer.id))
+                if row is not None and row.asks == delivery.ask:
+                    row.delivered = True
+                    session.add(row)
 
     def purge(self) -> None:
         """Forget what is done for long."""

@@ -11,7 +11,7 @@ from fleet.wire.messages import Answer
 from server.ports.broker import Publisher
 from server.services.live import Live
 from server.services.offload import Later, Offload
-from server.services.offload_queue import Job, OffloadQueue
+from server.services.offload_queue import Delivery, Job, OffloadQueue
 from server.workers.supervisor import Worker
 
 LOG: Final = logging.getLogger("kedge.offload")
@@ -89,7 +89,12 @@ class OffloadWorker:
         )
 
     def _deliver(self) -> None:
-        for delivery in self._queue.undelivered():
-            payload = codec.encode(delivery.answer)
-            self._publisher.publish(topics.reply(delivery.device), payload, retain=False)
-            self._queue.delivered(delivery)
+        taken: list[Delivery] = []
+        try:
+            for delivery in self._queue.undelivered():
+                payload = codec.encode(delivery.answer)
+                self._publisher.publish(topics.reply(delivery.device), payload, retain=False)
+                taken.append(delivery)
+        finally:
+            if taken:
+                self._queue.delivered(taken)

@@ -93,6 +93,20 @@ def test_the_same_request_twice_is_worked_on_once_and_answered_twice(parts: Part
     assert accelerator.calls == ["r1"]
 
 
+def test_an_ask_that_crosses_the_answer_is_answered_again(parts: Parts) -> None:
+    """The broker dies just after it took the answer; the device asks again before the server has noted it."""
+    job_request = hard(parts, "r1")
+    parts.queue.submit(DEVICE, job_request)
+    (job,) = parts.queue.take(1)
+    parts.queue.finish(job, Answer(id="r1", model="doubler", label=2))
+    (first,) = parts.queue.undelivered()
+    parts.queue.submit(DEVICE, job_request)
+    parts.queue.delivered([first])
+    (second,) = parts.queue.undelivered()
+    parts.queue.delivered([second])
+    assert parts.queue.undelivered() == []
+
+
 def test_a_stranger_cannot_fill_the_queue(parts: Parts) -> None:
     parts.queue.submit(DeviceId("nobody"), hard(parts, "r1"))
     assert parts.health.counts() == {"offload_turned_away": 1}

@@ -83,6 +83,7 @@ def test_the_agents_provisional_answers_are_made_good_by_the_cloud(
         wait_until(lambda: application.collect() == 0, "every hard request is answered", 60)
         view = wait_until(lambda: reported(server), "the agent's windows arrive", 30)
 
+    assert view is not None
     alone, together = (accuracy(application.asked, with_cloud=x) for x in (False, True))
     assert together >= alone + 0.05
     hard = sum(bool(x.request_id) for x in application.asked)
