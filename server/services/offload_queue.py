@@ -156,7 +156,7 @@ class OffloadQueue:
         return [Delivery(device, answer, ask) for device, answer, ask in found if isinstance(answer, Answer)]
 
     def delivered(self, deliveries: Sequence[Delivery]) -> None:
-        """Note that the broker has taken these answers; one that was asked for again meanwhile goes out again."""
+        """Note that the broker has taken these answers; what was asked for again meanwhile goes out again."""
         with self._database.write() as session:
             for delivery in deliveries:
                 row = session.get(OffloadRow, (delivery.device, delivery.answer.id))
