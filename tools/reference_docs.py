@@ -17,6 +17,7 @@ from typing import get_type_hints
 import click
 import msgspec
 
+from device_agent.update import diagram
 from firmware_profiles import profile, registry
 from fleet.bundle import description
 from fleet.wire import enrolment, messages, topics
@@ -160,7 +161,27 @@ def api_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"cli.md": cli_page, "wire.md": wire_page, "targets.md": profiles_page, "api.md": api_page}
+def update_machine_page() -> str:
+    """Return the page of the device's update machine, from its table."""
+    return "\n".join(
+        (
+            NOTE,
+            "# The update machine\n",
+            "What each state is for: [explanation](../explanation/update-machine.md).\n",
+            f"```mermaid\n{diagram.mermaid()}```\n",
+            "## Every row\n",
+            diagram.rows(),
+        )
+    )
+
+
+PAGES = {
+    "cli.md": cli_page,
+    "wire.md": wire_page,
+    "targets.md": profiles_page,
+    "api.md": api_page,
+    "update-machine.md": update_machine_page,
+}
 
 
 def main() -> int:
