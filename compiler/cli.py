@@ -127,14 +127,16 @@ def model_name(file: Path) -> Name:
 
 
 def _with_progress(request: CompileRequest) -> CompileResult:
+    console = Console(stderr=True)
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.fields[detail]}"),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
     with bar:
         task = bar.add_task("start", total=1, detail="")

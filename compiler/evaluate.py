@@ -14,7 +14,7 @@ from compiler import statistics
 from compiler.backends import Runner
 from compiler.datasets import Dataset
 from compiler.errors import CompileError, DatasetError
-from compiler.tensors import Array, Arrays
+from compiler.tensors import Array, Arrays, Outputs
 
 Answers = npt.NDArray[np.int64]
 #: Below this signal-to-noise ratio, in dB, an output without classes is another output.
@@ -52,7 +52,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         pairs: right answers of both; None without labels.
         accuracy_float, accuracy: shares of right answers; None without labels.
         agreement: share of samples with the float model's answer.
-        snr: signal-to-noise ratio of the outputs, in dB, the worst of all float outputs.
+        snr: signal-to-noise ratio of the outputs, in dB, the worst of all.
+        side_snr: the worst of the outputs that do not answer.
         samples: how many.
     """
 
@@ -61,6 +62,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | None
     agreement: float
     snr: float
+    side_snr: float
     samples: int
 
     def drop_points(self) -> float:
@@ -75,6 +77,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
     def keeps(self, max_drop: float) -> bool:
         """Return whether no more than the budget is lost."""
+        if self.side_snr < SNR_FLOOR:
+            return False
         if self.pairs:
             allowed = statistics.net_losses_allowed(max_drop, self.samples)
             return self.pairs.lost - self.pairs.won <= allowed
@@ -103,7 +107,7 @@ def outputs(runner: Runner, data: Dataset, tick: Callable[[], None] = lambda: No
     return {name: np.stack(values) for name, values in found.items()}
 
 
-def answering(floats: Arrays, labels: npt.NDArray[np.int64] | None) -> Answering:
+def answering(floats: Outputs, labels: npt.NDArray[np.int64] | None) -> Answering:
     """Return which output answers, from the float model's outputs, `[N, …]`.
 
     Raises:
@@ -142,29 +146,31 @@ def answers(values: Array, how: Answering) -> Answers:
 
 
 def compare(
-    floats: Arrays, compiled: Arrays, how: Answering, labels: npt.NDArray[np.int64] | None
+    floats: Outputs, compiled: Outputs, how: Answering, labels: npt.NDArray[np.int64] | None
 ) -> Comparison:
     """Compare a model's outputs with the float model's, all `[N, …]`."""
-    snr = min((_snr(floats[x], compiled[x]) for x in floats), default=_NO_NOISE)
-    samples = len(floats[how.output])
+    noise = {name: _snr(floats[name], compiled[name]) for name in floats}
+    found = Comparison(
+        pairs=None,
+        accuracy_float=None,
+        accuracy=None,
+        agreement=1.0,
+        snr=min(noise.values()),
+        side_snr=min((x for name, x in noise.items() if name != how.output), default=_NO_NOISE),
+        samples=len(floats[how.output]),
+    )
     if how.kind is Kind.NUMBERS:
-        return Comparison(
-            pairs=None, accuracy_float=None, accuracy=None, agreement=1.0, snr=snr, samples=samples
-        )
+        return found
     ours, theirs = answers(compiled[how.output], how), answers(floats[how.output], how)
-    agreement = float((ours == theirs).mean())
+    found = msgspec.structs.replace(found, agreement=float((ours == theirs).mean()))
     if labels is None:
-        return Comparison(
-            pairs=None, accuracy_float=None, accuracy=None, agreement=agreement, snr=snr, samples=samples
-        )
+        return found
     right, right_float = ours[:, 0] == labels, theirs[:, 0] == labels
-    return Comparison(
+    return msgspec.structs.replace(
+        found,
         pairs=statistics.paired(right_float, right),
         accuracy_float=float(right_float.mean()),
         accuracy=float(right.mean()),
-        agreement=agreement,
-        snr=snr,
-        samples=samples,
     )
 
 

@@ -116,7 +116,7 @@ def _warnings(trials: Trials, given: Inputs, winner: Winner) -> tuple[str, ...]:
     chosen = winner.measured.candidate
     found = [f"model: {x}" for x in given.changes]
     found += trials.notes(chosen)
-    if chosen.scheme is Scheme.FLOAT:
+    if chosen.scheme is Scheme.FLOAT and any(x.candidate.scheme is not Scheme.FLOAT for x in trials.measured):
         found.append("keep float: no quantized candidate keeps the accuracy budget and is smaller")
     if chosen.left_float:
         found.append(f"left in float, being sensitive: {', '.join(chosen.left_float)}")

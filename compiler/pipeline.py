@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from compiler import backends, datasets, guard, limits, normalise, packaging, search
+from compiler import backends, datasets, guard, limits, normalise, packaging, search, verdicts
 from compiler.backends import Backend
 from compiler.bundle import layout
 from compiler.candidates import FLOAT, Candidate
@@ -121,4 +121,9 @@ def _confirm(trials: Trials, report: Dataset, request: CompileRequest, tell: Tel
         if comparison.keeps(request.max_drop):
             return Winner(measured=measured, comparison=comparison, looks=look, outputs=got, refused=refused)
         refused[measured.candidate] = f"{comparison.drop_points():+.2f} points on the other half"
-    raise CompileError(f"no {asked} candidate keeps the budget of {request.max_drop} points")
+    tried = verdicts.of(trials.measured, trials.failed, refused, FLOAT, request.max_drop)
+    what = ", ".join(f"{x.name} {x.status}" for x in tried if x.name != FLOAT.name)
+    raise CompileError(
+        f"no {asked} candidate keeps the budget of {request.max_drop:g} points "
+        f"and is smaller than float: {what}"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -12,6 +13,7 @@ from fleet.bundle.description import TensorSpec
 
 Array = npt.NDArray[np.generic]
 Arrays = dict[str, Array]
+Outputs = Mapping[str, Array]
 
 #: Open Inference Protocol datatype to numpy's.
 NUMPY_TYPES: Final = {

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from compiler import search
 from compiler.candidates import Candidate, Scheme
+from compiler.evaluate import SNR_FLOOR
 from compiler.requests import Verdict
 from compiler.search import Measured
 from firmware_profiles.profile import Profile
@@ -56,7 +57,8 @@ def _status(x: Measured, original: Measured, max_drop: float) -> tuple[str, str]
     if x.candidate.scheme is Scheme.FLOAT:
         return ELIGIBLE, "the model as it is"
     if not x.selection.keeps(max_drop):
-        return "over budget", ""
+        side = x.selection.side_snr
+        return "over budget", f"another output at {side:.0f} dB" if side < SNR_FLOOR else ""
     if x.size >= original.size:
         return "not smaller", ""
     return (TOO_SLOW, "") if search.too_slow(x, original) else (ELIGIBLE, "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from fleet.telemetry import baseline
 _SUM_TOLERANCE: Final = 1e-2
 _CLASSES_SHAPE: Final = 2
 
-Floats = npt.NDArray[np.floating[npt.NBitBase]]
+Floats = npt.NDArray[np.floating[Any]]
 
 
 def class_scores(outputs: Arrays, how: Answering) -> Floats | None:

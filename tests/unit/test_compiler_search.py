@@ -33,6 +33,7 @@ def measured(
             accuracy=0.9 - lost / 200,
             agreement=agreement,
             snr=30.0,
+            side_snr=200.0,
             samples=200,
         ),
     )
@@ -63,6 +64,7 @@ def test_few_samples_make_the_budget_strict() -> None:
         accuracy=0.89,
         agreement=0.99,
         snr=30.0,
+        side_snr=200.0,
         samples=100,
     )
     assert not comparison.keeps(0.5)
