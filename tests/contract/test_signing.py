@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -237,3 +238,19 @@ def test_power_is_cut_after_any_write(tmp_path: Path, action: str) -> None:
         for name, data in device_before.items():
             (tmp_path / "w" / "d1" / name).write_bytes(data)
         device.accept(world.server.assignment("d1", [bundle], version=count + 2))
+
+
+def test_assignments_for_a_whole_fleet_are_signed_in_time(tmp_path: Path) -> None:
+    """A rollout to 100,000 devices must not wait for the signer: at least 1000 assignments a second."""
+    signing = service(tmp_path)
+    signing.open()
+    signing.add_bundles([BUNDLE])
+    rates = []
+    for _ in range(3):
+        began = time.perf_counter()
+        for number in range(300):
+            signing.sign_assignment(
+                device=DeviceId(f"d{number}"), rollout="r", version=1, bundles=[BUNDLE], activate_before=START
+            )
+        rates.append(300 / (time.perf_counter() - began))
+    assert max(rates) > 1000

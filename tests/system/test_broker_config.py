@@ -5,19 +5,25 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from brokers import mosquitto_binary
+from device_agent.adapters.mqtt import Credentials, Message, MqttLink
 from fleet.errors import WireError
 from fleet.ids import DeviceId, Digest
 from fleet.wire import topics
+from fleet.wire.enrolment import BrokerAccess
 from mtls import Identity, Peer, keep, peer, request
 from processes import free_port, listens, running, wait_until
+from server.adapters.mqtt import BrokerLogin, MqttConnection
 from server.errors import InvalidError, SettingsError
 from server.services import broker_config
-from server.services.authority import FleetAuthority
-from trust_world import ManualClock
+from server.services.authority import SERVER_NAME, FleetAuthority
+from trust_world import ManualClock, World
+
+C = TypeVar("C", MqttLink, MqttConnection)
 
 
 class NowClock(ManualClock):
@@ -170,3 +176,57 @@ def test_a_folder_that_cannot_be_written_is_named(site: Site, tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="file"):
         broker_config.write(tmp_path / "file", site.authority, port=8883)
+
+
+class MutualTls:
+    """The agent's and the server's own adapters on that broker; a `trust_world.Transport`."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._url = f"mqtts://127.0.0.1:{site.port}"
+        self._open: list[MqttLink | MqttConnection] = []
+
+    def link(self, device: str = "") -> MqttLink:
+        """Connect a device with its certificate."""
+        identity = self._site.device(device)
+        link = MqttLink(
+            device,
+            BrokerAccess(url=self._url),
+            credentials=Credentials(key=identity.key, certificate=identity.certificate, ca=self._site.ca),
+            will=Message(topics.status(DeviceId(device)), b"gone"),
+            on_change=lambda _connected: None,
+        )
+        return self._start(link)
+
+    def connection(self) -> MqttConnection:
+        """Connect the server with its certificate; there is one, for its client id is its name."""
+        for known in self._open:
+            if isinstance(known, MqttConnection):
+                return known
+        identity = self._site.server()
+        login = BrokerLogin(ca=self._site.ca, certificate=identity.certificate, key=identity.key)
+        return self._start(MqttConnection(self._url, SERVER_NAME, login))
+
+    def _start(self, client: C) -> C:
+        client.start()
+        self._open.append(client)
+        wait_until(lambda: client.connected, "connected")
+        return client
+
+    def close(self) -> None:
+        """Disconnect everybody."""
+        for client in self._open:
+            client.stop()
+
+
+def test_the_whole_way_over_mutual_tls(site: Site, tmp_path: Path) -> None:
+    """Metadata, assignment and chunks reach a device that may read nothing but its own."""
+    transport = MutualTls(site)
+    try:
+        world = World(tmp_path, transport, patience=1.0)
+        bundle = world.server.release("1", size=2_000_000)
+        device = world.device("d7")
+        device.downloader.fetch(device.accept(world.server.assignment("d7", [bundle])).targets[0])
+        assert device.store.has(Digest(bundle.digest))
+    finally:
+        transport.close()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from securesystemslib.exceptions import FormatError
+from securesystemslib.formats import encode_canonical
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import DelegatedRole, Delegations, TargetFile, Targets
 
@@ -194,3 +197,72 @@ def test_offline_a_staged_bundle_may_be_activated_until_its_time() -> None:
     assert not terms.may_install(NOW + timedelta(days=3))
     assert terms.may_activate(NOW + timedelta(days=8))
     assert not terms.may_activate(NOW + timedelta(days=9))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+GOOD = signed_file(document(BUNDLE), [DIRECTOR])
+
+
+def paths_in(value: object, before: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
+    """Return the way to every place in a JSON value."""
+    places = [before]
+    if isinstance(value, dict):
+        places += [p for key, inner in value.items() for p in paths_in(inner, (*before, key))]
+    if isinstance(value, list):
+        places += [p for number, inner in enumerate(value) for p in paths_in(inner, (*before, number))]
+    return places
+
+
+PLACES = paths_in(json.loads(GOOD))
+
+
+@settings(max_examples=300)
+@given(place=st.sampled_from(PLACES[1:]), junk=JSON)
+def test_junk_anywhere_in_an_assignment_is_refused_properly(
+    trusted: TrustedMetadata,
+    place: tuple[Any, ...],
+    junk: Any,  # noqa: ANN401 - any JSON
+) -> None:
+    """A hostile director puts any JSON anywhere into an assignment, and signs it if it can be signed."""
+    value = json.loads(GOOD)
+    inner = value
+    for step in place[:-1]:
+        inner = inner[step]
+    if inner[place[-1]] == junk:
+        return
+    inner[place[-1]] = junk
+    try:
+        signature = DIRECTOR.sign(str(encode_canonical(value["signed"])).encode())
+        value["signatures"] = [signature.to_dict()]
+    except FormatError:
+        pass
+    try:
+        assignment.read(trusted, json.dumps(value).encode(), STATE)
+    except TrustError:
+        return
+    # What still verifies is a change that means nothing to this device.
+    assert place[0] == "signatures" or place[1] in (
+        "x-kedge",
+        "expires",
+        "spec_version",
+        "targets",
+        "version",
+    )
+
+
+@settings(max_examples=300)
+@given(at=st.integers(0, len(GOOD) - 1), bits=st.integers(1, 255))
+def test_a_changed_byte_anywhere_is_refused_or_means_nothing(
+    trusted: TrustedMetadata, at: int, bits: int
+) -> None:
+    """The broker changes one byte of a signed assignment: it is refused, or read as if it had not been."""
+    changed = GOOD[:at] + bytes([GOOD[at] ^ bits]) + GOOD[at + 1 :]
+    try:
+        got, _ = assignment.read(trusted, changed, STATE)
+    except TrustError:
+        return
+    assert got == assignment.read(trusted, GOOD, STATE)[0]
