@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from device_agent.update.table import ROWS, Row
+from device_agent.update.table import ROWS
 
 
 def mermaid() -> str:
     """Return the table as a Mermaid state diagram; rows that stay in their state are left out."""
+    arrows: dict[tuple[str, str], list[str]] = {}
+    for row in ROWS:
+        for source in row.sources:
+            if row.target is not None and row.target is not source:
+                arrows.setdefault((source.value, row.target.value), []).append(row.trigger.value)
     lines = ["stateDiagram-v2", "    [*] --> idle"]
-    lines += [line for row in ROWS for line in _arrows(row)]
+    lines += [f"    {a} --> {b}: {', '.join(triggers)}" for (a, b), triggers in arrows.items()]
     return "\n".join(lines) + "\n"
-
-
-def _arrows(row: Row) -> Iterator[str]:
-    for source in row.sources:
-        if row.target is not None and row.target is not source:
-            yield f"    {source.value} --> {row.target.value}: {row.trigger.value}"
 
 
 def rows() -> str:
