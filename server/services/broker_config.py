@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Final
 
@@ -76,7 +77,8 @@ def write(out: Path, authority: FleetAuthority, *, port: int, host: str = "") ->
         out: the folder to write, made if need be.
         authority: the fleet's certificate authority.
         port: where mosquitto listens with TLS.
-        host: the address it binds to and the name it is reached as; "" for every address.
+        host: the name or address that it is reached as, for its certificate; it binds to an address, and
+            with a name or "" to every address, for a name may be that of a router in front.
 
     Returns:
         The files written, the configuration first.
@@ -90,7 +92,8 @@ def write(out: Path, authority: FleetAuthority, *, port: int, host: str = "") ->
     out = out.resolve()
     if set(str(out)) & set("\n\r"):
         raise InvalidError("output folder: expected a path of one line")
-    issued = authority.issue_broker((host,) if host and host not in ("0.0.0.0", "::") else ())  # noqa: S104 - compared
+    everywhere = host in ("0.0.0.0", "::")  # noqa: S104 - compared
+    issued = authority.issue_broker((host,) if host and not everywhere else ())
     try:
         return _write(out, authority.ca_pem, issued, _config(out, port, host))
     except OSError as error:
@@ -98,7 +101,16 @@ def write(out: Path, authority: FleetAuthority, *, port: int, host: str = "") ->
 
 
 def _config(out: Path, port: int, host: str) -> str:
-    return _CONFIG.format(out=out, port=port, host=f" {host}" if host else "", limit=_PACKET_LIMIT)
+    bind = f" {host.strip('[]')}" if _is_address(host) else ""
+    return _CONFIG.format(out=out, port=port, host=bind, limit=_PACKET_LIMIT)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return host == "localhost"
+    return True
 
 
 def _write(out: Path, ca_pem: bytes, broker: Issued, config: str) -> tuple[Path, ...]:

@@ -172,6 +172,23 @@ def test_a_wrong_port_or_host_is_named(
         broker_config.write(tmp_path / "out", site.authority, port=port, host=host)
 
 
+@pytest.mark.parametrize(
+    ("host", "line"),
+    [
+        ("", "listener 8883\n"),
+        ("broker.example", "listener 8883\n"),
+        ("10.1.2.3", "listener 8883 10.1.2.3\n"),
+        ("[::1]", "listener 8883 ::1\n"),
+        ("localhost", "listener 8883 localhost\n"),
+    ],
+)
+def test_it_binds_to_an_address_and_answers_to_a_name(
+    site: Site, tmp_path: Path, host: str, line: str
+) -> None:
+    config = broker_config.write(tmp_path, site.authority, port=8883, host=host)[0]
+    assert line in config.read_text()
+
+
 def test_a_folder_that_cannot_be_written_is_named(site: Site, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="file"):
