@@ -58,8 +58,13 @@
     stream.querySelector(".text").textContent = text;
     stream.title = text;
   };
+  let had = false;
   document.addEventListener("htmx:sse:after:connection", (event) => {
-    if (event.detail.connection.status === 200) say("on", "live");
+    if (event.detail.connection.status !== 200) return;
+    say("on", "live");
+    // What happened while the stream was away is in no message: the page asks for its part once.
+    if (had && event.target.id === "wire") htmx.trigger(document.body, "fleet:resync");
+    had ||= event.target.id === "wire";
   });
   document.addEventListener("htmx:sse:error", () => say("off", "reconnecting"));
   document.addEventListener("htmx:sse:close", () => say("off", "not live"));
