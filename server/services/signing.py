@@ -127,9 +127,13 @@ class SigningService:
                 f"{orphan} is there, and the metadata {self._store.folder / filename(ROOT, 1)} is not: "
                 "restore it from a backup, for devices trust no other"
             )
-        self._signers = {role: self._keys.create(role) for role in (*TOP_LEVEL, DIRECTOR)}
+        # A first start that was cut off has published nothing: it begins anew.
+        self._store.reset()
+        self._signers = {role: self._keys.create(role, coming=True) for role in (*TOP_LEVEL, DIRECTOR)}
         self._sign_root([self._signers[ROOT]])
         self._sign_targets({})
+        for role, signer in self._signers.items():
+            self._keys.settle(role, [signer.public_key.keyid])
 
     def _mend(self, loaded: Loaded) -> None:
         lost = [role for role in TOP_LEVEL if role not in loaded.signers]

@@ -40,6 +40,10 @@ class MetadataFolder:
         for role in (ROOT, TARGETS, SNAPSHOT):
             self.given_out(role, max(self.versions(role), default=0))
 
+    def reset(self) -> None:
+        """Forget which versions were given out, where none can have been."""
+        self._ledger = {}
+
     def versions(self, role: str) -> list[int]:
         """Return the versions of a role that lie in the folder, newest first."""
         found = (_VERSIONED.match(path.name) for path in self.folder.iterdir())

@@ -213,6 +213,23 @@ def states_on_the_way(
     yield after
 
 
+def test_power_is_cut_during_the_first_start(tmp_path: Path) -> None:
+    """The very first start is cut off after any of its writes: the next one ends it, or begins anew."""
+    whole = tmp_path / "whole"
+    service(whole).open()
+    for count, state in enumerate(states_on_the_way({}, contents(whole), whole)):
+        cut = tmp_path / f"cut-{count}"
+        for name, data in state.items():
+            (cut / name).parent.mkdir(parents=True, exist_ok=True)
+            (cut / name).write_bytes(data)
+        (cut / "keys").mkdir(parents=True, exist_ok=True)
+        again = service(cut)
+        again.open()
+        assert again.verify() == []
+        assert again.file("1.root.json") == again.first_root()
+        again.add_bundles([BUNDLE])
+
+
 @pytest.mark.parametrize("action", ["add", "timestamp", "snapshot", "targets", "director", "root"])
 def test_power_is_cut_after_any_write(tmp_path: Path, action: str) -> None:
     """The server loses power after the n-th file of a release or a rotation, for every n: nothing is lost."""
