@@ -22,6 +22,7 @@ from device_agent.ports import Clock
 from device_agent.settings import Settings
 from device_agent.update.data import Offer
 from device_agent.update.events import Offered
+from device_agent.update.table import BUSY
 from device_agent.uplink import Uplink
 from device_agent.verifier import Result, Verifier
 from fleet.errors import TrustError, WireError
@@ -136,7 +137,7 @@ class Agent:
     def needed(self) -> list[AssignedBundle] | None:
         """Return the bundles that must stay on the device; None while one is being installed."""
         data = [driver.data for driver in list(self.drivers.values())]
-        if any(x.candidate is not None and x.installing for x in data):
+        if any(x.state in BUSY for x in data):
             return None
         return [bundle for x in data for bundle in x.needed]
 

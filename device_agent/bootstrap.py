@@ -9,6 +9,7 @@ import os
 import queue
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -111,6 +112,7 @@ def wire(state: StateFolder, settings: Settings) -> System:
         settings=settings,
         now=lambda: trust.clock(clock.now()).now,
         needed=needed,
+        collecting=threading.Lock(),
     )
     parts = Parts(
         device=device,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection
 from datetime import datetime
@@ -44,6 +45,7 @@ class Site(NamedTuple):
     Attributes:
         now: the time that the device may believe.
         needed: the bundles that some model still needs, None while any is being installed.
+        collecting: held while garbage is collected, so that no download begins meanwhile.
     """
 
     target: str
@@ -55,6 +57,7 @@ class Site(NamedTuple):
     settings: Settings
     now: Callable[[], datetime]
     needed: Callable[[], Collection[AssignedBundle] | None]
+    collecting: threading.Lock
 
 
 class Installer:
@@ -114,7 +117,8 @@ class Installer:
     # --- bytes --------------------------------------------------------------------------------------
 
     def _download(self, offer: Offer, cancelled: Cancelled) -> Outcome:
-        free = self._site.facts.free_disk()
+        with self._site.collecting:  # from here on `needed` says that a bundle is being installed
+            free = self._site.facts.free_disk()
         if free < _DISK_RESERVE:
             return Failed("no_space", f"disk: expected {_DISK_RESERVE} free bytes, got {free}")
         while not cancelled() and not self._too_late(offer):
@@ -220,12 +224,19 @@ class Installer:
         self._candidate = self._golden = None
 
     def _point(self, data: UpdateData) -> None:
-        for name, bundle in (("previous", data.previous), ("active", data.active)):
-            self._site.store.point(self._model, name, Digest(bundle.digest) if bundle else None)
-        needed = self._site.needed()
-        if needed is not None:
-            keep = {digest for bundle in needed for digest in self._parts(bundle)}
-            self._site.store.collect(keep)
+        """Draw the links as the journal has them, and free what no slot needs.
+
+        What cannot be done now is done at the next start: the model answers all the same.
+        """
+        try:
+            for name, bundle in (("previous", data.previous), ("active", data.active)):
+                self._site.store.point(self._model, name, Digest(bundle.digest) if bundle else None)
+            with self._site.collecting:
+                needed = self._site.needed()
+                if needed is not None:
+                    self._site.store.collect({x for bundle in needed for x in self._parts(bundle)})
+        except KedgeError as error:
+            _LOG.warning("%s: the store is not tidied up: %s", self._model, error)
 
     def _parts(self, bundle: AssignedBundle) -> list[Digest]:
         parts = [Digest(x.digest) for x in self._bundle(bundle).manifest.for_device()]

@@ -81,9 +81,8 @@ class UpdateData(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def needed(self) -> tuple[AssignedBundle, ...]:
-        """The bundles whose bytes must stay on the device."""
-        installing = self.candidate.bundle if self.candidate and self.installing else None
-        return tuple(x for x in (self.active, self.previous, installing) if x is not None)
+        """The bundles whose bytes must stay on the device when nothing is being installed."""
+        return tuple(x for x in (self.active, self.previous) if x is not None)
 
     @property
     def installing(self) -> bool:

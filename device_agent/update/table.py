@@ -75,6 +75,7 @@ ROWS: Final = (
     Row(RUNNING, Trigger.CRASH_LOOP, S.ROLLING_BACK, effects.crash),
     # the way back
     Row((S.ROLLING_BACK,), Trigger.DONE, S.ROLLED_BACK, effects.give_up),
+    Row((S.ROLLING_BACK,), Trigger.FAILED, S.ROLLED_BACK, effects.give_up),
     Row((S.ROLLING_BACK,), Trigger.NEW_OFFER, None, effects.queue),
     Row((S.ROLLING_BACK,), Trigger.ACTIVE_OFFER, None, effects.queue),
     Row((S.ROLLING_BACK,), Trigger.ACTIVE_BROKEN, None, effects.lose_active),

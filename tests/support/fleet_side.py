@@ -48,10 +48,10 @@ EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "digits"
 _TYPES: tuple[type[Message], ...] = (Hello, Status, UpdateEvent, RefusalEvent, ModelReport, HardRequest)
 
 
-def compile_digits(folder: Path, *options: str) -> Path:
+def compile_digits(folder: Path, *options: str, name: str = "digits") -> Path:
     """Compile the digits example into a bundle."""
     data = [f"--calibration={EXAMPLE / 'calibration.npz'}", f"--evaluation={EXAMPLE / 'evaluation.npz'}"]
-    model = [str(EXAMPLE / "device.onnx"), "--target", TARGET, "--name", "digits"]
+    model = [str(EXAMPLE / "device.onnx"), "--target", TARGET, "--name", name]
     command = [KEDGE, "compile", *model, *data, "--out", str(folder), *options]
     subprocess.run(command, check=True, capture_output=True)
     return folder

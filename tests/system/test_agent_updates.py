@@ -135,6 +135,35 @@ def test_a_first_bundle_that_fails_leaves_no_model(site: Site) -> None:
     assert agent.slot()["serving"] == ""
 
 
+def test_what_no_slot_needs_leaves_the_disk(site: Site) -> None:
+    """Chunks, bundles that failed, and bundles before the previous one."""
+    agent = site.agent("tidy").start(health=0.2)
+    store = FileStore(agent.state.root)
+    site.rolled_out(agent, site.good, "tidy-1")
+    wait_until(lambda: len(store.stored()) == 7, "the first bundle's files lie there")
+    site.rolled_out(agent, site.bad, "tidy-2")
+    wait_until(lambda: not store.has(Digest(site.bad.digest)), "the bad bundle is gone")
+    assert store.has(Digest(site.good.digest))
+
+
+def test_several_models_share_a_device(site: Site) -> None:
+    second = site.fleet.release(
+        compile_digits(site.folder / "second", "--precision", "int8", name="second"), "1.0"
+    )
+    agent = site.agent("several").start(health=0.2)
+    site.fleet.assign(agent.name, [site.good, second], "several")
+    wait_until(
+        lambda: (
+            {m: agent.slot(m).get("state") for m in ("digits", "second")}
+            == {"digits": "committed", "second": "committed"}
+        ),
+        "both are committed",
+    )
+    agent.kill()
+    agent.start()
+    assert {agent.slot(m)["serving"] for m in ("digits", "second")} == {site.good.digest, second.digest}
+
+
 def journal_at(state: UpdateState, good: AssignedBundle, better: AssignedBundle, rollout: str) -> UpdateData:
     """Return what the journal says when the agent is killed in a state of going from one to the other."""
 
