@@ -22,7 +22,7 @@ from kedge.demo.errors import DemoError
 from kedge.demo.programs import KEDGE, JsonObject, Programs, free_port, kedge, wait_for
 from kedge.demo.traffic import Application, Asked
 
-MODEL: Final = "device"
+MODEL: Final = "digits"
 CLOUD: Final = "digits-cloud"
 WINDOW_SECONDS: Final = 5
 HEALTH_SECONDS: Final = 1
@@ -53,7 +53,7 @@ class Story:
         """Compile the small model for this machine."""
         target = "laptop-arm64" if platform.machine() in {"arm64", "aarch64"} else "laptop-x86"
         result: Any = kedge(
-            "compile", str(self.examples / "device.onnx"), "--target", target,
+            "compile", str(self.examples / "device.onnx"), "--name", MODEL, "--target", target,
             "--calibration", str(self.examples / "calibration.npz"),
             "--evaluation", str(self.examples / "evaluation.npz"),
             "--out", str(self._bundle),
