@@ -23,7 +23,7 @@ _VERSION: Final = "assignment-version"
 
 
 class TrustClient:
-    """Decides what this device may install. Not for use by two threads at a time.
+    """Decides what this device may install. Not for two threads at a time, but for `clock`.
 
     Its folder holds the verified metadata as `<role>.json`, the time floor and the version of the newest
     verified assignment. Whatever is damaged there is fetched again, but for `root.json`.

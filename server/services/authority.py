@@ -50,15 +50,18 @@ class FleetAuthority:
         """Load the authority from its folder, or make it there.
 
         Raises:
-            SettingsError: its files are damaged, or one of the two is missing.
+            SettingsError: a file is damaged, or the key is missing.
         """
         self._clock: Final = clock
         key_file, certificate_file = folder / "ca.key.pem", folder / "ca.pem"
         if not key_file.exists() and not certificate_file.exists():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._create(key_file, certificate_file)
+            write_file(key_file, _pem(ec.generate_private_key(ec.SECP256R1())), mode=0o600)
         try:
             key = serialization.load_pem_private_key(key_file.read_bytes(), None)
+            if not certificate_file.exists() and isinstance(key, ec.EllipticCurvePrivateKey):
+                # Name and key make an authority: what it has issued verifies against a new certificate too.
+                write_file(certificate_file, self._certificate_of(key))
             certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
         except (OSError, ValueError, TypeError) as error:
             raise SettingsError(
@@ -109,8 +112,7 @@ class FleetAuthority:
     def _now(self) -> datetime:
         return datetime.fromtimestamp(int(self._clock.now()), timezone.utc)
 
-    def _create(self, key_file: Path, certificate_file: Path) -> None:
-        key = ec.generate_private_key(ec.SECP256R1())
+    def _certificate_of(self, key: ec.EllipticCurvePrivateKey) -> bytes:
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Kedge fleet authority")])
         now = self._now()
         certificate = (
@@ -126,8 +128,7 @@ class FleetAuthority:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .sign(key, hashes.SHA256())
         )
-        write_file(certificate_file, certificate.public_bytes(serialization.Encoding.PEM))
-        write_file(key_file, _pem(key), mode=0o600)
+        return certificate.public_bytes(serialization.Encoding.PEM)
 
     def _issue(
         self,

@@ -46,13 +46,24 @@ def test_a_restart_keeps_the_authority(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "ca.key.pem").stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("name", ["ca.pem", "ca.key.pem"])
-def test_half_an_authority_is_none(tmp_path: Path, name: str) -> None:
-    """One of the two files is lost: making a new authority would lock every device out."""
+@pytest.mark.parametrize("damaged", ["ca.pem", "ca.key.pem"])
+def test_a_damaged_authority_is_none(tmp_path: Path, damaged: str) -> None:
+    """The key is lost, or a file is spoilt: making a new authority would lock every device out."""
     FleetAuthority(tmp_path, ManualClock())
-    (tmp_path / name).unlink()
+    (tmp_path / damaged).write_bytes(b"spoilt")
     with pytest.raises(SettingsError, match="backup"):
         FleetAuthority(tmp_path, ManualClock())
+    (tmp_path / "ca.key.pem").unlink()
+    with pytest.raises(SettingsError, match="backup"):
+        FleetAuthority(tmp_path, ManualClock())
+
+
+def test_a_lost_certificate_is_made_again_from_the_key(tmp_path: Path) -> None:
+    """The power was cut between the two files, or somebody deleted one: issued certificates stay good."""
+    pem = FleetAuthority(tmp_path, ManualClock()).sign_device(request()[1], DeviceId("d1"))
+    (tmp_path / "ca.pem").unlink()
+    again = x509.load_pem_x509_certificate(FleetAuthority(tmp_path, ManualClock()).ca_pem)
+    x509.load_pem_x509_certificate(pem.encode()).verify_directly_issued_by(again)
 
 
 def test_two_halves_of_different_authorities_are_none(tmp_path: Path) -> None:
