@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Table
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, StatementError
+from sqlalchemy.exc import DatabaseError, DataError, IntegrityError
 from sqlmodel import Session, SQLModel, col, select
 
 from fleet.errors import WireError
@@ -82,8 +82,8 @@ class Ingest:
             return
         try:
             stored = self._store(records)
-        except StatementError as error:
-            if not _is_messages_fault(error):
+        except Exception as error:  # a device's message, whatever it is, must not stop the others'
+            if _is_databases_fault(error):
                 raise  # the worker tries again
             stored = self._store_singly(records)
         self._acknowledge(stored)
@@ -112,11 +112,11 @@ class Ingest:
     def _store_one(self, record: Record) -> list[Record]:
         try:
             return self._store([record])
-        except StatementError as error:
-            if not _is_messages_fault(error):
+        except Exception as error:  # the boundary: reported, counted, and only this one dropped
+            if _is_databases_fault(error):
                 raise
             self._health.count("malformed_messages")
-            LOG.warning("dropped a message of %s: %s", record.device, str(error).splitlines()[0])
+            LOG.exception("dropped a message of %s", record.device)
             return []
 
     def _store(self, records: Sequence[Record]) -> list[Record]:
@@ -252,9 +252,9 @@ class Ingest:
                 self._live.publish("device", {"id": device, "what": kind.lower()})
 
 
-def _is_messages_fault(error: StatementError) -> bool:
-    """Return whether a message's values were refused, rather than the database being at fault."""
-    return isinstance(error, (IntegrityError, DataError)) or not isinstance(error, DatabaseError)
+def _is_databases_fault(error: Exception) -> bool:
+    """Return whether the database failed, rather than having refused a message's values."""
+    return isinstance(error, DatabaseError) and not isinstance(error, (IntegrityError, DataError))
 
 
 def _check(message: Message) -> None:

@@ -1,7 +1,8 @@
 """How many reports a second the server takes in: a real mosquitto, the server's own code, SQLite on disk.
 
-The peer is the least that could do it: paho's callback, the same decoder, and `executemany` in batches of the
-same size into one table, with the same durability. It checks no device, acknowledges nothing and tells nobody.
+The peer is the least that could do it: paho's callback, the same decoder, and `executemany` in batches of
+the same size into one table, with the same durability. It checks no device, acknowledges nothing and tells
+nobody.
 """
 
 from __future__ import annotations
@@ -142,7 +143,8 @@ def _peer(folder: Path, port: int, flood: Path) -> float:
     database.execute("PRAGMA synchronous = FULL")
     database.execute(
         "CREATE TABLE report (device TEXT, bundle TEXT, boot TEXT, start REAL, seconds REAL, model TEXT,"
-        " requests INTEGER, errors INTEGER, body BLOB, received REAL, PRIMARY KEY (device, bundle, boot, start))"
+        " requests INTEGER, errors INTEGER, body BLOB, received REAL,"
+        " PRIMARY KEY (device, bundle, boot, start))"
     )
     arrived: queue.SimpleQueue[tuple[str, bytes] | None] = queue.SimpleQueue()
     subscribed, stored = threading.Event(), [0]
@@ -187,9 +189,19 @@ def _store(
             report = decode(body)
             assert isinstance(report, ModelReport)
             rows.append(
-                (topic, report.bundle, report.boot_id, report.window_start, report.window_seconds, report.model,
-                 report.counters["requests"], 0, body, time.time())
-            )  # fmt: skip
+                (
+                    topic,
+                    report.bundle,
+                    report.boot_id,
+                    report.window_start,
+                    report.window_seconds,
+                    report.model,
+                    report.counters["requests"],
+                    0,
+                    body,
+                    time.time(),
+                )
+            )
         database.execute("BEGIN")
         database.executemany("INSERT OR IGNORE INTO report VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
         database.execute("COMMIT")

@@ -1,0 +1,128 @@
+"""A wired server without processes: in-memory SQLite, a clock in hand, a broker in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from fake_link import FakeBroker, FakeConnection
+from fleet.rollout.plan import GroupSpec, Policy
+from server.adapters.blobs_folder import FolderBlobStore
+from server.client.bundles import Layout
+from server.db.engine import Database
+from server.db.migrate import upgrade
+from server.db.tables import Device
+from server.services.accounts import Accounts
+from server.services.assignments import Assignments
+from server.services.audit import Audit
+from server.services.authority import FleetAuthority
+from server.services.claims import Claims
+from server.services.devices import Devices
+from server.services.enrolment import Enrolment
+from server.services.health import Health
+from server.services.ingest import Ingest
+from server.services.live import Live
+from server.services.reconcile import Reconcile
+from server.services.releases import Releases
+from server.services.roles import SYSTEM
+from server.services.rollout_steps import RolloutSteps
+from server.services.rollouts import Rollouts, Selection
+from server.services.signing import SigningService
+from server.services.stats import Stats
+from sim_devices import TARGET, layout
+from trust_world import START, ManualClock
+
+
+class Parts(NamedTuple):
+    """The services, by name."""
+
+    folder: Path
+    clock: ManualClock
+    database: Database
+    broker: FakeBroker
+    connection: FakeConnection
+    live: Live
+    health: Health
+    audit: Audit
+    accounts: Accounts
+    claims: Claims
+    enrolment: Enrolment
+    devices: Devices
+    releases: Releases
+    assignments: Assignments
+    rollouts: Rollouts
+    ingest: Ingest
+    stats: Stats
+    signing: SigningService
+
+    def release(self, name: str, model: str = "digits") -> int:
+        """Publish a small bundle whose weights are its name; return the release's id."""
+        found = Layout(layout(self.folder / name, weights=name.encode(), model=model))
+        for digest in found.digests():
+            self.releases.put_blob(digest, [found.path(digest).read_bytes()])
+        return self.releases.publish(SYSTEM, name, [found.bundle.digest]).id or 0
+
+    def add_devices(self, *names: str, target: str = TARGET) -> None:
+        """Enrol devices, by hand."""
+        with self.database.write() as session:
+            session.add_all(Device(id=name, target=target, enrolled_at=START) for name in names)
+
+    def roll_out(self, release: int, *groups: int, **more: object) -> int:
+        """Begin a rollout in groups of these sizes; return its id."""
+        specs = (*(GroupSpec(count=size) for size in groups), GroupSpec(percent=100.0))
+        policy = Policy(groups=specs, **more)  # type: ignore[arg-type]  # a test's keywords
+        made = self.rollouts.create(
+            SYSTEM, release_id=release, selection=Selection(), policy=policy, approve=True
+        )
+        return made.id or 0
+
+    def state(self, rollout: int) -> str:
+        """Return a rollout's state."""
+        return self.rollouts.get(rollout).state
+
+    def statuses(self, rollout: int) -> dict[str, str]:
+        """Return device to status."""
+        return {action.device_id: action.status for action in self.rollouts.actions(rollout)}
+
+
+def parts(folder: Path, url: str = "sqlite://") -> Parts:
+    """Wire everything in a folder."""
+    clock, live, health, database = ManualClock(), Live(), Health(), Database(url)
+    upgrade(database)
+    signing = SigningService(folder / "keys", folder / "trust", clock)
+    signing.open()
+    broker = FakeBroker()
+    connection = broker.connection()
+    audit = Audit(database, clock)
+    claims = Claims(database, clock, audit, signing.root_fingerprint)
+    assignments = Assignments(database, clock, signing, connection)
+    steps = RolloutSteps(clock, live, assignments)
+    authority = FleetAuthority(folder / "keys", clock)
+    return Parts(
+        folder=folder,
+        clock=clock,
+        database=database,
+        broker=broker,
+        connection=connection,
+        live=live,
+        health=health,
+        audit=audit,
+        accounts=Accounts(database, clock, audit),
+        claims=claims,
+        enrolment=Enrolment(
+            database, clock, audit, live, claims, authority, signing.first_root, "mqtt://127.0.0.1:1",
+            passwords=True,
+        ),
+        devices=Devices(database, clock, audit, live, connection),
+        releases=Releases(
+            database, clock, audit, live, FolderBlobStore(folder / "blobs"), signing, 2**20
+        ),
+        assignments=assignments,
+        rollouts=Rollouts(database, clock, audit, live, steps),
+        ingest=Ingest(
+            database, clock, live, health, connection, Reconcile(clock, assignments, steps),
+            lambda _device, _request: None, lambda _text: None,
+        ),
+        stats=Stats(database, clock),
+        signing=signing,
+    )  # fmt: skip

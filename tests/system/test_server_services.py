@@ -1,0 +1,477 @@
+"""The server's services on an in-memory database, a broker in memory and a clock in hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+from sqlmodel import select
+
+from fleet.errors import BundleError
+from fleet.ids import DeviceId, Digest
+from fleet.rollout.states import Move
+from fleet.wire import codec, topics
+from fleet.wire.enrolment import EnrolRequest
+from fleet.wire.messages import Ack, Hello, ModelSlot, Status, UpdateEvent, UpdateState
+from server.db.migrate import differences
+from server.db.tables import DeviceAssignment, Report
+from server.errors import (
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    NotFoundError,
+    RequestError,
+    TooLargeError,
+    TooManyError,
+    UnauthenticatedError,
+)
+from server.ports.messaging import Incoming
+from server.services.devices import DeviceFilter, may_log_in
+from server.services.roles import SYSTEM, Principal, Role
+from server.services.rollouts import Selection
+from server_parts import Parts, parts
+from sim_devices import TARGET, csr, report_of
+
+ADMIN = Principal(name="admin", role=Role.ADMIN)
+
+
+@pytest.fixture
+def kedge(tmp_path: Path) -> Parts:
+    return parts(tmp_path)
+
+
+def _say(kedge: Parts, device: str, kind: str, body: bytes) -> None:
+    kedge.ingest.handle([Incoming(f"{topics.DEVICE}/{device}/{kind}", body)])
+
+
+def _step(
+    kedge: Parts, device: str, rollout: int, state: UpdateState, reason: str = "", bundle: str = ""
+) -> None:
+    wanted = next(a.bundle for a in kedge.rollouts.actions(rollout) if a.device_id == device)
+    event = UpdateEvent(
+        id=f"{device}-{rollout}-{state.value}-{bundle[-4:]}", rollout=str(rollout), model="digits",
+        bundle=bundle or wanted, state=state, time=0.0, boot_id="b", monotonic=0.0, reason=reason,
+    )  # fmt: skip
+    _say(kedge, device, "event", codec.encode(event))
+
+
+def _hello(kedge: Parts, device: str, active: str = "", version: int = 0) -> None:
+    slots = (ModelSlot(model="digits", active=active),) if active else ()
+    hello = Hello(
+        boot_id="b", agent_version="1", target=TARGET, time=0.0, monotonic=0.0, slots=slots,
+        assignment_version=version,
+    )  # fmt: skip
+    _say(kedge, device, "hello", codec.encode(hello))
+
+
+def _published(kedge: Parts, device: str) -> dict[str, object]:
+    while kedge.assignments.publish_pending():
+        pass
+    found: dict[str, object] = json.loads(kedge.broker.retained[topics.assignment(DeviceId(device))])[
+        "signed"
+    ]
+    return found
+
+
+def test_the_migrations_make_exactly_the_tables_that_are_declared(kedge: Parts) -> None:
+    assert differences(kedge.database) == []
+
+
+# --- people and tokens -------------------------------------------------------------------------------
+
+
+def test_the_first_start_makes_an_admin_once(kedge: Parts) -> None:
+    first = kedge.accounts.first_start()
+    assert first is not None
+    assert kedge.accounts.first_start() is None
+    secret = kedge.accounts.login(first.user, first.password, "here")
+    found = kedge.accounts.by_cookie(secret)
+    assert found is not None
+    assert (found.role, found.by_cookie) == (Role.ADMIN, True)
+    by_token = kedge.accounts.by_token(first.token)
+    assert by_token is not None
+    assert by_token.role is Role.ADMIN
+    kedge.accounts.logout(secret)
+    assert kedge.accounts.by_cookie(secret) is None
+
+
+def test_no_secret_is_stored(kedge: Parts) -> None:
+    first = kedge.accounts.first_start()
+    assert first is not None
+    session = kedge.accounts.login(first.user, first.password, "here")
+    _, token = kedge.claims.create(ADMIN)
+    with kedge.database.engine.connect() as connection:
+        dump = "\n".join(connection.connection.driver_connection.iterdump())  # type: ignore[union-attr]  # sqlite3's
+    for secret in (first.password, first.token, session, token.secret):
+        assert secret not in dump
+
+
+def test_guessing_passwords_is_slowed_down_by_name_and_by_address(kedge: Parts) -> None:
+    first = kedge.accounts.first_start()
+    assert first is not None
+    for number in range(10):
+        with pytest.raises(UnauthenticatedError):
+            kedge.accounts.login("admin", "guess", f"address {number}")
+    with pytest.raises(TooManyError, match="try again"):
+        kedge.accounts.login("admin", first.password, "another address")
+    kedge.clock.seconds += 301
+    assert kedge.accounts.login("admin", first.password, "another address")
+
+
+def test_sessions_and_tokens_end(kedge: Parts) -> None:
+    first = kedge.accounts.first_start()
+    assert first is not None
+    session = kedge.accounts.login("admin", first.password, "here")
+    row, secret = kedge.accounts.add_token(ADMIN, "ci", Role.RELEASER, 60.0)
+    _, forever = kedge.accounts.add_token(ADMIN, "old", Role.VIEWER)
+    kedge.accounts.revoke_token(ADMIN, 3)
+    assert kedge.accounts.by_token(forever) is None
+    assert kedge.accounts.by_token(secret) is not None
+    kedge.clock.seconds += 13 * 3600
+    assert kedge.accounts.by_token(secret) is None
+    assert kedge.accounts.by_cookie(session) is None
+    assert row.name == "ci"
+
+
+def test_a_person_who_is_locked_out_is_out_at_once_and_nobody_changes_themselves(kedge: Parts) -> None:
+    kedge.accounts.add_user(ADMIN, "eve", "a long password", Role.OPERATOR)
+    session = kedge.accounts.login("eve", "a long password", "here")
+    with pytest.raises(ConflictError):
+        kedge.accounts.change_user(Principal(name="eve", role=Role.ADMIN), "eve", role=Role.ADMIN)
+    kedge.accounts.change_user(ADMIN, "eve", disabled=True)
+    assert kedge.accounts.by_cookie(session) is None
+    with pytest.raises(UnauthenticatedError):
+        kedge.accounts.login("eve", "a long password", "here")
+    entry = kedge.audit.entries(subject="user eve")[0]
+    assert (entry.before, entry.after) == (
+        {"role": "operator", "disabled": False},
+        {"role": "operator", "disabled": True},
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "password"), [("", "long enough pw"), ("a/b", "long enough pw"), ("bob", "short")]
+)
+def test_bad_names_and_short_passwords_are_refused(kedge: Parts, name: str, password: str) -> None:
+    with pytest.raises(InvalidError, match="expected"):
+        kedge.accounts.add_user(ADMIN, name, password, Role.VIEWER)
+
+
+# --- enrolment ---------------------------------------------------------------------------------------
+
+
+def test_a_claim_enrols_as_many_devices_as_it_says(kedge: Parts) -> None:
+    _, token = kedge.claims.create(ADMIN, quota=2, labels={"site": "north"})
+    for name in ("dev-a", "dev-b"):
+        reply = kedge.enrolment.enrol(
+            EnrolRequest(claim=token.secret, csr_pem=csr(), target=TARGET, name=name)
+        )
+        token.check_root(reply.root_bytes())
+        assert may_log_in(kedge.database, reply.device_id, reply.broker.password)
+    assert kedge.devices.get("dev-a").labels == {"site": "north"}
+    with pytest.raises(ForbiddenError, match="all 2"):
+        kedge.enrolment.enrol(EnrolRequest(claim=token.secret, csr_pem=csr(), target=TARGET, name="dev-c"))
+    kedge.devices.revoke(ADMIN, "dev-b")
+    assert not may_log_in(kedge.database, "dev-b", reply.broker.password)
+
+
+def test_a_device_that_lost_the_reply_may_ask_again_and_a_thief_of_its_name_may_not(kedge: Parts) -> None:
+    _, token = kedge.claims.create(ADMIN)
+    request = EnrolRequest(claim=token.secret, csr_pem=csr(), target=TARGET, name="dev-a")
+    kedge.enrolment.enrol(request)
+    assert kedge.enrolment.enrol(request).device_id == "dev-a"
+    _, other = kedge.claims.create(ADMIN)
+    for secret, pem in ((other.secret, request.csr_pem), (other.secret, csr()), (token.secret, csr())):
+        with pytest.raises(ConflictError, match="taken"):
+            kedge.enrolment.enrol(EnrolRequest(claim=secret, csr_pem=pem, target=TARGET, name="dev-a"))
+
+
+def test_what_is_wrong_with_a_claim_is_not_told(kedge: Parts) -> None:
+    revoked, gone = kedge.claims.create(ADMIN)
+    kedge.claims.revoke(ADMIN, revoked.id or 0)
+    _, old = kedge.claims.create(ADMIN, expires_in=10.0)
+    kedge.clock.seconds += 11
+    said = set()
+    for secret in (gone.secret, old.secret, "guess"):
+        with pytest.raises(ForbiddenError) as error:
+            kedge.enrolment.enrol(EnrolRequest(claim=secret, csr_pem=csr(), target=TARGET))
+        said.add(str(error.value))
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "pem"),
+    [
+        ("#", TARGET, ""),
+        ("a/b", TARGET, ""),
+        ("A", TARGET, ""),
+        ("dev", "../x", ""),
+        ("dev", TARGET, "no request"),
+    ],
+)
+def test_a_bad_enrolment_spends_nothing(kedge: Parts, name: str, target: str, pem: str) -> None:
+    claim, token = kedge.claims.create(ADMIN)
+    with pytest.raises(InvalidError):
+        kedge.enrolment.enrol(
+            EnrolRequest(claim=token.secret, csr_pem=pem or csr(), target=target, name=name)
+        )
+    assert kedge.claims.page()[0].used == 0
+    assert claim.quota == 1
+
+
+# --- releases ----------------------------------------------------------------------------------------
+
+
+def test_a_release_is_signed_and_publishing_it_again_changes_nothing(kedge: Parts) -> None:
+    release = kedge.release("v1")
+    assert [bundle.path for bundle in kedge.signing.bundles()] == [f"bundles/digits/v1/{TARGET}"]
+    digest = Digest(kedge.releases.bundles(release)[0].digest)
+    assert kedge.releases.publish(SYSTEM, "v1", [digest]).id == release
+    assert len(kedge.releases.page()) == 1
+
+
+def test_a_version_never_changes_its_bundles(kedge: Parts) -> None:
+    kedge.release("v1")
+    other = Digest(kedge.releases.bundles(kedge.release("v2"))[0].digest)
+    with pytest.raises(ConflictError, match="never changes"):
+        kedge.releases.publish(SYSTEM, "v1", [other])
+
+
+def test_a_release_that_a_crash_left_unsigned_is_signed_at_the_next_start(kedge: Parts) -> None:
+    release = kedge.releases.get(kedge.release("v1"))
+    kedge.signing.remove_bundles([bundle.path for bundle in kedge.signing.bundles()])
+    with kedge.database.write() as session:
+        release.signed_at = None
+        session.merge(release)
+    assert kedge.releases.sign_pending() == 1
+    assert len(kedge.signing.bundles()) == 1
+
+
+def test_a_tampered_or_oversized_blob_is_refused_and_leaves_nothing(kedge: Parts) -> None:
+    digest = Digest.of(b"good")
+    with pytest.raises(BundleError, match="expected sha256"):
+        kedge.releases.put_blob(digest, [b"bad"])
+    with pytest.raises(TooLargeError):
+        kedge.releases.put_blob(digest, iter([b"x" * 2**19] * 3))
+    assert not kedge.releases.has_blob(digest)
+    assert [path for path in (kedge.folder / "blobs").rglob("*") if path.is_file()] == []
+
+
+def test_a_bundle_without_its_files_makes_no_release(kedge: Parts) -> None:
+    with pytest.raises(NotFoundError):
+        kedge.releases.publish(SYSTEM, "v1", [Digest.of(b"nothing")])
+    assert kedge.releases.page() == []
+
+
+# --- rollouts ----------------------------------------------------------------------------------------
+
+
+def test_a_rollout_goes_group_by_group_as_devices_commit(kedge: Parts) -> None:
+    kedge.add_devices("dev-a", "dev-b", "dev-c")
+    rollout = kedge.roll_out(kedge.release("v1"), 1)
+    first = [d for d, s in kedge.statuses(rollout).items() if s == "assigned"]
+    assert len(first) == 1
+    assert kedge.rollouts.tick() == 0
+    _step(kedge, first[0], rollout, UpdateState.DOWNLOADING)
+    assert kedge.statuses(rollout)[first[0]] == "in_progress"
+    _step(kedge, first[0], rollout, UpdateState.COMMITTED)
+    assert kedge.rollouts.tick() == 1
+    rest = [d for d, s in kedge.statuses(rollout).items() if s == "assigned"]
+    assert len(rest) == 2
+    for device in rest:
+        _step(kedge, device, rollout, UpdateState.COMMITTED)
+    kedge.rollouts.tick()
+    assert kedge.state(rollout) == "finished"
+    assert {_published(kedge, d)["version"] for d in ("dev-a", "dev-b", "dev-c")} == {1}
+
+
+def test_when_it_halts_who_has_not_begun_gets_its_old_assignment_back(kedge: Parts) -> None:
+    kedge.add_devices("dev-a", "dev-b", "dev-c")
+    old = kedge.roll_out(kedge.release("v1"))
+    for device in ("dev-a", "dev-b", "dev-c"):
+        _step(kedge, device, old, UpdateState.COMMITTED)
+    kedge.rollouts.tick()
+    rollout = kedge.roll_out(kedge.release("v2"), 2)
+    begun, waiting = sorted(d for d, s in kedge.statuses(rollout).items() if s == "assigned")
+    _step(kedge, begun, rollout, UpdateState.ROLLED_BACK, "golden_mismatch")
+    kedge.rollouts.tick()
+    assert kedge.state(rollout) == "halted"
+    assert sorted(kedge.statuses(rollout).values()) == ["canceled", "canceled", "failed"]
+    for device in (begun, waiting):
+        signed = _published(kedge, device)
+        assert list(signed["targets"]) == [f"bundles/digits/v1/{TARGET}"]  # type: ignore[call-overload]  # JSON
+        assert signed["version"] == 3
+    assert kedge.rollouts.failures(rollout) == {"golden_mismatch": 1}
+    assert kedge.audit.entries(subject=f"rollout {rollout}")[0].action == "rollout.halt"
+
+
+def test_a_device_that_vanishes_in_the_middle_times_out_and_counts_as_failed(kedge: Parts) -> None:
+    kedge.add_devices("dev-a")
+    rollout = kedge.roll_out(kedge.release("v1"), finish_seconds=60.0)
+    _step(kedge, "dev-a", rollout, UpdateState.DOWNLOADING)
+    kedge.clock.seconds += 61
+    kedge.rollouts.tick()
+    assert (kedge.state(rollout), kedge.statuses(rollout)["dev-a"]) == ("halted", "timed_out")
+
+
+def test_an_offline_device_is_late_and_the_rollout_goes_on_without_it(kedge: Parts) -> None:
+    kedge.add_devices("dev-a", "dev-b")
+    rollout = kedge.roll_out(kedge.release("v1"), start_seconds=60.0)
+    _step(kedge, "dev-a", rollout, UpdateState.COMMITTED)
+    assert kedge.rollouts.tick() == 0
+    kedge.clock.seconds += 61
+    assert kedge.rollouts.counts(rollout)[0] == {"assigned": 1, "late": 1, "succeeded": 1}
+    kedge.rollouts.tick()
+    assert kedge.state(rollout) == "finished"
+    _step(kedge, "dev-b", rollout, UpdateState.COMMITTED)
+    assert kedge.statuses(rollout)["dev-b"] == "succeeded"
+
+
+def test_it_rolls_back_by_itself_when_told_to(kedge: Parts) -> None:
+    kedge.add_devices("dev-a", "dev-b")
+    old = kedge.roll_out(kedge.release("v1"))
+    for device in ("dev-a", "dev-b"):
+        _step(kedge, device, old, UpdateState.COMMITTED)
+    kedge.rollouts.tick()
+    before = kedge.rollouts.actions(old)[0].bundle
+    rollout = kedge.roll_out(kedge.release("v2"), on_failure="roll_back", min_executed=2, failure=0.4)
+    _step(kedge, "dev-a", rollout, UpdateState.COMMITTED)
+    _step(kedge, "dev-b", rollout, UpdateState.ROLLED_BACK, "golden_mismatch")
+    kedge.rollouts.tick()
+    assert kedge.state(rollout) == "rolling_back"
+    terms = _published(kedge, "dev-a")["x-kedge"]
+    assert isinstance(terms, dict)
+    assert terms["allow_rollback"] is True
+    _step(kedge, "dev-a", rollout, UpdateState.COMMITTED, bundle=before)
+    kedge.rollouts.tick()
+    assert kedge.state(rollout) == "rolled_back"
+    assert kedge.statuses(rollout) == {"dev-a": "reverted", "dev-b": "failed"}
+
+
+def test_people_steer_and_what_is_impossible_is_refused(kedge: Parts) -> None:
+    kedge.add_devices("dev-a", "dev-b", "dev-c")
+    rollout = kedge.roll_out(kedge.release("v1"), 1)
+    kedge.rollouts.command(ADMIN, rollout, Move.PAUSE)
+    first = next(d for d, s in kedge.statuses(rollout).items() if s == "assigned")
+    _step(kedge, first, rollout, UpdateState.COMMITTED)
+    assert kedge.rollouts.tick() == 0
+    with pytest.raises(ConflictError, match="possible: resume, promote, abort"):
+        kedge.rollouts.command(ADMIN, rollout, Move.PAUSE)
+    kedge.rollouts.command(ADMIN, rollout, Move.PROMOTE)
+    with pytest.raises(ConflictError, match="last group"):
+        kedge.rollouts.command(ADMIN, rollout, Move.PROMOTE)
+    kedge.rollouts.command(ADMIN, rollout, Move.ABORT, "enough")
+    assert sorted(kedge.statuses(rollout).values()) == ["canceled", "canceled", "succeeded"]
+    assert [group.state for group in kedge.rollouts.groups(rollout)] == ["finished", "canceled"]
+
+
+def test_a_rollout_tells_whom_it_leaves_out_and_why(kedge: Parts) -> None:
+    kedge.add_devices("dev-a", "dev-b")
+    kedge.add_devices("dev-x", target="orin-agx")
+    first, second = kedge.release("v1"), kedge.release("v2")
+    selection = Selection(devices=("dev-a", "dev-x", "dev-gone"))
+    kedge.rollouts.create(SYSTEM, release_id=first, selection=Selection(devices=("dev-a",)), policy=_plain())
+    preview = kedge.rollouts.preview(second, selection, _plain())
+    assert preview.devices == ()
+    assert preview.skipped == {
+        "dev-a": "takes part in rollout 1",
+        "dev-x": "the release has no bundle for orin-agx",
+        "dev-gone": "not enrolled here",
+    }
+    with pytest.raises(InvalidError, match="no device to bring"):
+        kedge.rollouts.create(SYSTEM, release_id=second, selection=selection, policy=_plain())
+
+
+def _plain() -> object:
+    from fleet.rollout.plan import Policy
+
+    return Policy()
+
+
+# --- what devices say --------------------------------------------------------------------------------
+
+
+def test_a_hello_makes_up_for_events_that_were_lost_and_has_old_assignments_sent_again(kedge: Parts) -> None:
+    kedge.add_devices("dev-a")
+    rollout = kedge.roll_out(kedge.release("v1"))
+    _published(kedge, "dev-a")
+    _hello(kedge, "dev-a", version=0)
+    assert kedge.assignments.publish_pending() == 1
+    _hello(kedge, "dev-a", active=kedge.rollouts.actions(rollout)[0].bundle, version=1)
+    assert kedge.statuses(rollout) == {"dev-a": "succeeded"}
+    assert kedge.assignments.publish_pending() == 0
+    kedge.rollouts.tick()
+    assert kedge.state(rollout) == "finished"
+
+
+def test_reports_and_events_are_stored_once_and_acknowledged_each_time(kedge: Parts) -> None:
+    kedge.add_devices("dev-a")
+    body = codec.encode(report_of("r-1", "boot", 0.0))
+    for _ in range(3):
+        _say(kedge, "dev-a", "report", body)
+    with kedge.database.read() as session:
+        assert len(session.exec(select(Report)).all()) == 1
+    acks = [
+        codec.DOWNLINK["reply"](data) for topic, data in kedge.broker.published if topic.endswith("/reply")
+    ]
+    assert acks == [Ack(ids=("r-1",))] * 3
+    merged = kedge.stats.merged(model="digits")
+    assert (merged.reports, merged.counters["requests"], merged.labels) == (1, 10, {3: 10})
+    assert 1.0 < (merged.latency(0.5) or 0.0) < 2.0
+
+
+def test_messages_of_unknown_and_revoked_devices_are_dropped(kedge: Parts) -> None:
+    kedge.add_devices("dev-a")
+    kedge.devices.revoke(ADMIN, "dev-a")
+    for device in ("dev-a", "nobody"):
+        _say(kedge, device, "report", codec.encode(report_of("r-1", "boot", 0.0)))
+    assert kedge.health.counts()["unknown_device_messages"] == 2
+    assert kedge.broker.published == []
+
+
+def test_one_poisonous_message_does_not_take_the_batch_with_it(kedge: Parts) -> None:
+    """A number that no database column holds passes the decoder and fails at the insert."""
+    kedge.add_devices("dev-a")
+    bad = msgspec.structs.replace(report_of("r-bad", "boot", 0.0), counters={"requests": 2**63})
+    huge = codec.encode(bad)
+    good = codec.encode(report_of("r-good", "boot", 60.0))
+    topic = topics.report(DeviceId("dev-a"))
+    kedge.ingest.handle([Incoming(topic, huge), Incoming(topic, good)])
+    with kedge.database.read() as session:
+        assert [row.window_start for row in session.exec(select(Report))] == [60.0]
+    assert kedge.health.counts()["malformed_messages"] == 1
+
+
+def test_a_last_will_of_an_earlier_start_does_not_make_a_device_look_gone(kedge: Parts) -> None:
+    kedge.add_devices("dev-a")
+    _hello(kedge, "dev-a")
+    _say(kedge, "dev-a", "status", codec.encode(Status(online=False, boot_id="an older boot", time=0.0)))
+    assert kedge.devices.get("dev-a").online
+    _say(kedge, "dev-a", "status", codec.encode(Status(online=False, boot_id="b", time=0.0)))
+    assert not kedge.devices.get("dev-a").online
+    assert kedge.devices.find(DeviceFilter(online=True)) == ([], 0)
+
+
+def test_assignments_are_signed_again_at_half_of_their_life(kedge: Parts) -> None:
+    kedge.add_devices("dev-a")
+    kedge.roll_out(kedge.release("v1"))
+    before = _published(kedge, "dev-a")
+    assert kedge.assignments.renew() == 0
+    kedge.clock.seconds += 16 * 86400
+    assert kedge.assignments.renew() == 1
+    after = _published(kedge, "dev-a")
+    assert (before["version"], after["version"]) == (1, 2)
+    assert before["targets"] == after["targets"]
+    with kedge.database.read() as session:
+        assert all(row.published for row in session.exec(select(DeviceAssignment)))
+
+
+def test_labels_select_devices(kedge: Parts) -> None:
+    kedge.add_devices("dev-a", "dev-b")
+    kedge.devices.label(ADMIN, "dev-a", {"site": "north", "ring": "1"})
+    found, total = kedge.devices.find(DeviceFilter(labels={"site": "north"}))
+    assert ([device.id for device in found], total) == (["dev-a"], 1)
+    with pytest.raises(RequestError, match="label: expected"):
+        kedge.devices.label(ADMIN, "dev-a", {"bad key": "x"})
