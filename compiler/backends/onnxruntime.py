@@ -183,7 +183,7 @@ class QdqWorkshop:
             )
         ]
         if types & set(HEAVY) and (types - set(HEAVY)) & set(QDQRegistry):
-            static.append(_only(static[1], HEAVY, "-heavy"))
+            static += [_only(x, HEAVY, "-heavy") for x in static[1:3]]
         dynamic = Candidate(name="dynamic", precision="int8", scheme=Scheme.DYNAMIC, per_channel=True)
         weights = Candidate(name="weight-only", precision="int8", scheme=Scheme.WEIGHT_ONLY, per_channel=True)
         return [*static, dynamic, weights, FLOAT]

@@ -184,7 +184,7 @@ def test_without_labels_agreement_is_the_budget(tmp_path: Path) -> None:
 def test_a_budget_of_nothing_keeps_float_where_int8_would_lose(tmp_path: Path) -> None:
     """Only float agrees with itself on every sample of a hard set: keep it, and say so."""
     files = small_models.write(tmp_path, labels=False)
-    noise = np.random.default_rng(5).normal(scale=0.01, size=(3000, 1, 8, 8)).astype(np.float32)
+    noise = np.random.default_rng(5).normal(scale=0.01, size=(1200, 1, 8, 8)).astype(np.float32)
     np.savez(files.evaluation, picture=noise)
     result = compile_(files, tmp_path / "b", "--max-drop", "0")
     assert result["chosen"]["precision"] == "float32"
@@ -193,7 +193,7 @@ def test_a_budget_of_nothing_keeps_float_where_int8_would_lose(tmp_path: Path) -
 
 def test_asking_for_what_cannot_be_had_is_an_error(tmp_path: Path) -> None:
     files = small_models.write(tmp_path, labels=False)
-    noise = np.random.default_rng(5).normal(scale=0.01, size=(3000, 1, 8, 8)).astype(np.float32)
+    noise = np.random.default_rng(5).normal(scale=0.01, size=(1200, 1, 8, 8)).astype(np.float32)
     np.savez(files.evaluation, picture=noise)
     done = kedge(
         *("compile", files.model, "--target", "laptop-x86", "--calibration", files.calibration),
