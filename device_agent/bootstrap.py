@@ -158,6 +158,7 @@ def run(state: StateFolder, settings: Settings, doors: Doors) -> None:
     Raises:
         KedgeError: it cannot start; says why.
     """
+    state.identity()  # a folder that is no agent's is not written to
     handle = state.lock()
     try:
         asyncio.run(_run(state, settings, doors))

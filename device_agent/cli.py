@@ -181,7 +181,7 @@ def _status(state: StateFolder) -> dict[str, Any]:
     running = state.running()
     if running is not None:
         try:
-            response = httpx.get(f"{running.rest}/kedge/v1/status", timeout=5.0)
+            response = httpx.get(f"{running.rest}/kedge/v1/status", timeout=5.0, trust_env=False)
             return {"running": True, **response.raise_for_status().json()}
         except httpx.HTTPError:
             pass  # it was killed: the file outlived it
