@@ -38,8 +38,8 @@ class PlanIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A rollout to be: of which release, to which devices, how carefully."""
 
     release: int
-    selection: Selection = Selection()
-    policy: Policy = Policy()
+    selection: Selection = msgspec.field(default_factory=Selection)
+    policy: Policy = msgspec.field(default_factory=Policy)
 
 
 class RolloutIn(PlanIn, frozen=True, kw_only=True, forbid_unknown_fields=True):
