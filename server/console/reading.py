@@ -30,8 +30,8 @@ def devices_page(request: AnyRequest, services: ServicesDep) -> Template:
     view = devices.listing(every, dict(request.query_params))
     return page(
         request, services, "devices.html", "devices",
-        view=view, enrolled=len(every), tally=devices.tally(every), choices=devices.choices(every), looks=DEVICE,
-        search=view.query["q"],
+        view=view, enrolled=len(every), tally=devices.tally(every), choices=devices.choices(every),
+        looks=DEVICE, search=view.query["q"],
     )  # fmt: skip
 
 
@@ -98,5 +98,6 @@ def audit_page(request: AnyRequest, services: ServicesDep) -> Template:
 
 
 HANDLERS = (
-    overview_page, devices_page, device_page, releases_page, rollouts_page, rollout_page, offload_page, audit_page,
+    overview_page, devices_page, device_page, releases_page, rollouts_page, rollout_page, offload_page,
+    audit_page,
 )  # fmt: skip

@@ -17,7 +17,6 @@ class Part(NamedTuple):
     x: float
     width: float
     text: str
-    count: int
 
 
 class Line(NamedTuple):
@@ -39,7 +38,7 @@ def parts(counts: Iterable[tuple[str, str, int]], total: int | None = None) -> l
     found, x = [], 0.0
     for tone, text, number in rows:
         width = WIDTH * number / whole if whole else 0.0
-        found.append(Part(tone, round(x, 3), round(width, 3), f"{number} {text}", number))
+        found.append(Part(tone, round(x, 3), round(width, 3), f"{number} {text}"))
         x += width
     return found
 

@@ -1,7 +1,7 @@
 """The live page, and the event streams behind it and behind every page that follows what happens.
 
-A watcher costs no thread: the streams look at their queue a few times a second. What happens in between goes out
-together, so that a rollout to ten thousand devices does not become ten thousand messages to each open page.
+A watcher costs no thread: the streams look at their queue a few times a second. What happens in between goes
+out together, so that a rollout to ten thousand devices is not ten thousand messages to each open page.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def figure(value: float) -> str:
         return str(value)
     if value == int(value):
         return f"{int(value):,}"
-    digits = max(0, 2 - int(math.floor(math.log10(abs(value))))) if abs(value) < 100 else 0  # noqa: PLR2004 - 3 digits
+    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if abs(value) < 100 else 0  # noqa: PLR2004 - 3 digits
     return f"{value:,.{min(digits, 9)}f}"
 
 
@@ -96,7 +96,7 @@ def percent(share: float) -> str:
 
 def change(drop: float) -> str:
     """Return percentage points lost as a signed change, with a minus that screen readers say."""
-    return f"−{drop:.2f}" if drop > 0 else f"+{-drop:.2f}"
+    return f"\u2212{drop:.2f}" if drop > 0 else f"+{-drop:.2f}"
 
 
 class Static:

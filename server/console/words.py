@@ -45,23 +45,23 @@ ASKS: Final = {
         "Abort",
         "danger",
         "Abort this rollout?",
-        "Devices that have not begun are left as they are. Those that have the release keep it. This cannot be undone.",
+        "Devices not begun stay as they are; those with the release keep it. This cannot be undone.",
     ),
 }
 
-#: What empty pages say to type next; SERVER is this server's address. A test runs each through `kedge`'s parser.
+#: What empty pages say to type next; SERVER is this server's address. A test parses each as `kedge` would.
 HINTS: Final = {
     "enrol": """\
 kedge device claim --server SERVER
 kedge agent enroll --server SERVER --claim TOKEN
 kedge agent run""",
     "release": """\
-kedge compile model.onnx --target laptop-x86 --calibration calibration.npz --evaluation evaluation.npz --out model.bundle
+kedge compile model.onnx --target laptop-x86 --calibration cal.npz --evaluation eval.npz --out model.bundle
 kedge publish model.bundle --model-version 1.0.0 --server SERVER""",
     "rollout": "kedge rollout create MODEL@1.0.0 --groups 1,10%,100% --approve --server SERVER",
     "device": "kedge rollout create MODEL@1.0.0 --device DEVICE --approve --server SERVER",
     "flush": "kedge device flush DEVICE --server SERVER",
-    "pool": "kedge pool add workshop grpc://127.0.0.1:8081 --region on-site --model MODEL=MODEL --server SERVER",
+    "pool": "kedge pool add shop grpc://127.0.0.1:8081 --region on-site --model MODEL=MODEL --server SERVER",
 }
 
 

@@ -32,7 +32,7 @@ def tab_to(page: Page, text: str, most: int = 60) -> None:
 
 
 def test_keyboard_alone_reaches_a_device_and_aborts_a_rollout(own_console: Console, page: Page) -> None:
-    """The mouse is broken and a rollout goes wrong: log in, find the device, follow it to its rollout, abort."""
+    """The mouse is broken and a rollout goes wrong: find the device, follow it to its rollout, abort."""
     page.goto(f"{own_console.url}/login")
     page.keyboard.type(own_console.people.admin)
     page.keyboard.press("Tab")
@@ -117,7 +117,7 @@ def test_an_open_table_stays_open_when_its_page_changes(own_console: Console, pa
 
 
 def test_new_rollout_previews_before_it_begins(own_console: Console, page: Page) -> None:
-    """A rollout is planned with its reach in view: narrower labels, fewer devices, and mistakes told in words."""
+    """A rollout is planned with its reach in view: narrower labels, fewer devices, mistakes told in words."""
     log_in(page, own_console)
     with own_console.client() as client:
         client.post("/rollouts/3/abort")

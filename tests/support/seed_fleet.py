@@ -24,9 +24,20 @@ from server.db.engine import Database
 from server.db.migrate import upgrade
 from server.db.offload_tables import OffloadPolicyRow, OffloadRow, PoolRow
 from server.db.tables import (
-    Action, AuditEntry, BundleRow, Claim, Device, DeviceModel, EventRow, Refusal, Release, ReleaseBundle, Report,
-    Rollout, RolloutGroup,
-)  # fmt: skip
+    Action,
+    AuditEntry,
+    BundleRow,
+    Claim,
+    Device,
+    DeviceModel,
+    EventRow,
+    Refusal,
+    Release,
+    ReleaseBundle,
+    Report,
+    Rollout,
+    RolloutGroup,
+)
 from server.services.accounts import Accounts
 from server.services.audit import Audit
 from server.services.roles import SYSTEM, Role
@@ -104,27 +115,41 @@ class Seeder:
         ):
             at = self.now - age * DAY + 3 * HOUR
             release = Release(
-                id=counter, model=MODEL, version=version, counter=counter, created_by="token:ci", created_at=at,
+                id=counter,
+                model=MODEL,
+                version=version,
+                counter=counter,
+                created_by="token:ci",
+                created_at=at,
                 signed_at=at + 2,
-            )  # fmt: skip
+            )
             self.session.add(release)
             for target, (precision, size, loss, _) in TARGETS.items():
                 if version == "2.0.0" and target == "coral-usb":
                     continue
                 self.session.add(
                     BundleRow(
-                        digest=bundle_of(version, target), model=MODEL, target=target, precision=precision,
-                        manifest_size=2100, index_digest=digest(f"index {version} {target}"), index_size=900,
-                        device_bytes=size + counter * 4096, created_at=at,
+                        digest=bundle_of(version, target),
+                        model=MODEL,
+                        target=target,
+                        precision=precision,
+                        manifest_size=2100,
+                        index_digest=digest(f"index {version} {target}"),
+                        index_size=900,
+                        device_bytes=size + counter * 4096,
+                        created_at=at,
                         description={
                             "accuracy": {
-                                "float": 0.9741, "compiled": 0.9741 - (loss + drop) / 100,
-                                "drop_points": loss + drop, "agreement": 0.991, "interval": [0.02, 0.6],
+                                "float": 0.9741,
+                                "compiled": 0.9741 - (loss + drop) / 100,
+                                "drop_points": loss + drop,
+                                "agreement": 0.991,
+                                "interval": [0.02, 0.6],
                                 "samples": 4000,
                             }
                         },
                     )
-                )  # fmt: skip
+                )
             self.session.flush()
             for target in TARGETS:
                 if not (version == "2.0.0" and target == "coral-usb"):
@@ -139,21 +164,33 @@ class Seeder:
     def _devices(self) -> None:
         self.session.add(
             Claim(
-                id=1, name="spring", secret_hash=digest("claim"), quota=60, used=40, created_by="admin",
-                created_at=self.now - 41 * DAY, expires_at=self.now + 20 * DAY,
+                id=1,
+                name="spring",
+                secret_hash=digest("claim"),
+                quota=60,
+                used=40,
+                created_by="admin",
+                created_at=self.now - 41 * DAY,
+                expires_at=self.now + 20 * DAY,
             )
-        )  # fmt: skip
+        )
         self.session.flush()
         for index in range(40):
             site = SITES[index % 3]
             target = list(TARGETS)[(index // 3) % 3]
             device = Device(
-                id=f"cam-{site}-{index // 3 + 1:02d}", target=target, claim_id=1,
-                labels={"site": site, "line": str(index % 4 + 1)}, enrolled_at=self.now - 40 * DAY + index * 60,
-                online=True, last_seen_at=self.now - self.random.uniform(2, 110), boot_id=digest(f"boot{index}")[7:39],
-                agent_version="0.1.0", assignment_version=3,
+                id=f"cam-{site}-{index // 3 + 1:02d}",
+                target=target,
+                claim_id=1,
+                labels={"site": site, "line": str(index % 4 + 1)},
+                enrolled_at=self.now - 40 * DAY + index * 60,
+                online=True,
+                last_seen_at=self.now - self.random.uniform(2, 110),
+                boot_id=digest(f"boot{index}")[7:39],
+                agent_version="0.1.0",
+                assignment_version=3,
                 firmware={"os": "debian 12", "onnxruntime": "1.23.2", "python": "3.11.2"},
-            )  # fmt: skip
+            )
             self.devices.append(device)
         self._moods()
         self.session.add_all(self.devices)
@@ -178,10 +215,17 @@ class Seeder:
         wanted = str(more.pop("wanted", active))
         self.session.add(
             DeviceModel(
-                device_id=device.id, model=MODEL, active=bundle(active), active_version=active,
-                previous=bundle(previous), release_counter=3, desired=bundle(wanted), updated_at=self.now, **more,
-            )  # type: ignore[arg-type]  # the columns that the caller names
-        )  # fmt: skip
+                device_id=device.id,
+                model=MODEL,
+                active=bundle(active),
+                active_version=active,
+                previous=bundle(previous),
+                release_counter=3,
+                desired=bundle(wanted),
+                updated_at=self.now,
+                **more,
+            )
+        )
 
     # --- rollouts --------------------------------------------------------------------------------
 
@@ -189,15 +233,26 @@ class Seeder:
         counters = {"2.1.0": 2, "2.2.0-rc1": 3, "2.2.0": 4}
         policy = Policy(
             groups=(GroupSpec(count=2), GroupSpec(percent=25.0), GroupSpec(percent=100.0)),
-            success=0.95, failure=0.05, min_executed=2, dwell_seconds=600.0, finish_seconds=DAY,
-        )  # fmt: skip
+            success=0.95,
+            failure=0.05,
+            min_executed=2,
+            dwell_seconds=600.0,
+            finish_seconds=DAY,
+        )
         self.session.add(
             Rollout(
-                id=rollout_id, name=name, release_id=counters[version], model=MODEL, created_by="admin",
-                policy=msgspec.to_builtins(policy), selection={"labels": {}, "devices": [], "target": ""},
-                created_at=self.now - age, started_at=self.now - age + 60, **more,
-            )  # type: ignore[arg-type]  # the columns that the caller names
-        )  # fmt: skip
+                id=rollout_id,
+                name=name,
+                release_id=counters[version],
+                model=MODEL,
+                created_by="admin",
+                policy=msgspec.to_builtins(policy),
+                selection={"labels": {}, "devices": [], "target": ""},
+                created_at=self.now - age,
+                started_at=self.now - age + 60,
+                **more,
+            )
+        )
         self.session.flush()
 
     def _group(
@@ -206,11 +261,15 @@ class Seeder:
         at = None if age is None else self.now - age
         self.session.add(
             RolloutGroup(
-                rollout_id=rollout_id, index=index, name="canary" if index == 0 else f"group {index + 1}", state=state,
-                size=len(members), started_at=at,
+                rollout_id=rollout_id,
+                index=index,
+                name="canary" if index == 0 else f"group {index + 1}",
+                state=state,
+                size=len(members),
+                started_at=at,
                 finished_at=at + HOUR if at and state in ("finished", "error") else None,
             )
-        )  # fmt: skip
+        )
         self.session.flush()
 
     def _action(
@@ -222,12 +281,21 @@ class Seeder:
         over = begun and status != "in_progress"
         self.session.add(
             Action(
-                rollout_id=rollout_id, group_index=group, device_id=device.id, status=status,
-                bundle=bundle_of(version, device.target), before=bundle_of(before, device.target) if (before, device.target) != ("2.0.0", "coral-usb") else "", created_at=at,
-                assigned_at=None if status in ("queued", "canceled") else at, started_at=at + 20 if begun else None,
-                finished_at=at + 200 if over else None, **more,
-            )  # type: ignore[arg-type]  # the columns that the caller names
-        )  # fmt: skip
+                rollout_id=rollout_id,
+                group_index=group,
+                device_id=device.id,
+                status=status,
+                bundle=bundle_of(version, device.target),
+                before=bundle_of(before, device.target)
+                if (before, device.target) != ("2.0.0", "coral-usb")
+                else "",
+                created_at=at,
+                assigned_at=None if status in ("queued", "canceled") else at,
+                started_at=at + 20 if begun else None,
+                finished_at=at + 200 if over else None,
+                **more,
+            )
+        )
 
     def _update(
         self, rollout_id: int, device: Device, version: str, at: float, last: str, reason: str = ""
@@ -248,14 +316,23 @@ class Seeder:
             checked = step == "golden_check"
             self.session.add(
                 EventRow(
-                    device_id=device.id, id=f"{rollout_id}-{index}", rollout=str(rollout_id), model=MODEL,
-                    bundle=bundle_of(version, device.target), state=step, boot_id=device.boot_id, monotonic=at,
+                    device_id=device.id,
+                    id=f"{rollout_id}-{index}",
+                    rollout=str(rollout_id),
+                    model=MODEL,
+                    bundle=bundle_of(version, device.target),
+                    state=step,
+                    boot_id=device.boot_id,
+                    monotonic=at,
                     reason=reason if step in ("rolling_back", "rolled_back") else "",
                     detail="output class_scores differs from its golden value by more than 0.05"
-                    if reason and step == "rolled_back" else "",
-                    measured=measured if checked else {}, time=at + 20 * index, received_at=at + 20 * index + 0.4,
+                    if reason and step == "rolled_back"
+                    else "",
+                    measured=measured if checked else {},
+                    time=at + 20 * index,
+                    received_at=at + 20 * index + 0.4,
                 )
-            )  # fmt: skip
+            )
         return measured
 
     def _rollouts(self) -> None:
@@ -304,9 +381,16 @@ class Seeder:
             if n < 2:
                 measured = self._update(HALTED, device, "2.2.0-rc1", at, "rolled_back", "golden_mismatch")
                 self._action(
-                    HALTED, 0, device, "failed", at, step="rolled_back", reason="golden_mismatch", measured=measured,
+                    HALTED,
+                    0,
+                    device,
+                    "failed",
+                    at,
+                    step="rolled_back",
+                    reason="golden_mismatch",
+                    measured=measured,
                     detail="output class_scores differs from its golden value by more than 0.05",
-                )  # fmt: skip
+                )
                 self._model(
                     device, "2.1.0", "2.0.0", wanted="2.2.0-rc1", state="rolled_back", rollout=str(HALTED)
                 )
@@ -365,22 +449,31 @@ class Seeder:
             offloaded = int(requests * self.random.uniform(0.05, 0.11))
             answered = int(offloaded * self.random.uniform(0.93, 1.0))
             counters = {
-                "requests": requests, "offloaded": offloaded, "answered_by_cloud": answered,
+                "requests": requests,
+                "offloaded": offloaded,
+                "answered_by_cloud": answered,
                 "cloud_disagreed": int(answered * self.random.uniform(0.2, 0.42)),
                 "errors": 1 if self.random.random() < 0.04 else 0,
                 "dropped": 3 if device.outbox_bytes > 2_000_000 and window > 40 else 0,
-            }  # fmt: skip
+            }
             drifting = device.id in {self.devices[i].id for i in (3, 18, 30)} and window > 36
             report = msgspec.structs.replace(
                 report, counters=counters, drift={"ks_confidence": (0.31 if drifting else 0.02, requests)}
             )
             self.session.add(
                 Report(
-                    device_id=device.id, bundle=report.bundle, boot_id=report.boot_id, window_start=start,
-                    window_seconds=1800.0, model=MODEL, requests=requests, errors=counters["errors"],
-                    body=codec.encode(report), received_at=start + 1801,
+                    device_id=device.id,
+                    bundle=report.bundle,
+                    boot_id=report.boot_id,
+                    window_start=start,
+                    window_seconds=1800.0,
+                    model=MODEL,
+                    requests=requests,
+                    errors=counters["errors"],
+                    body=codec.encode(report),
+                    received_at=start + 1801,
                 )
-            )  # fmt: skip
+            )
 
     def _refusals(self) -> None:
         for n, (index, what, reason, detail, age) in enumerate(
@@ -405,10 +498,17 @@ class Seeder:
             device = self.devices[index]
             self.session.add(
                 Refusal(
-                    device_id=device.id, id=f"refusal-{n}", what=what, reason=reason, detail=detail,
-                    boot_id=device.boot_id, monotonic=1.0, time=self.now - age, received_at=self.now - age,
+                    device_id=device.id,
+                    id=f"refusal-{n}",
+                    what=what,
+                    reason=reason,
+                    detail=detail,
+                    boot_id=device.boot_id,
+                    monotonic=1.0,
+                    time=self.now - age,
+                    received_at=self.now - age,
                 )
-            )  # fmt: skip
+            )
 
     def _offload(self) -> None:
         for name, region, price, watts, carbon, state in (
@@ -418,11 +518,19 @@ class Seeder:
         ):
             self.session.add(
                 PoolRow(
-                    name=name, url=f"grpc://{name}.example:8001", region=region, models={MODEL: f"{MODEL}-large"},
-                    data_classes=["features", "crop"], price_per_hour=price, watts=watts, capacity=4, carbon=carbon,
-                    state=state, created_at=self.now - 30 * DAY,
+                    name=name,
+                    url=f"grpc://{name}.example:8001",
+                    region=region,
+                    models={MODEL: f"{MODEL}-large"},
+                    data_classes=["features", "crop"],
+                    price_per_hour=price,
+                    watts=watts,
+                    capacity=4,
+                    carbon=carbon,
+                    state=state,
+                    created_at=self.now - 30 * DAY,
                 )
-            )  # fmt: skip
+            )
         self.session.add(
             OffloadPolicyRow(regions=["on-site", "eu-central"], daily_budget=2.5, carbon_price=0.0001)
         )
@@ -432,28 +540,76 @@ class Seeder:
             own = self.random.randrange(6)
             self.session.add(
                 OffloadRow(
-                    device_id=device.id, id=f"hard-{n}", model=MODEL, bundle=bundle_of("2.1.0", device.target),
-                    score=self.random.uniform(0.3, 0.72), provisional=own, data_class="crop", received_at=at,
-                    deadline=at + 600, state="answered", attempts=1, next_at=at, body=b"", delivered=True,
-                    finished_at=at + self.random.uniform(0.05, 0.6), pool=pool,
+                    device_id=device.id,
+                    id=f"hard-{n}",
+                    model=MODEL,
+                    bundle=bundle_of("2.1.0", device.target),
+                    score=self.random.uniform(0.3, 0.72),
+                    provisional=own,
+                    data_class="crop",
+                    received_at=at,
+                    deadline=at + 600,
+                    state="answered",
+                    attempts=1,
+                    next_at=at,
+                    body=b"",
+                    delivered=True,
+                    finished_at=at + self.random.uniform(0.05, 0.6),
+                    pool=pool,
                     region="on-site" if pool == "basement-a2" else "eu-central",
                     label=own if self.random.random() < 0.66 else (own + 1) % 6,
-                    cost=0.0 if pool == "basement-a2" else 0.0031, joules=self.random.uniform(2, 6),
+                    cost=0.0 if pool == "basement-a2" else 0.0031,
+                    joules=self.random.uniform(2, 6),
                 )
-            )  # fmt: skip
+            )
 
     def _audit(self) -> None:
         for age, actor, action, subject, before, after in (
             (41 * DAY, "admin", "claim.create", "claim 1", None, {"name": "spring", "quota": 60}),
             (21 * HOUR, "admin", "rollout.create", "rollout 1", None, {"release": 2, "devices": 40}),
-            (21 * HOUR - 60, "admin", "rollout.approve", "rollout 1", {"state": "waiting_for_approval"}, {"state": "running"}),
-            (13 * HOUR, "kedge", "rollout.finish", "rollout 1", {"state": "running"}, {"state": "finished", "reason": ""}),
+            (
+                21 * HOUR - 60,
+                "admin",
+                "rollout.approve",
+                "rollout 1",
+                {"state": "waiting_for_approval"},
+                {"state": "running"},
+            ),
+            (
+                13 * HOUR,
+                "kedge",
+                "rollout.finish",
+                "rollout 1",
+                {"state": "running"},
+                {"state": "finished", "reason": ""},
+            ),
             (6 * HOUR, "admin", "rollout.create", "rollout 2", None, {"release": 3, "devices": 12}),
-            (5.7 * HOUR, "kedge", "rollout.halt", "rollout 2", {"state": "running"}, {"state": "halted", "reason": "2 of 2 executed devices failed, more than 5%"}),
-            (2 * HOUR, "admin", "device.label", f"device {self.devices[3].id}", {"labels": {"site": "north"}}, {"labels": self.devices[3].labels}),
+            (
+                5.7 * HOUR,
+                "kedge",
+                "rollout.halt",
+                "rollout 2",
+                {"state": "running"},
+                {"state": "halted", "reason": "2 of 2 executed devices failed, more than 5%"},
+            ),
+            (
+                2 * HOUR,
+                "admin",
+                "device.label",
+                f"device {self.devices[3].id}",
+                {"labels": {"site": "north"}},
+                {"labels": self.devices[3].labels},
+            ),
             (50 * 60, "admin", "rollout.create", "rollout 3", None, {"release": 4, "devices": 28}),
-            (49 * 60, "admin", "rollout.approve", "rollout 3", {"state": "waiting_for_approval"}, {"state": "running"}),
-        ):  # fmt: skip
+            (
+                49 * 60,
+                "admin",
+                "rollout.approve",
+                "rollout 3",
+                {"state": "waiting_for_approval"},
+                {"state": "running"},
+            ),
+        ):
             self.session.add(
                 AuditEntry(
                     at=self.now - age, actor=actor, action=action, subject=subject, before=before, after=after
@@ -487,7 +643,7 @@ def seed(data: Path, now: float | None = None) -> Seeded:
 
 
 def main() -> None:
-    """Seed a folder by hand: `python tests/support/seed_fleet.py FOLDER`, then `kedge serve --data FOLDER`."""
+    """Seed a folder by hand; then `kedge serve --data FOLDER`."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("folder", type=Path)
     print(json.dumps(seed(parser.parse_args().folder)._asdict()))

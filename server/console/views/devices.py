@@ -100,7 +100,7 @@ class DevicePage:
         day: figures of the last day.
         latency: its latency over the last day.
         golden: the last golden check with numbers, by model.
-        steps: how far the newest update came, by model: a list of (step's look, "done", "now", "failed" or "").
+        steps: how far the newest update came, by model: (step's look, "done", "now", "failed" or "").
     """
 
     line: DeviceLine
@@ -119,7 +119,7 @@ def versions(session: Session) -> dict[str, str]:
     query = (
         select(ReleaseBundle.bundle_digest, Release.version)
         .join(Release, col(Release.id) == ReleaseBundle.release_id)
-        .order_by(Release.counter)
+        .order_by(col(Release.counter))
     )
     return dict(session.exec(query).all())
 

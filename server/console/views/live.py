@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from sqlmodel import Session, col, or_, select
 
-from server.console.looks import ACTION, ROLLOUT, UPDATE, look
+from server.console.looks import ACTION, ROLLOUT, UPDATE, Look, look
 from server.db.tables import AuditEntry, EventRow, Refusal
 from server.services.live import Happening
 
@@ -48,7 +49,7 @@ class Line:
 
 
 def recent(session: Session, topic: str) -> list[Line]:
-    """Return the newest lines of one topic, or of all, newest first; reports and hellos leave no line behind."""
+    """Return the newest lines of one topic, or of all, newest first; a report or hello leaves no line."""
     lines: list[Line] = []
     if topic in ("", "action"):
         lines += _events(session)
@@ -61,17 +62,12 @@ def recent(session: Session, topic: str) -> list[Line]:
 
 def _events(session: Session) -> list[Line]:
     rows = session.exec(select(EventRow).order_by(col(EventRow.received_at).desc()).limit(RECENT))
-    return [
-        _of_device(
-            "action",
-            row.received_at,
-            row.device_id,
-            row.state,
-            f"{row.model}: {look(UPDATE, row.state).text}",
-            row.reason,
-        )
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        shape, device = look(UPDATE, row.state), row.device_id
+        text = f"{row.model}: {shape.text}"
+        lines.append(_line("action", row.received_at, shape, device, f"/devices/{device}", text, row.reason))
+    return lines
 
 
 def _refusals(session: Session) -> list[Line]:
@@ -89,64 +85,97 @@ def _audited(session: Session, kinds: list[str]) -> list[Line]:
         shape = look(ROLLOUT, state) if state else None
         lines.append(
             Line(
-                at=row.at, topic=row.action.partition(".")[0], tone=shape.tone if shape else "idle",
-                mark=shape.mark if shape else "idle", subject=row.subject,
+                at=row.at,
+                topic=row.action.partition(".")[0],
+                tone=shape.tone if shape else "idle",
+                mark=shape.mark if shape else "idle",
+                subject=row.subject,
                 href=f"/{kind}s/{name}" if kind in ("device", "rollout") else "",
                 text=f"{row.action.partition('.')[2].replace('_', ' ')} by {row.actor}",
             )
-        )  # fmt: skip
+        )
     return lines
 
 
 def of(happening: Happening, at: float) -> Line | None:
     """Return the line of something that happens now, or None when another topic tells it better."""
-    topic, payload = happening
-    device = str(payload.get("device", payload.get("id", "")))
-    reason = str(payload.get("reason", ""))
-    if topic == "action":
-        state = look(ACTION, str(payload.get("status", "")))
-        step = look(UPDATE, str(payload.get("step", ""))).text if payload.get("step") else state.text
-        text = f"rollout {payload.get('rollout')}: {step if state.name == 'in_progress' else state.text}"
-        return _line(topic, at, state.tone, state.mark, device, f"/devices/{device}", text, reason)
-    if topic == "rollout":
-        state = look(ROLLOUT, str(payload.get("state", "")))
-        text = f"group {int(str(payload['group'])) + 1} begins" if "group" in payload else state.text
-        name = str(payload.get("id", ""))
-        return _line(topic, at, state.tone, state.mark, f"rollout {name}", f"/rollouts/{name}", text, reason)
-    if topic == "refusal":
-        return _refused(at, device, str(payload.get("what", "")), reason)
-    if topic == "report":
-        text = f"{payload.get('model')}: reported {payload.get('requests')} requests"
-        return _line(topic, at, "idle", "idle", device, f"/devices/{device}", text)
-    if topic == "offload":
-        error = str(payload.get("error", ""))
-        text = f"{payload.get('model')}: " + (error or f"answered by {payload.get('pool') or 'the cloud'}")
-        return _line(
-            topic, at, "bad" if error else "ok", "bad" if error else "ok", device, f"/devices/{device}", text
-        )
-    if topic == "release":
-        text = f"version {payload.get('version')} published"
-        return _line(topic, at, "ok", "ok", str(payload.get("model", "")), "/releases", text)
-    what = str(payload.get("what", ""))
+    tell = _TELL.get(happening.topic)
+    return tell(_Told(happening), at) if tell else None
+
+
+class _Told:
+    """A happening's payload, read as text."""
+
+    def __init__(self, happening: Happening) -> None:
+        self._payload = happening.payload
+        self.device = self.get("device") or self.get("id")
+
+    def get(self, name: str) -> str:
+        return str(self._payload.get(name, ""))
+
+
+def _action(told: _Told, at: float) -> Line:
+    state = look(ACTION, told.get("status"))
+    under_way = state.name == "in_progress" and told.get("step")
+    text = (
+        f"rollout {told.get('rollout')}: {look(UPDATE, told.get('step')).text if under_way else state.text}"
+    )
+    return _line("action", at, state, told.device, f"/devices/{told.device}", text, told.get("reason"))
+
+
+def _rollout(told: _Told, at: float) -> Line:
+    state, name = look(ROLLOUT, told.get("state")), told.get("id")
+    text = f"group {int(told.get('group')) + 1} begins" if told.get("group") else state.text
+    return _line("rollout", at, state, f"rollout {name}", f"/rollouts/{name}", text, told.get("reason"))
+
+
+def _refusal(told: _Told, at: float) -> Line:
+    return _refused(at, told.device, told.get("what"), told.get("reason"))
+
+
+def _report(told: _Told, at: float) -> Line:
+    text = f"{told.get('model')}: reported {told.get('requests')} requests"
+    return _line("report", at, _PLAIN, told.device, f"/devices/{told.device}", text)
+
+
+def _offload(told: _Told, at: float) -> Line:
+    error = told.get("error")
+    text = f"{told.get('model')}: " + (error or f"answered by {told.get('pool') or 'the cloud'}")
+    shape = look(ACTION, "failed" if error else "succeeded")
+    return _line("offload", at, shape, told.device, f"/devices/{told.device}", text)
+
+
+def _release(told: _Told, at: float) -> Line:
+    text = f"version {told.get('version')} published"
+    return _line("release", at, look(ACTION, "succeeded"), told.get("model"), "/releases", text)
+
+
+def _device(told: _Told, at: float) -> Line | None:
+    what = told.get("what")
+    # its action tells the same step, with its rollout
     if what == "updateevent":
         return None
-    said = {"hello": "said hello", "status": "connection changed", "labels": "has new labels"}
-    return _line("device", at, "idle", "idle", device, f"/devices/{device}", said.get(what, what))
+    text = {"hello": "said hello", "status": "connection changed", "labels": "has new labels"}.get(what, what)
+    return _line("device", at, _PLAIN, told.device, f"/devices/{told.device}", text)
 
 
-def _of_device(topic: str, at: float, device: str, state: str, text: str, reason: str) -> Line:
-    shape = look(UPDATE, state)
-    return _line(topic, at, shape.tone, shape.mark, device, f"/devices/{device}", text, reason)
+_PLAIN: Final = Look("", "", "idle", "idle")
+_TELL: Final[dict[str, Callable[[_Told, float], Line | None]]] = {
+    "action": _action,
+    "rollout": _rollout,
+    "refusal": _refusal,
+    "report": _report,
+    "offload": _offload,
+    "release": _release,
+    "device": _device,
+}
 
 
 def _refused(at: float, device: str, what: str, reason: str) -> Line:
-    return _line(
-        "refusal", at, "sec", "sec", device, f"/devices/{device}#refusals", f"refused {what}", reason
-    )
+    shape = Look("", "", "sec", "sec")
+    return _line("refusal", at, shape, device, f"/devices/{device}#refusals", f"refused {what}", reason)
 
 
-def _line(
-    topic: str, at: float, tone: str, mark: str, subject: str, href: str, text: str, reason: str = ""
-) -> Line:
+def _line(topic: str, at: float, shape: Look, subject: str, href: str, text: str, reason: str = "") -> Line:
     told = f"{text} ({reason.replace('_', ' ')})" if reason else text
-    return Line(at=at, topic=topic, tone=tone, mark=mark, subject=subject, href=href, text=told)
+    return Line(at=at, topic=topic, tone=shape.tone, mark=shape.mark, subject=subject, href=href, text=told)

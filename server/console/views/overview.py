@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from sqlalchemy import String, cast
 from sqlmodel import Session, col, select
 
 from fleet.rollout.states import RolloutState
@@ -20,6 +19,8 @@ DAY: Final = 86400.0
 ERROR_SHARE: Final = 0.01
 #: So many names are shown; the rest is a number.
 _NAMES: Final = 3
+#: Rollouts that began this long before a chart does still explain what it begins with.
+_NOTED: Final = 30 * DAY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +117,14 @@ def _refusals(session: Session, now: float) -> list[Need]:
         names = list(dict.fromkeys(refusal.device_id for refusal in members))
         needs.append(
             Need(
-                tone="sec", mark="sec",
+                tone="sec",
+                mark="sec",
                 title=f"{_count(len(names), 'device')} refused {_article(what)}: {reason.replace('_', ' ')}",
                 detail=f"{_named(names)} · {members[0].detail}",
                 href=f"/devices/{names[0]}#refusals" if len(names) == 1 else "/live?topic=refusal",
                 since=members[0].received_at,
             )
-        )  # fmt: skip
+        )
     return needs
 
 
@@ -147,22 +149,29 @@ def _devices(lines: list[devices.DeviceLine]) -> list[Need]:
             detail = f"{detail} · {why}"
         needs.append(
             Need(
-                tone=tone, mark=mark, detail=detail,
-                title=title.format(_count(len(held), "device"), s="s" if one else "", be="is" if one else "are"),
+                tone=tone,
+                mark=mark,
+                detail=detail,
+                title=title.format(
+                    _count(len(held), "device"), s="s" if one else "", be="is" if one else "are"
+                ),
                 href=f"/devices/{held[0].row.id}" if one else f"/devices?state={state}",
-                since=min((line.row.last_seen_at or 0.0 for line in held), default=None) if state == "late" else None,
+                since=min(line.row.last_seen_at or 0.0 for line in held) if state == "late" else None,
             )
-        )  # fmt: skip
+        )
     untrusted = [line.row.id for line in lines if line.row.clock_untrusted and line.row.revoked_at is None]
     if untrusted:
         needs.append(
             Need(
-                tone="warn", mark="late", title=f"{_count(len(untrusted), 'device')} cannot trust its clock"
-                if len(untrusted) == 1 else f"{len(untrusted)} devices cannot trust their clocks",
+                tone="warn",
+                mark="late",
+                title=f"{_count(len(untrusted), 'device')} cannot trust its clock"
+                if len(untrusted) == 1
+                else f"{len(untrusted)} devices cannot trust their clocks",
                 detail=f"{_named(untrusted)} · no update is installed until the clock is right",
                 href=f"/devices/{untrusted[0]}",
             )
-        )  # fmt: skip
+        )
     return needs
 
 
@@ -170,22 +179,26 @@ def _models(figures: reports.Fleet) -> list[Need]:
     """Return models that drift or fail."""
     needs = [
         Need(
-            tone="warn", mark="warn", title=f"{model} drifts on {_count(len(names), 'device')}",
+            tone="warn",
+            mark="warn",
+            title=f"{model} drifts on {_count(len(names), 'device')}",
             detail=f"confidence moved away from the calibration data · {_named(sorted(names))}",
             href=f"/devices/{names[0]}" if len(names) == 1 else "/devices",
         )
         for model, names in sorted(figures.drifting.items())
-    ]  # fmt: skip
+    ]
     for model, sums in sorted(figures.models.items()):
         share = sums.share("errors")
         if share is not None and share > ERROR_SHARE:
             needs.append(
                 Need(
-                    tone="bad", mark="warn", title=f"{model} answers {share:.1%} of requests with an error",
+                    tone="bad",
+                    mark="warn",
+                    title=f"{model} answers {share:.1%} of requests with an error",
                     detail=f"{sums.counts['errors']:,} of {sums.counts['requests']:,} in the last day",
                     href="/devices",
                 )
-            )  # fmt: skip
+            )
     return needs
 
 
@@ -221,7 +234,7 @@ class _Commit(NamedTuple):
 def adoption(session: Session, now: float, seconds: float) -> dict[str, reports.Series]:
     """Return devices by version over time, by model, replayed backwards from what runs now.
 
-    A device that committed a bundle ran, before it, what its event before committed, or what the rollout noted.
+    A device that committed a bundle ran before it what it committed earlier, or what the rollout noted.
     """
     known = devices.versions(session)
     starts = [*reports.slices(now, seconds)[1:], now]
@@ -240,19 +253,20 @@ def adoption(session: Session, now: float, seconds: float) -> dict[str, reports.
 
 
 def _commits(session: Session, since: float) -> Mapping[tuple[str, str], list[_Commit]]:
-    """Return what each device's models became, in order, with what each was before where a rollout knows it."""
-    replaced = (Action.device_id == EventRow.device_id) & (
-        cast(col(Action.rollout_id), String) == EventRow.rollout
+    """Return what each device's models became, in order, with what a rollout noted each to be before."""
+    noted = select(Action.rollout_id, Action.device_id, Action.before).where(
+        Action.created_at > since - _NOTED
     )
+    before = {(str(rollout), device): digest for rollout, device, digest in session.exec(noted)}
     query = (
-        select(EventRow.device_id, EventRow.model, EventRow.time, EventRow.bundle, Action.before)
-        .join(Action, replaced, isouter=True)
+        select(EventRow)
         .where(EventRow.state == "committed", EventRow.time > since)
         .order_by(col(EventRow.time))
     )
     found: dict[tuple[str, str], list[_Commit]] = defaultdict(list)
-    for device, model, at, bundle, before in session.exec(query):
-        found[device, model].append(_Commit(at, bundle, before or ""))
+    for event in session.exec(query):
+        earlier = before.get((event.rollout, event.device_id), "")
+        found[event.device_id, event.model].append(_Commit(event.time, event.bundle, earlier))
     return found
 
 

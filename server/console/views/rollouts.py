@@ -19,9 +19,13 @@ from server.db.tables import Action, Release, Rollout, RolloutGroup
 
 #: What a person may do; the rest of the moves are the server's own.
 COMMANDS: Final = (
-    states.Move.APPROVE, states.Move.RESUME, states.Move.PROMOTE, states.Move.PAUSE, states.Move.ROLL_BACK,
+    states.Move.APPROVE,
+    states.Move.RESUME,
+    states.Move.PROMOTE,
+    states.Move.PAUSE,
+    states.Move.ROLL_BACK,
     states.Move.ABORT,
-)  # fmt: skip
+)
 _TONE: Final = {"assigned": "idle", "queued": "idle", "canceled": "idle"}
 
 
@@ -233,11 +237,13 @@ def _criteria(members: list[Action], policy: Policy, now: float) -> list[Criteri
     """Return the policy's thresholds beside what the running group shows, counted as the server counts."""
     progress = [
         decision.Progress(
-            status=states.ActionStatus(action.status), assigned_at=action.assigned_at, started_at=action.started_at,
+            status=states.ActionStatus(action.status),
+            assigned_at=action.assigned_at,
+            started_at=action.started_at,
             finished_at=action.finished_at,
         )
         for action in members
-    ]  # fmt: skip
+    ]
     counts = decision.count(progress, policy, now)
     succeeded = counts.succeeded / counts.expected if counts.expected else None
     failed = counts.failed / counts.executed if counts.executed else None
@@ -245,18 +251,20 @@ def _criteria(members: list[Action], policy: Policy, now: float) -> list[Criteri
     return [
         Criterion(
             name="Success",
-            text=f"{counts.succeeded} of {counts.expected} devices{late}; the next group needs {policy.success:.0%}",
-            value=succeeded, limit=policy.success,
+            text=f"{counts.succeeded} of {counts.expected} devices{late}; to go on: {policy.success:.0%}",
+            value=succeeded,
+            limit=policy.success,
             good=None if succeeded is None else succeeded >= policy.success,
         ),
         Criterion(
             name="Failure",
             text=f"{counts.failed} of {counts.executed} executed; stops above {policy.failure:.0%}"
             + (f" once {policy.min_executed} are executed" if policy.min_executed > 1 else ""),
-            value=failed, limit=policy.failure,
+            value=failed,
+            limit=policy.failure,
             good=None if failed is None else failed <= policy.failure,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _failures(actions: Iterable[Action]) -> list[Failure]:
@@ -269,11 +277,13 @@ def _failures(actions: Iterable[Action]) -> list[Failure]:
             grouped[action.reason or action.status].append(action)
     found = [
         Failure(
-            reason=reason, count=len(members), devices=[action.device_id for action in members],
+            reason=reason,
+            count=len(members),
+            devices=[action.device_id for action in members],
             example=next((action.detail for action in members if action.detail), ""),
         )
         for reason, members in grouped.items()
-    ]  # fmt: skip
+    ]
     return sorted(found, key=lambda failure: -failure.count)
 
 
