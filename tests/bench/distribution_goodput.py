@@ -31,7 +31,7 @@ from trust_world import MemoryBlobs, make_bundle
 NAMES: Final = ("distribution.goodput",)
 DEVICES: Final = 20
 SIZE: Final = 20_000_000
-RUNS: Final = 5
+RUNS: Final = 9
 
 _NGINX: Final = """\
 worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;

@@ -19,7 +19,7 @@ from fleet.bundle.chunks import Chunk
 from fleet.ids import Digest
 from fleet.wire import topics
 
-_BUFFER: Final = 1024 * 1024
+_BUFFER: Final = 512 * 1024
 
 
 def _remaining(number: int) -> bytes:
