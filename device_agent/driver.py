@@ -9,15 +9,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from device_agent.adapters.journal import Entry, FileJournal
-from device_agent.installer import Installer
 from device_agent.ports import Clock
 from device_agent.update.data import UpdateData
-from device_agent.update.events import Action, ActiveBroken, Event, Failed, Offered, Restarted
+from device_agent.update.events import Action, ActiveBroken, Done, Event, Failed, Offered, Restarted
 from device_agent.update.machine import step
 from fleet.errors import KedgeError
+from fleet.trust.assignment import AssignedBundle
 from fleet.wire.messages import UpdateEvent
 
 _LOG: Final = logging.getLogger(__name__)
@@ -29,6 +29,22 @@ class Outcome(NamedTuple):
     model: str
     serial: int
     event: Event
+
+
+class Performer(Protocol):
+    """Does what the machine asks for; `device_agent.installer.Installer` is the real one."""
+
+    def start(self, active: AssignedBundle) -> None:
+        """Load the active bundle, and let it answer.
+
+        Raises:
+            KedgeError: it cannot be read or loaded.
+        """
+
+    def perform(
+        self, action: Action, data: UpdateData, cancelled: Callable[[], bool]
+    ) -> Done | Failed | ActiveBroken:
+        """Do a step; once `cancelled` says true, it ends early and its outcome does not matter."""
 
 
 class Ties(NamedTuple):
@@ -49,7 +65,7 @@ class Ties(NamedTuple):
 class Driver:
     """The update of one model."""
 
-    def __init__(self, model: str, installer: Installer, ties: Ties) -> None:
+    def __init__(self, model: str, installer: Performer, ties: Ties) -> None:
         """Read the journal.
 
         Raises:
@@ -72,13 +88,19 @@ class Driver:
         """
         if self._unreported is not None:
             self._ties.report(self._unreported)
-        if self.data.active is not None:
-            try:
-                self._installer.start(self.data.active)
-            except KedgeError as error:
-                _LOG.warning("%s: the active bundle does not load: %s", self._model, error)
-                self.feed(ActiveBroken(str(error)))
+        while self.data.active is not None and not self._answers(self.data.active):
+            continue
         self.feed(Restarted(clean))
+
+    def _answers(self, active: AssignedBundle) -> bool:
+        """Let the active bundle answer; if it cannot, the one before it is the active one."""
+        try:
+            self._installer.start(active)
+        except KedgeError as error:
+            _LOG.warning("%s: the active bundle does not load: %s", self._model, error)
+            self.feed(ActiveBroken(str(error)))
+            return False
+        return True
 
     def take(self, outcome: Outcome) -> None:
         """Feed an outcome unless it comes too late."""
