@@ -61,7 +61,7 @@ def _openapi() -> OpenAPIConfig:
         description="Devices, releases and rollouts. Errors are problem documents (RFC 9457).",
         path="/api",
         render_plugins=[JsonRenderPlugin(path="/openapi.json")],
-        openapi_router=Router(path="/api", route_handlers=[], opt=VIEWER),
+        openapi_router=Router(path="/api", route_handlers=[], opt=VIEWER, include_in_schema=False),
         use_handler_docstrings=True,
         components=Components(
             security_schemes={
