@@ -84,6 +84,15 @@ def as_json(value: object, status: int = 200) -> Reply:
     return Reply(status, msgspec.json.encode(value))
 
 
+#: A web page whose name was made to point here must not read answers (DNS rebinding).
+_STRANGER: Final = as_json({"error": "expected the host 127.0.0.1 or localhost"}, 403)
+_LOCAL: Final = (b"127.0.0.1", b"localhost")
+
+
+def _is_local(incoming: Incoming) -> bool:
+    return incoming.headers.get(b"host", b"").partition(b":")[0] in _LOCAL
+
+
 class RestApp:
     """The ASGI application."""
 
@@ -97,7 +106,7 @@ class RestApp:
         """Answer one HTTP request (ASGI 3.0)."""
         try:
             incoming = await _read(scope, receive)
-            reply = await self._route(incoming)
+            reply = await self._route(incoming) if _is_local(incoming) else _STRANGER
         except TooLargeError as error:
             reply = as_json({"error": str(error)}, 413)
         except InputError as error:

@@ -179,6 +179,13 @@ def test_malformed_rest_requests_get_one_line(site: Site, body: bytes, headers: 
     assert len(response.json()["error"].splitlines()) == 1
 
 
+def test_a_web_page_elsewhere_cannot_read_answers(site: Site) -> None:
+    """DNS rebinding: a page of evil.example makes its name point to this machine's loopback."""
+    url = f"{site.agent.rest}/v2/models/digits"
+    assert httpx.get(url, headers={"host": "evil.example"}).status_code == 403
+    assert httpx.get(url, headers={"host": "localhost:80"}).status_code == 200
+
+
 def test_only_the_owner_and_a_group_may_use_the_socket(site: Site) -> None:
     mode = stat.S_IMODE(site.agent.state.socket.stat().st_mode)
     assert mode == 0o660

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
 import numpy as np
@@ -256,6 +257,19 @@ def test_a_candidate_that_fails_its_probe_ends_the_canary() -> None:
     outcome = proving.canary(engine, candidate, golden(0.0), 30.0, lambda: False)
     assert isinstance(outcome, Failed)
     assert (outcome.reason, outcome.detail) == ("canary_errors", "broken")
+    engine.close()
+
+
+def test_a_candidate_that_became_slow_ends_the_canary() -> None:
+    class Slow(FakeModel):
+        def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+            time.sleep(0.12)
+            return super().infer(inputs)
+
+    engine = Engine(lambda _seen: None, "boot")
+    outcome = proving.canary(engine, instance(Slow(), "2"), golden(0.0), 0.1, lambda: False)
+    assert isinstance(outcome, Failed)
+    assert outcome.reason == "canary_slow"
     engine.close()
 
 
