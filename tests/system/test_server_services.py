@@ -11,6 +11,7 @@ from sqlmodel import select
 
 from fleet.errors import BundleError
 from fleet.ids import DeviceId, Digest
+from fleet.rollout.plan import Policy
 from fleet.rollout.states import Move
 from fleet.wire import codec, topics
 from fleet.wire.enrolment import EnrolRequest
@@ -164,17 +165,19 @@ def test_bad_names_and_short_passwords_are_refused(kedge: Parts, name: str, pass
 
 def test_a_claim_enrols_as_many_devices_as_it_says(kedge: Parts) -> None:
     _, token = kedge.claims.create(ADMIN, quota=2, labels={"site": "north"})
+    passwords = {}
     for name in ("dev-a", "dev-b"):
         reply = kedge.enrolment.enrol(
             EnrolRequest(claim=token.secret, csr_pem=csr(), target=TARGET, name=name)
         )
         token.check_root(reply.root_bytes())
         assert may_log_in(kedge.database, reply.device_id, reply.broker.password)
+        passwords[name] = reply.broker.password
     assert kedge.devices.get("dev-a").labels == {"site": "north"}
     with pytest.raises(ForbiddenError, match="all 2"):
         kedge.enrolment.enrol(EnrolRequest(claim=token.secret, csr_pem=csr(), target=TARGET, name="dev-c"))
     kedge.devices.revoke(ADMIN, "dev-b")
-    assert not may_log_in(kedge.database, "dev-b", reply.broker.password)
+    assert not may_log_in(kedge.database, "dev-b", passwords["dev-b"])
 
 
 def test_a_device_that_lost_the_reply_may_ask_again_and_a_thief_of_its_name_may_not(kedge: Parts) -> None:
@@ -372,8 +375,8 @@ def test_a_rollout_tells_whom_it_leaves_out_and_why(kedge: Parts) -> None:
     kedge.add_devices("dev-x", target="orin-agx")
     first, second = kedge.release("v1"), kedge.release("v2")
     selection = Selection(devices=("dev-a", "dev-x", "dev-gone"))
-    kedge.rollouts.create(SYSTEM, release_id=first, selection=Selection(devices=("dev-a",)), policy=_plain())
-    preview = kedge.rollouts.preview(second, selection, _plain())
+    kedge.rollouts.create(SYSTEM, release_id=first, selection=Selection(devices=("dev-a",)), policy=Policy())
+    preview = kedge.rollouts.preview(second, selection, Policy())
     assert preview.devices == ()
     assert preview.skipped == {
         "dev-a": "takes part in rollout 1",
@@ -381,13 +384,7 @@ def test_a_rollout_tells_whom_it_leaves_out_and_why(kedge: Parts) -> None:
         "dev-gone": "not enrolled here",
     }
     with pytest.raises(InvalidError, match="no device to bring"):
-        kedge.rollouts.create(SYSTEM, release_id=second, selection=selection, policy=_plain())
-
-
-def _plain() -> object:
-    from fleet.rollout.plan import Policy
-
-    return Policy()
+        kedge.rollouts.create(SYSTEM, release_id=second, selection=selection, policy=Policy())
 
 
 # --- what devices say --------------------------------------------------------------------------------
