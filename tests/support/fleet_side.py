@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import json
 import queue
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +44,7 @@ from processes import KEDGE, Process, wait_until
 from server.adapters.blobs_folder import FolderBlobStore
 from server.adapters.clock import SystemClock
 from server.adapters.mqtt import BrokerLogin, MqttConnection
+from server.errors import BrokerError
 from server.ports.messaging import Incoming
 from server.services.distribution import Distribution, prepare
 from server.services.signing import SigningService
@@ -55,6 +61,16 @@ def compile_digits(folder: Path, *options: str, name: str = "digits") -> Path:
     command = [KEDGE, "compile", *model, *data, "--out", str(folder), *options]
     subprocess.run(command, check=True, capture_output=True)
     return folder
+
+
+@functools.cache
+def digits_bundle(kind: str) -> Path:
+    """Return the digits example as a bundle, compiled once per run: "int8", "float", or the "bad" one."""
+    folder = Path(tempfile.mkdtemp(prefix="kedge-bundle-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if kind == "bad":
+        return spoil(digits_bundle("int8"), folder / "bundle")
+    return compile_digits(folder / "bundle", "--precision", {"int8": "int8", "float": "float32"}[kind])
 
 
 def spoil(good: Path, bad: Path) -> Path:
@@ -86,16 +102,19 @@ class FleetSide:
         self.messages: list[tuple[str, Message]] = []
         self.counter = 0
         self.versions: dict[str, int] = {}
-        self._arrived: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[Incoming | None] = queue.SimpleQueue()
         for kind in topics.UPLINK:
             self.connection.subscribe(topics.uplink_filter(kind), self._arrived.put)
-        threading.Thread(target=self._work, daemon=True).start()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
         self.connection.start()
         wait_until(lambda: self.connection.connected, "the server is connected")
         self.publish_metadata()
 
     def close(self) -> None:
         """Disconnect."""
+        self._arrived.put(None)
+        self._thread.join(20)
         self.connection.stop()
 
     def publish_metadata(self) -> None:
@@ -147,22 +166,19 @@ class FleetSide:
         self.connection.publish(topic(DeviceId(device)), codec.encode(message))
 
     def _work(self) -> None:
-        while True:
-            incoming = self._arrived.get()
-            uplink = topics.parse_uplink(incoming.topic)
-            try:
-                message = codec.UPLINK[uplink.kind](incoming.payload)
-            except WireError:
-                continue
-            self.messages.append((uplink.device, message))
-            if (
-                isinstance(message, (UpdateEvent, RefusalEvent, ModelReport, HardRequest))
-                and self.acknowledge
-            ):
-                self.tell(uplink.device, Ack(ids=(message.id,)))
-            if isinstance(message, HardRequest) and self.answer is not None:
-                answer = Answer(id=message.id, model=message.model, label=self.answer, pool="cloud")
-                self.tell(uplink.device, answer)
+        while (incoming := self._arrived.get()) is not None:
+            with contextlib.suppress(WireError, BrokerError):  # what gets no Ack is sent again
+                self._take(incoming)
+
+    def _take(self, incoming: Incoming) -> None:
+        uplink = topics.parse_uplink(incoming.topic)
+        message = codec.UPLINK[uplink.kind](incoming.payload)
+        self.messages.append((uplink.device, message))
+        if isinstance(message, (UpdateEvent, RefusalEvent, ModelReport, HardRequest)) and self.acknowledge:
+            self.tell(uplink.device, Ack(ids=(message.id,)))
+        if isinstance(message, HardRequest) and self.answer is not None:
+            answer = Answer(id=message.id, model=message.model, label=self.answer, pool="cloud")
+            self.tell(uplink.device, answer)
 
     # --- what devices said --------------------------------------------------------------------------
 

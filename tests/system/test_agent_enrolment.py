@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from device_agent.adapters.state import StateFolder
-from fleet_side import compile_digits, digits, spoil
+from fleet_side import digits, digits_bundle
 from processes import KEDGE, Process, free_port, wait_until
 from sim_devices import Server
 
@@ -61,7 +61,7 @@ def test_from_a_claim_to_an_answer_and_back_from_a_bad_release(server: Server, t
     command = [sys.executable, "-m", "kedge", "agent", "run", "--state", str(state.root), *options]
     agent = Process(command, tmp_path / "agent.log")
     try:
-        good = compile_digits(tmp_path / "good", "--precision", "int8")
+        good = digits_bundle("int8")
         release = server.publish(good)
         policy = {"groups": [{"percent": 100.0}]}
         made = server.api("POST", "/rollouts", {"release": release["id"], "policy": policy, "approve": True})
@@ -81,7 +81,7 @@ def test_from_a_claim_to_an_answer_and_back_from_a_bad_release(server: Server, t
         logits = httpx.post(url_infer, json=body).json()["outputs"][0]["data"]
         assert logits.index(max(logits)) == label
 
-        bad = server.publish(spoil(good, tmp_path / "bad"))
+        bad = server.publish(digits_bundle("bad"))
         made = server.api("POST", "/rollouts", {"release": bad["id"], "policy": policy, "approve": True})
         halted = _wait_for(server, int(made["id"]), "halted")
         assert halted["failures"] == {"golden_mismatch": 1}

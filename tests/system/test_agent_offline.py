@@ -11,7 +11,7 @@ import pytest
 from brokers import Mosquitto, mosquitto
 from fleet.telemetry import varint
 from fleet.wire.messages import Answer, Flush, HardRequest, ModelReport, UpdateState
-from fleet_side import AgentSide, FleetSide, compile_digits, digits
+from fleet_side import AgentSide, FleetSide, digits, digits_bundle
 from processes import wait_until
 
 
@@ -21,7 +21,7 @@ class Site:
     def __init__(self, folder: Path, broker: Mosquitto, *, offload: str = "raw") -> None:
         self.broker = broker
         self.fleet = FleetSide(folder / "server", broker.url)
-        self.bundle = self.fleet.release(compile_digits(folder / "int8", "--precision", "int8"), "1.0")
+        self.bundle = self.fleet.release(digits_bundle("int8"), "1.0")
         self.agent = AgentSide(folder, self.fleet, broker.url, offload=offload).start()
         self.fleet.assign("d1", [self.bundle], "first")
         assert self.fleet.final("first").state is UpdateState.COMMITTED

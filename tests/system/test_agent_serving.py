@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 from brokers import mosquitto
 from device_agent.ports import Array
 from fleet.wire.messages import UpdateEvent, UpdateState
-from fleet_side import AgentSide, FleetSide, compile_digits, digits
+from fleet_side import AgentSide, FleetSide, digits, digits_bundle
 
 
 class Site:
@@ -30,8 +30,8 @@ class Site:
     def __init__(self, folder: Path, fleet: FleetSide, broker: str) -> None:
         self.fleet = fleet
         self.releases = [
-            fleet.release(compile_digits(folder / "int8", "--precision", "int8"), "1.0"),
-            fleet.release(compile_digits(folder / "float", "--precision", "float32"), "2.0"),
+            fleet.release(digits_bundle("int8"), "1.0"),
+            fleet.release(digits_bundle("float"), "2.0"),
         ]
         self.agent = AgentSide(folder, fleet, broker).start(health=1.0)
         self.rollouts = 0

@@ -22,7 +22,7 @@ from fleet.ids import DeviceId, Digest
 from fleet.trust.assignment import AssignedBundle
 from fleet.wire import topics
 from fleet.wire.messages import Hello, RefusalEvent, Status, UpdateEvent, UpdateState
-from fleet_side import AgentSide, FleetSide, compile_digits, digits, spoil
+from fleet_side import AgentSide, FleetSide, compile_digits, digits, digits_bundle
 from processes import wait_until
 
 LATER = datetime(2100, 1, 1, tzinfo=timezone.utc)
@@ -35,10 +35,9 @@ class Site:
         self.folder = folder
         self.broker = broker
         self.fleet = FleetSide(folder / "server", broker.url)
-        int8 = compile_digits(folder / "int8", "--precision", "int8")
-        self.good = self.fleet.release(int8, "1.0")
-        self.better = self.fleet.release(compile_digits(folder / "float", "--precision", "float32"), "2.0")
-        self.bad = self.fleet.release(spoil(int8, folder / "bad"), "3.0")
+        self.good = self.fleet.release(digits_bundle("int8"), "1.0")
+        self.better = self.fleet.release(digits_bundle("float"), "2.0")
+        self.bad = self.fleet.release(digits_bundle("bad"), "3.0")
         self.agents: list[AgentSide] = []
         self._prepared: AgentSide | None = None
 
