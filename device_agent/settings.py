@@ -14,7 +14,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         threads: of one inference; 0 lets the runtime choose.
         outbox_bytes: the outbox's file never grows past it.
         tick: seconds between looks at what is due.
-        resend: seconds after which a record without acknowledgement is sent again.
+        resend: seconds after which a record without acknowledgement is sent again; doubles with each attempt.
     """
 
     window: float = 3600.0
@@ -22,7 +22,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 0
     outbox_bytes: int = 64 * 1024 * 1024
     tick: float = 0.25
-    resend: float = 20.0
+    resend: float = 3.0
 
     @property
     def shadow_window(self) -> float:

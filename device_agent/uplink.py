@@ -13,7 +13,8 @@ from fleet.wire.messages import Event, ModelReport
 
 #: So many records may be under way without an acknowledgement.
 _WINDOW: Final = 64
-#: Newer reports are sent first, and kept longer, when there is no room for all.
+#: The pause between two attempts doubles so often.
+_DOUBLINGS: Final = 5
 _TOPICS: Final = {"event": topics.event, "report": topics.report, "request": topics.request}
 
 
@@ -21,13 +22,17 @@ class Uplink:
     """The sending end of the outbox. `put_*` may be called from any thread, the rest from one."""
 
     def __init__(self, device: DeviceId, outbox: Outbox, link: Link, clock: Clock, resend: float) -> None:
-        """Send over this link; what is not acknowledged within `resend` seconds is sent again."""
+        """Send over this link.
+
+        What is not acknowledged within `resend` seconds is sent again, then after twice as long, and so on.
+        """
         self._device: Final = device
         self._outbox: Final = outbox
         self._link: Final = link
         self._clock: Final = clock
         self._resend: Final = resend
-        self._sent: Final[dict[str, float]] = {}
+        self._due: Final[dict[str, float]] = {}
+        self._tries: Final[dict[str, int]] = {}
         self._news: Final = threading.Event()
 
     def put_event(self, event: Event) -> None:
@@ -46,29 +51,33 @@ class Uplink:
 
     def reconnected(self) -> None:
         """Forget what was under way: a new connection starts over."""
-        self._sent.clear()
+        self._due.clear()
+        self._tries.clear()
         self._news.set()
 
     def acknowledged(self, ids: tuple[str, ...]) -> None:
         """Forget what the server has stored."""
         self._outbox.forget(ids)
         for record_id in ids:
-            self._sent.pop(record_id, None)
+            self._due.pop(record_id, None)
+            self._tries.pop(record_id, None)
         self._news.set()
 
     def pump(self) -> int:
         """Send what is due; return how many records that was."""
         now = self._clock.monotonic()
-        late = [record_id for record_id, sent in self._sent.items() if now - sent > self._resend]
+        late = [record_id for record_id, due in self._due.items() if now > due]
         for record_id in late:
-            del self._sent[record_id]
+            del self._due[record_id]
         if not late and not self._news.is_set():
             return 0
         self._news.clear()
         self._outbox.expire(self._clock.time())
-        room = _WINDOW - len(self._sent)
-        batch = self._outbox.batch(self._clock.time(), room, self._sent) if room > 0 else []
+        room = _WINDOW - len(self._due)
+        batch = self._outbox.batch(self._clock.time(), room, self._due) if room > 0 else []
         for record in batch:
             self._link.publish(_TOPICS[record.kind](self._device), record.payload)
-            self._sent[record.id] = now
+            tries = self._tries.get(record.id, 0)
+            self._due[record.id] = now + self._resend * 2 ** min(tries, _DOUBLINGS)
+            self._tries[record.id] = tries + 1
         return len(batch)
