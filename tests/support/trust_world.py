@@ -18,7 +18,7 @@ from fleet.errors import BundleError
 from fleet.ids import DeviceId, Digest
 from fleet.trust.assignment import AssignedBundle, Assignment
 from fleet.wire import topics
-from server.errors import NotFoundError
+from server.errors import NotFoundError, TooLargeError
 from server.ports.messaging import Connection
 from server.services.distribution import Distribution, prepare
 from server.services.signing import SigningService
@@ -68,10 +68,14 @@ class MemoryBlobs:
         yield self.read(digest)
 
     def write(self, digest: Digest, pieces: Iterable[bytes], limit: int) -> int:
-        """Store a file."""
-        data = b"".join(pieces)
-        assert Digest.of(data) == digest
-        assert len(data) <= limit
+        """Store a file, refusing other bytes than the digest's, and more than allowed."""
+        data = b""
+        for piece in pieces:
+            data += piece
+            if len(data) > limit:
+                raise TooLargeError(f"blob: expected at most {limit} bytes")
+        if Digest.of(data) != digest:
+            raise BundleError(f"blob: expected {digest}, got {Digest.of(data)}")
         self.blobs[str(digest)] = data
         return len(data)
 
