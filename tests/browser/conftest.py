@@ -10,10 +10,12 @@ import pytest
 
 pytest.importorskip("playwright", reason="playwright is not installed: pip install playwright")
 
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
-from console import Console, chromium, copied, serve
+from console import PATIENCE_MS, Console, chromium, copied, serve
 from seed_fleet import Seeded, seed
+
+expect.set_options(timeout=PATIENCE_MS / 3)
 
 
 class Fleet(NamedTuple):

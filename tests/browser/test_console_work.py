@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from console import Console, complaints, log_in, serve
+from console import PATIENCE_MS, Console, complaints, log_in, serve
 from seed_fleet import people
 
 
@@ -16,6 +16,7 @@ from seed_fleet import people
 def page(browser: Browser) -> Iterator[Page]:
     """Open a page of its own, that must not complain."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(PATIENCE_MS)
     heard = complaints(context)
     yield context.new_page()
     context.close()

@@ -18,6 +18,8 @@ from processes import KEDGE, listens, running, wait_until
 from seed_fleet import Seeded
 
 CHROMIUM: Final = "/usr/bin/chromium"
+#: A shared machine pauses at will: what is waited for comes soon, or never.
+PATIENCE_MS: Final = 90_000
 ARGUMENTS: Final = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--no-first-run",
@@ -72,6 +74,7 @@ def _launched(playwright: Playwright) -> Iterator[Browser]:
 
 def log_in(page: Page, console: Console, name: str = "", password: str = "") -> None:
     """Log in through the page's form, as the admin unless named."""
+    page.context.set_default_timeout(PATIENCE_MS)
     page.goto(f"{console.url}/login")
     page.fill("#name", name or console.people.admin)
     page.fill("#password", password or console.people.password)
