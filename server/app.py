@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from litestar import Litestar, Router
 from litestar.datastructures import MutableScopeHeaders, State
@@ -101,3 +101,17 @@ def create_app(
         debug=False,
         logging_config=None,
     )
+
+
+def openapi_document() -> dict[str, Any]:
+    """Return the API's OpenAPI document, without a server."""
+
+    def nobody() -> Services:
+        raise RuntimeError("this application only describes itself")
+
+    app = Litestar(
+        route_handlers=api_routes(),
+        dependencies={"services": Provide(nobody, sync_to_thread=False)},
+        openapi_config=_openapi(),
+    )
+    return app.openapi_schema.to_schema()

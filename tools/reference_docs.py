@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import enum
 import inspect
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -151,8 +150,8 @@ def api_page() -> str:
     """Return the page of the HTTP API, from the server's own OpenAPI document."""
     from server.app import openapi_document
 
-    document = json.loads(openapi_document())
-    lines = [NOTE, "# HTTP API\n", "The running server shows the whole schema at `/schema`.\n"]
+    document = openapi_document()
+    lines = [NOTE, "# HTTP API\n", "The running server gives the whole document at `/api/openapi.json`.\n"]
     lines.append("| method and path | what it does |\n| --- | --- |")
     for path, operations in sorted(document["paths"].items()):
         for method, operation in sorted(operations.items()):
