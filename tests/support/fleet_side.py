@@ -114,7 +114,7 @@ class FleetSide:
     def close(self) -> None:
         """Disconnect."""
         self._arrived.put(None)
-        self._thread.join(20)
+        self._thread.join(0.5)  # one that waits for a dead broker ends by itself
         self.connection.stop()
 
     def publish_metadata(self) -> None:

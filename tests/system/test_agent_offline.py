@@ -58,7 +58,9 @@ def test_a_killed_broker_loses_nothing_that_the_agent_reports(site: Site) -> Non
     site.fleet.answer = 7
     site.broker_returns()
     wait_until(
-        lambda: {x.id for x in site.fleet.of(HardRequest)} == set(provisional), "every request has arrived"
+        lambda: {x.id for x in site.fleet.of(HardRequest)} == set(provisional),
+        "every request has arrived",
+        timeout=60,
     )
     site.fleet.tell("d1", Flush(id="now"))
     wait_until(lambda: site.fleet.of(ModelReport), "the report has arrived")
