@@ -37,7 +37,6 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 EXTRAS: Final = {
     "onnx": "compiler",
     "rich": "compiler",
-    "sympy": "compiler",
     "litestar": "server",
     "sqlmodel": "server",
     "sqlalchemy": "server",

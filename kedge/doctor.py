@@ -18,7 +18,7 @@ PARTS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "onnxruntime": (("onnxruntime",), "kedge agent run, for ONNX models"),
     "tflite": (("tflite-runtime", "ai-edge-litert"), "kedge agent run, for TensorFlow Lite models"),
     "openvino": (("openvino",), "kedge agent run, for OpenVINO models"),
-    "compiler": (("onnx", "onnxruntime", "sympy"), "kedge compile"),
+    "compiler": (("onnx", "onnxruntime"), "kedge compile"),
     "server": (("litestar", "sqlmodel", "alembic", "amqtt"), "kedge serve"),
     "postgres": (("psycopg",), "kedge serve --database postgresql://..."),
     "demo": (("mlserver",), "kedge demo"),
