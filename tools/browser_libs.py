@@ -17,7 +17,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 MODULES: Final = ROOT / "node_modules"
 VENDOR: Final = ROOT / "server" / "console" / "static" / "vendor"
-STAMP: Final = VENDOR / ".stamp"
+STAMP: Final = MODULES / ".kedge-stamp"
 
 #: File in node_modules to its name in the vendor folder.
 SERVED: Final = {

@@ -148,6 +148,7 @@ def test_theme_is_chosen_and_kept(browser: Browser, console: Console) -> None:
     background = "getComputedStyle(document.documentElement).backgroundColor"
     light = page.evaluate(background)
     button = page.locator("#theme")
+    expect(button).to_be_visible()
     button.click()
     button.click()
     expect(button).to_have_accessible_name("Colours: dark")

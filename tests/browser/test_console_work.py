@@ -23,6 +23,11 @@ def page(browser: Browser) -> Iterator[Page]:
     assert heard == []
 
 
+def ready(page: Page) -> None:
+    """Wait until the page's scripts run and its stream is open."""
+    expect(page.locator("#stream[data-on]")).to_be_attached()
+
+
 def tab_to(page: Page, text: str, most: int = 60) -> None:
     """Press Tab until the focused element says `text`, as somebody without a mouse would."""
     for _ in range(most):
@@ -43,10 +48,12 @@ def test_keyboard_alone_reaches_a_device_and_aborts_a_rollout(own_console: Conso
 
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to content"
+    ready(page)
     page.keyboard.press("/")
     page.keyboard.type("cam-north-06")
     page.keyboard.press("Enter")
     expect(page.locator("tbody tr")).to_have_count(1)
+    ready(page)
     page.keyboard.press("j")
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="cam-north-06")).to_be_visible()
@@ -73,8 +80,8 @@ def test_open_pages_follow_what_happens(own_console: Console, page: Page) -> Non
     page.goto(f"{own_console.url}/rollouts/3")
     live = page.context.new_page()
     live.goto(f"{own_console.url}/live?topic=rollout")
-    expect(page.locator("#stream[data-on]")).to_be_attached()
-    expect(live.locator("#stream[data-on]")).to_be_attached()
+    ready(page)
+    ready(live)
     page.evaluate("window.notReloaded = true")
     with own_console.client() as client:
         assert client.post("/rollouts/3/pause").status_code == 303
@@ -89,7 +96,7 @@ def test_live_view_can_be_paused(own_console: Console, page: Page) -> None:
     """Too much scrolls by: a press stops it, what is missed is counted, another press shows it."""
     log_in(page, own_console)
     page.goto(f"{own_console.url}/live?topic=rollout")
-    expect(page.locator("#stream[data-on]")).to_be_attached()
+    ready(page)
     before = page.locator("#happenings li").count()
     page.get_by_role("button", name="Pause").click()
     with own_console.client() as client:
@@ -105,7 +112,7 @@ def test_live_view_can_be_paused(own_console: Console, page: Page) -> None:
 def test_an_open_table_stays_open_when_its_page_changes(own_console: Console, page: Page) -> None:
     """Somebody reads a chart's table, and holds the focus, while the page renews itself around them."""
     log_in(page, own_console)
-    expect(page.locator("#stream[data-on]")).to_be_attached()
+    ready(page)
     summary = page.locator("#adoption-defects-details summary")
     summary.click()
     expect(page.locator("#adoption-defects-table")).to_be_visible()
@@ -123,6 +130,7 @@ def test_new_rollout_previews_before_it_begins(own_console: Console, page: Page)
     with own_console.client() as client:
         client.post("/rollouts/3/abort")
     page.goto(f"{own_console.url}/rollouts/new")
+    ready(page)
     page.select_option("#release", label="defects 2.2.0")
     preview = page.locator("#preview")
     expect(preview.locator(".big")).to_be_visible()
@@ -159,7 +167,7 @@ def test_ending_the_session_ends_an_open_page(own_console: Console, page: Page) 
     log_in(page, own_console)
     other = page.context.new_page()
     other.goto(f"{own_console.url}/rollouts/3")
-    expect(other.locator("#stream[data-on]")).to_be_attached()
+    ready(other)
     page.get_by_role("button", name="Log out").click()
     page.wait_for_url("**/login")
     other.locator(".crumb").click()
