@@ -101,6 +101,7 @@ class Agent:
         self._verifier: Final = Verifier(parts.trust, parts.clock, self.release_counters, self._verified)
         self.connected = False
         self.malformed = 0
+        self._told_waiting = 0
         self._refusals: Final[set[Refused]] = set()
         self._last_sign = 0.0
         self._thread: Final = threading.Thread(target=self._run, name="agent", daemon=True)
@@ -191,7 +192,9 @@ class Agent:
             self._parts.uplink.reconnected()
 
     def _introduce(self) -> None:
-        self._parts.link.publish(topics.hello(self._parts.device), codec.encode(self.hello()))
+        hello = self.hello()
+        self._told_waiting = hello.outbox_bytes
+        self._parts.link.publish(topics.hello(self._parts.device), codec.encode(hello))
 
     def hello(self) -> Hello:
         """Return how the device introduces itself."""
@@ -271,6 +274,8 @@ class Agent:
         self._report(self._parts.settings.window)
         if self.connected:
             self._parts.uplink.pump()
+            if self._told_waiting and not self._parts.outbox.waiting_bytes():
+                self._introduce()  # the server was told of a queue that is no more
         interval, now = self._parts.notifier.interval, self._parts.clock.monotonic()
         if interval is not None and now - self._last_sign >= interval:
             self._last_sign = now

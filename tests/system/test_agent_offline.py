@@ -10,7 +10,7 @@ import pytest
 
 from brokers import Mosquitto, mosquitto
 from fleet.telemetry import varint
-from fleet.wire.messages import Answer, Flush, HardRequest, ModelReport, UpdateState
+from fleet.wire.messages import Answer, Flush, HardRequest, Hello, ModelReport, UpdateState
 from fleet_side import AgentSide, FleetSide, digits, digits_bundle
 from processes import wait_until
 
@@ -73,6 +73,9 @@ def test_a_killed_broker_loses_nothing_that_the_agent_reports(site: Site) -> Non
     wait_until(
         lambda: not any(site.agent.status()["outbox"]["waiting"].values()), "the outbox is empty again"
     )
+    told = [x.outbox_bytes for x in site.fleet.of(Hello)]
+    assert max(told) > 0
+    wait_until(lambda: not site.fleet.of(Hello)[-1].outbox_bytes, "the server knows that nothing waits")
 
 
 def test_the_cloud_answers_again_what_the_device_was_unsure_of(site: Site) -> None:
