@@ -4,61 +4,51 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Final
+from typing import ClassVar
 
 from fleet.errors import WireError
 
-_DEVICE_ID: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
-_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}\Z")
 
-
-class DeviceId(str):
-    """A device's id: `[a-z0-9][a-z0-9-]{0,62}`, so `#`, `+` and `/` can never enter an ACL pattern."""
+class _Checked(str):
+    """A string of one form, checked when it is made."""
 
     __slots__ = ()
+    _what: ClassVar[str]
+    _form: ClassVar[str]
 
-    def __new__(cls, value: str) -> DeviceId:
+    def __new__(cls, value: str) -> _Checked:
         """Check the value.
 
         Raises:
             WireError: the value has another form.
         """
-        if not _DEVICE_ID.match(value):
-            raise WireError(f"device id: expected [a-z0-9][a-z0-9-]{{0,62}}, got {value!r}")
+        if not re.fullmatch(cls._form, value):
+            raise WireError(f"{cls._what}: expected {cls._form}, got {value[:80]!r}")
         return super().__new__(cls, value)
 
 
-class Name(str):
-    """A model's, target's, pool's or release's name: `[a-z0-9][a-z0-9._-]{0,62}`."""
+class DeviceId(_Checked):
+    """A device's id, whose alphabet has no `#`, `+` or `/`: it can never enter an ACL pattern."""
 
     __slots__ = ()
-
-    def __new__(cls, value: str) -> Name:
-        """Check the value.
-
-        Raises:
-            WireError: the value has another form.
-        """
-        if not _NAME.match(value):
-            raise WireError(f"name: expected [a-z0-9][a-z0-9._-]{{0,62}}, got {value!r}")
-        return super().__new__(cls, value)
+    _what = "device id"
+    _form = r"[a-z0-9][a-z0-9-]{0,62}"
 
 
-class Digest(str):
+class Name(_Checked):
+    """A model's, target's, pool's or version's name, which is a safe file name too."""
+
+    __slots__ = ()
+    _what = "name"
+    _form = r"[a-z0-9][a-z0-9._-]{0,62}"
+
+
+class Digest(_Checked):
     """The content address of some bytes, in OCI's form: `sha256:` and 64 lower-case hex digits."""
 
     __slots__ = ()
-
-    def __new__(cls, value: str) -> Digest:
-        """Check the value.
-
-        Raises:
-            WireError: the value has another form.
-        """
-        if not _DIGEST.match(value):
-            raise WireError(f"digest: expected sha256:<64 hex digits>, got {value[:80]!r}")
-        return super().__new__(cls, value)
+    _what = "digest"
+    _form = r"sha256:[0-9a-f]{64}"
 
     @classmethod
     def of(cls, data: bytes) -> Digest:

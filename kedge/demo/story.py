@@ -131,11 +131,12 @@ class Story:
         self.programs.kill("server")
         wait_for("the agents notice", lambda: not any(x.status()["connected"] for x in self.applications))
         asked = self._ask(40)
-        time.sleep(WINDOW_SECONDS)  # a telemetry window must end, or there is nothing to queue
-        boxes: list[Any] = [x.status()["outbox"] for x in self.applications]
-        reports, requests = (sum(x["waiting"][kind] for x in boxes) for kind in ("report", "request"))
-        if not requests or not reports:
-            raise DemoError(f"nothing was queued: {boxes}")
+        wait_for("a window of telemetry ends on each device", self._all_have_reports)
+        reports, requests = (
+            sum(self._queued(x)[kind] for x in self.applications) for kind in ("report", "request")
+        )
+        if not requests:
+            raise DemoError("no request was hard enough to be queued")
         return (
             f"server and broker killed (SIGKILL): {len(asked)} requests answered without them, "
             f"median {traffic.median_ms(asked):.2f} ms; {requests} hard requests and {reports} reports wait"
@@ -147,7 +148,10 @@ class Story:
         self._start_server()
         wait_for("all agents are connected again", self._all_online)
         wait_for("every hard request is answered", lambda: not sum(x.collect() for x in self.applications))
-        wait_for("every report has arrived", lambda: not any(self._waiting(x) for x in self.applications))
+        wait_for(
+            "every report has arrived",
+            lambda: not any(sum(self._queued(x).values()) for x in self.applications),
+        )
         seconds = time.monotonic() - started
         asked = [one for application in self.applications for one in application.asked]
         hard = [x for x in asked if x.request_id]
@@ -287,9 +291,12 @@ class Story:
         return str(status["models"][0]["active"])
 
     @staticmethod
-    def _waiting(application: Application) -> int:
+    def _queued(application: Application) -> dict[str, int]:
         status: Any = application.status()
-        return sum(status["outbox"]["waiting"].values())
+        return dict(status["outbox"]["waiting"])
+
+    def _all_have_reports(self) -> bool:
+        return all(self._queued(x)["report"] for x in self.applications)
 
     def _ask(self, each: int) -> list[Asked]:
         before = [len(x.asked) for x in self.applications]
