@@ -175,7 +175,7 @@ def build(settings: Settings) -> Runtime:
             url,
             passwords=broker is not None,
         ),
-        devices=Devices(database, clock, audit, live, connection),
+        devices=Devices(database, clock, audit, live, connection, steps),
         releases=releases,
         assignments=assignments,
         rollouts=rollouts,

@@ -17,10 +17,10 @@ def broker() -> None:
 @broker.command("config")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=click.Path(path_type=Path, file_okay=False),
     default=Path("kedge-data"),
     show_default=True,
-    help="The server's data folder, which holds the fleet's authority.",
+    help="The server's data folder, which holds the fleet's authority; made if the server never ran.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write."
@@ -35,7 +35,12 @@ def config(data: Path, out: Path, port: int, host: str, as_json: bool) -> None:
     from server.services.broker_config import write
     from server.settings import Settings
 
-    authority = FleetAuthority(Settings(data=data).keys, SystemClock())
+    settings = Settings(data=data)
+    fresh = not data.exists()
+    settings.prepare()
+    if fresh:
+        click.echo(f"made the data folder {data.resolve()}, with a new fleet authority", err=True)
+    authority = FleetAuthority(settings.keys, SystemClock())
     files = write(out, authority, port=port, host=host)
     url = f"mqtts://{host or 'localhost'}:{port}"
     if as_json:

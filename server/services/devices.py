@@ -21,6 +21,7 @@ from server.services.audit import Audit
 from server.services.labels import checked_labels
 from server.services.live import Live
 from server.services.roles import Principal
+from server.services.rollout_steps import RolloutSteps
 from server.services.secrets import matches, new_secret
 
 
@@ -45,7 +46,13 @@ class Devices:
     """Reads and changes devices."""
 
     def __init__(
-        self, database: Database, clock: Clock, audit: Audit, live: Live, publisher: Publisher
+        self,
+        database: Database,
+        clock: Clock,
+        audit: Audit,
+        live: Live,
+        publisher: Publisher,
+        steps: RolloutSteps,
     ) -> None:
         """Keep what is needed."""
         self._database: Final = database
@@ -53,6 +60,7 @@ class Devices:
         self._audit: Final = audit
         self._live: Final = live
         self._publisher: Final = publisher
+        self._steps: Final = steps
 
     def find(self, which: DeviceFilter, offset: int = 0, limit: int = 100) -> tuple[list[Device], int]:
         """Return a page of matching devices by id, and how many match in all."""
@@ -144,7 +152,7 @@ class Devices:
         return device
 
     def revoke(self, actor: Principal, device_id: str) -> None:
-        """Shut a device out for good: its password ends, and no rollout takes it.
+        """Shut a device out for good: its password ends, nothing it says counts, no rollout waits for it.
 
         Raises:
             NotFoundError: there is no such device.
@@ -155,7 +163,9 @@ class Devices:
                 raise NotFoundError(f"device {device_id}: not enrolled here")
             device.revoked_at = device.revoked_at or self._clock.now()
             device.password_hash = ""
+            device.online = False
             session.add(device)
+            self._steps.cancel_device(session, device_id)
             self._audit.record(session, actor, "device.revoke", f"device {device_id}")
         self._live.publish("device", {"id": device_id, "what": "revoked"})
 

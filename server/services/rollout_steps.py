@@ -21,6 +21,8 @@ from server.services.live import Live
 _S = ActionStatus
 #: What a device was given and has not begun.
 _NOT_BEGUN: Final = frozenset({_S.QUEUED, _S.ASSIGNED})
+#: What is waited for, before a group or a way back has ended.
+_AWAITED: Final = _NOT_BEGUN | {_S.IN_PROGRESS, _S.REVERTING}
 
 
 def policy_of(rollout: Rollout) -> Policy:
@@ -158,6 +160,14 @@ class RolloutSteps:
                 continue  # it is back already, by itself
             # Where nothing ran before there is nothing to go back to: the model stays, and is wanted no more.
             self._set(session, action, _S.REVERTING if action.before else _S.CANCELED)
+
+    def cancel_device(self, session: Session, device_id: str) -> None:
+        """Wait no longer for a device that is shut out: it can neither follow nor report."""
+        still = [status.value for status in _AWAITED]
+        query = select(Action).where(Action.device_id == device_id, col(Action.status).in_(still))
+        for action in session.exec(query):
+            action.reason = "revoked"
+            self._set(session, action, _S.CANCELED)
 
     # --- following -----------------------------------------------------------------------------------
 

@@ -113,7 +113,7 @@ def parts(folder: Path, url: str = "sqlite://") -> Parts:
             database, clock, audit, live, claims, authority, signing.first_root, "mqtt://127.0.0.1:1",
             passwords=True,
         ),
-        devices=Devices(database, clock, audit, live, connection),
+        devices=Devices(database, clock, audit, live, connection, steps),
         releases=Releases(
             database, clock, audit, live, FolderBlobStore(folder / "blobs"), signing, 2**20
         ),

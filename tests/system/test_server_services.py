@@ -428,6 +428,19 @@ def test_messages_of_unknown_and_revoked_devices_are_dropped(kedge: Parts) -> No
     assert kedge.broker.published == []
 
 
+def test_no_rollout_waits_for_a_revoked_device(kedge: Parts) -> None:
+    """A device is stolen in the middle of a rollout: the others must not wait hours for it."""
+    kedge.add_devices("dev-a", "dev-b", "dev-c")
+    rollout = kedge.roll_out(kedge.release("v1"), 2)
+    kedge.devices.revoke(ADMIN, "dev-b")
+    kedge.devices.revoke(ADMIN, "dev-c")
+    assert kedge.statuses(rollout) == {"dev-a": "assigned", "dev-b": "canceled", "dev-c": "canceled"}
+    _step(kedge, "dev-a", rollout, UpdateState.COMMITTED)
+    kedge.rollouts.tick()
+    kedge.rollouts.tick()
+    assert kedge.state(rollout) == "finished"
+
+
 def test_one_poisonous_message_does_not_take_the_batch_with_it(kedge: Parts) -> None:
     """A number that no database column holds passes the decoder and fails at the insert."""
     kedge.add_devices("dev-a")
