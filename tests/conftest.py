@@ -23,3 +23,9 @@ def shared_models() -> Path:
     if not SHARED_MODELS.is_dir():
         pytest.skip("the folder of shared test models is absent: ../shared/models")
     return SHARED_MODELS
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what is quick first, and the browser last: Playwright keeps an event loop in the main thread."""
+    order = ("unit", "contract", "system", "browser")
+    items.sort(key=lambda item: order.index(item.path.relative_to(ROOT / "tests").parts[0]))

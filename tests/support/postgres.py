@@ -7,6 +7,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,16 +34,14 @@ def _as_user(command: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path) -> Iterator[str]:
+def cluster() -> Iterator[str]:
     """Run a cluster for as long as the block lasts; give its URL."""
     binaries, port = _binaries(), free_port()
-    folder.mkdir(parents=True)
+    # pytest's own temporary folders are closed to the user that PostgreSQL runs as.
+    folder = Path(tempfile.mkdtemp(prefix="kedge-postgres-"))
     if os.geteuid() == 0:
         user = pwd.getpwnam(_USER)
         os.chown(folder, user.pw_uid, user.pw_gid)
-        for parent in folder.parents:
-            if parent.stat().st_uid == 0 and parent.is_relative_to("/tmp") and parent != Path("/tmp"):
-                parent.chmod(0o711)
     data = folder / "data"
     _as_user(
         [str(binaries / "initdb"), "-D", str(data), "-U", "kedge", "-A", "trust", "-E", "UTF8", "--no-sync"]
@@ -54,3 +53,4 @@ def cluster(folder: Path) -> Iterator[str]:
         yield f"postgresql://kedge@127.0.0.1:{port}/postgres"
     finally:
         _as_user([*control, "-m", "immediate", "stop"])
+        shutil.rmtree(folder)

@@ -27,7 +27,7 @@ pytest.importorskip("psycopg", reason="the postgres extra is not installed: pip 
 @pytest.fixture(scope="module")
 def kedge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
     folder = tmp_path_factory.mktemp("postgres")
-    with cluster(folder / "cluster") as url:
+    with cluster() as url:
         made = parts(folder, Settings(data=folder, database=url).database_url)
         yield made
         made.database.close()
