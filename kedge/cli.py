@@ -27,6 +27,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "device": ("server.cli:device", "List, show and claim devices."),
     "pool": ("server.cli:pool", "List, add and drain pools of cloud accelerators."),
     "keys": ("server.cli:keys", "Show the keys and metadata that devices trust."),
+    "user": ("server.cli:user", "List, add, disable and recover people."),
     "broker": ("server.cli:broker", "Write the set-up of a production broker."),
     "agent": ("device_agent.cli:agent", "Enrol this device, and run the agent on it."),
     "demo": ("kedge.demo.command:demo", "Run the main job on this machine, from compile to offload."),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -17,6 +19,7 @@ from server.adapters.embedded_broker import EmbeddedBroker
 from server.adapters.mqtt import BrokerLogin, MqttConnection
 from server.db.engine import Database
 from server.db.migrate import upgrade
+from server.errors import SettingsError
 from server.services.accounts import Accounts, FirstCredential
 from server.services.assignments import Assignments
 from server.services.audit import Audit
@@ -43,7 +46,7 @@ from server.services.secrets import new_secret
 from server.services.signing import SigningService
 from server.services.signing_keys import PASSPHRASE_VARIABLE
 from server.services.stats import Stats
-from server.settings import Settings, is_loopback
+from server.settings import Settings, in_url
 from server.workers.delivery import Delivery
 from server.workers.ingest import IngestWorker
 from server.workers.offload import OffloadWorker
@@ -197,6 +200,23 @@ def build(settings: Settings) -> Runtime:
     )
 
 
+@contextlib.contextmanager
+def open_accounts(settings: Settings) -> Iterator[Accounts]:
+    """Give the accounts of a data folder without starting its server.
+
+    Raises:
+        SettingsError: there is no server's database, or it cannot be opened.
+    """
+    if not settings.database and not settings.database_file.exists():
+        raise SettingsError(f"{settings.database_file}: expected a server's database, there is none")
+    database, clock = Database(settings.database_url), SystemClock()
+    try:
+        upgrade(database)
+        yield Accounts(database, clock, Audit(database, clock))
+    finally:
+        database.close()
+
+
 def _watch(
     health: Health,
     database: Database,
@@ -220,14 +240,13 @@ def _broker(
         login = _certificate_login(settings, authority) if tls else BrokerLogin()
         return MqttConnection(settings.broker, SERVER_NAME, login), None, settings.broker
     identity = _identity(settings)
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
     broker = EmbeddedBroker(
         settings.host, identity.port, (EMBEDDED_NAME, identity.password), partial(may_log_in, database)
     )
     login = BrokerLogin(username=EMBEDDED_NAME, password=identity.password)
-    near = host if is_loopback(settings.host) else "127.0.0.1"
-    connection = MqttConnection(f"mqtt://{near}:{identity.port}", EMBEDDED_NAME, login)
-    return connection, broker, f"mqtt://{host}:{identity.port}"
+    near = f"mqtt://{in_url(settings.nearest)}:{identity.port}"
+    told = f"mqtt://{in_url(settings.reached_as)}:{identity.port}"
+    return MqttConnection(near, EMBEDDED_NAME, login), broker, told
 
 
 def _certificate_login(settings: Settings, authority: FleetAuthority) -> BrokerLogin:

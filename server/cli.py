@@ -9,5 +9,6 @@ from server.commands.pool import pool
 from server.commands.publish import publish
 from server.commands.rollout import rollout
 from server.commands.serve import serve
+from server.commands.user import user
 
-__all__ = ["broker", "device", "keys", "pool", "publish", "rollout", "serve"]
+__all__ = ["broker", "device", "keys", "pool", "publish", "rollout", "serve", "user"]

@@ -17,7 +17,7 @@ from server.app import create_app
 from server.bootstrap import Runtime, build
 from server.console.routes import handlers, template_config
 from server.errors import SettingsError
-from server.settings import Settings, is_loopback
+from server.settings import Settings, in_url, is_loopback
 
 
 def run(settings: Settings, *, as_json: bool) -> None:
@@ -71,7 +71,7 @@ def _announce(runtime: Runtime, port: int, *, as_json: bool) -> None:
     for notice in runtime.notices:
         click.echo(f"notice: {notice}", err=True)
     settings, credential = runtime.services.settings, runtime.credential
-    url = f"http://{settings.host}:{port}"
+    url = f"http://{in_url(settings.reached_as)}:{port}"
     if not is_loopback(settings.host):
         click.echo(
             "this server is reachable from other machines over plain HTTP: put a TLS proxy before it",

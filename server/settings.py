@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 from server.errors import SettingsError
+
+#: A host name, an IPv4 address, or an IPv6 address with or without brackets.
+_HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[?[0-9A-Fa-f]*:[0-9A-Fa-f:.]+\]?")
 
 
 def is_loopback(host: str) -> bool:
@@ -20,6 +25,19 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_wildcard(host: str) -> bool:
+    """Return whether listening on the host means listening on every address."""
+    try:
+        return not host or ipaddress.ip_address(host.strip("[]")).is_unspecified
+    except ValueError:
+        return False
+
+
+def in_url(host: str) -> str:
+    """Return a host as it stands in a URL: an IPv6 address in brackets."""
+    return f"[{host.strip('[]')}]" if ":" in host else host
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What `kedge serve` was started with.
@@ -27,6 +45,7 @@ class Settings:
     Attributes:
         data: the folder of the database, blobs and keys.
         host, port: where HTTP listens; port 0 takes a free one.
+        advertise: name or address under which devices reach this machine, or "" for `host`.
         broker: URL of an external broker, or "" for the embedded one.
         broker_port: where the embedded broker listens; 0 takes a free one, once, and keeps it.
         database: SQLAlchemy URL, or "" for SQLite in the data folder.
@@ -37,6 +56,7 @@ class Settings:
     data: Path
     host: str = "127.0.0.1"
     port: int = 8470
+    advertise: str = ""
     broker: str = ""
     broker_port: int = 0
     database: str = ""
@@ -49,6 +69,7 @@ class Settings:
         Raises:
             SettingsError: a value is wrong or unsafe.
         """
+        self._check_advertise()
         if self.broker:
             url = urlsplit(self.broker)
             if url.scheme not in ("mqtt", "mqtts") or not url.hostname:
@@ -60,11 +81,40 @@ class Settings:
                     f"broker: plain mqtt:// is for loopback only, got {self.broker!r}; use mqtts://"
                 )
 
+    def _check_advertise(self) -> None:
+        if not self.advertise:
+            if is_wildcard(self.host) and not self.broker:
+                raise SettingsError(
+                    f"host {self.host or '(empty)'}: devices cannot be told this as the broker's address; "
+                    "give --advertise HOST, under which they reach this machine"
+                )
+        elif not _HOST.fullmatch(self.advertise) or is_wildcard(self.advertise):
+            raise SettingsError(
+                f"advertise: expected a name or an address without scheme and port, got {self.advertise!r}"
+            )
+
+    @property
+    def reached_as(self) -> str:
+        """Name or address under which others reach this machine."""
+        return self.advertise or self.host
+
+    @property
+    def nearest(self) -> str:
+        """Address under which this machine reaches what it listens on itself."""
+        if not is_wildcard(self.host):
+            return self.host
+        return "::1" if ":" in self.host else "127.0.0.1"
+
+    @property
+    def database_file(self) -> Path:
+        """SQLite's file."""
+        return self.data / "kedge.db"
+
     @property
     def database_url(self) -> str:
         """SQLAlchemy URL of the database."""
         if not self.database:
-            return f"sqlite:///{self.data / 'kedge.db'}"
+            return f"sqlite:///{self.database_file}"
         head, separator, tail = self.database.partition("://")
         return f"postgresql+psycopg{separator}{tail}" if head in ("postgres", "postgresql") else self.database
 

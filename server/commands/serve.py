@@ -21,6 +21,12 @@ import click
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8470, show_default=True, help="0 takes a free one."
 )
+@click.option(
+    "--advertise",
+    default="",
+    metavar="HOST",
+    help="Name or address under which devices reach this machine. [default: the --host]",
+)
 @click.option("--broker", default="", metavar="URL", help="An external broker, instead of the embedded one.")
 @click.option(
     "--broker-port", type=click.IntRange(0, 65535), default=0, help="The embedded broker's; 0: a free one."
@@ -30,7 +36,14 @@ import click
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object once the server listens.")
 def serve(
-    data: Path, host: str, port: int, broker: str, broker_port: int, database: str, as_json: bool
+    data: Path,
+    host: str,
+    port: int,
+    advertise: str,
+    broker: str,
+    broker_port: int,
+    database: str,
+    as_json: bool,
 ) -> None:
     """Run the server: console, API, broker and workers.
 
@@ -40,6 +53,12 @@ def serve(
     from server.settings import Settings
 
     settings = Settings(
-        data=data, host=host, port=port, broker=broker, broker_port=broker_port, database=database
+        data=data,
+        host=host,
+        port=port,
+        advertise=advertise,
+        broker=broker,
+        broker_port=broker_port,
+        database=database,
     )
     run(settings, as_json=as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import defaultdict, deque
 from typing import Final, NamedTuple
@@ -18,7 +19,7 @@ from server.errors import ConflictError, InvalidError, NotFoundError, TooManyErr
 from server.ports.clock import Clock
 from server.services.audit import Audit
 from server.services.roles import SYSTEM, Principal, Role
-from server.services.secrets import hashed, new_secret
+from server.services.secrets import PASSWORD_BYTES, hashed, new_secret
 
 SESSION_SECONDS: Final = 12 * 3600.0
 #: Failed logins that one address, or one name, may have within the window.
@@ -35,6 +36,13 @@ class FirstCredential(NamedTuple):
     user: str
     password: str
     token: str
+
+
+class Recovered(NamedTuple):
+    """What a person who lost their credential gets; shown once."""
+
+    password: str
+    token: str | None
 
 
 class _Failures:
@@ -87,7 +95,7 @@ class Accounts:
         with self._database.write() as session:
             if session.exec(select(func.count()).select_from(User)).one():
                 return None
-            password, token = new_secret(12), new_secret()
+            password, token = new_secret(PASSWORD_BYTES), new_secret()
             self._add_user(session, SYSTEM, "admin", password, Role.ADMIN)
             self._add_token(session, SYSTEM, "first-start", token, Role.ADMIN, None)
         return FirstCredential("admin", password, token)
@@ -227,6 +235,33 @@ class Accounts:
             session.add(user)
             session.exec(delete(LoginSession).where(col(LoginSession.user_id) == user.id))
             self._audit.record(session, actor, "user.password", f"user {user.name}")
+
+    def recover(self, name: str, *, with_token: bool) -> Recovered:
+        """Give a person a new password, for the one who holds the database itself; end their sessions.
+
+        Args:
+            name: the person. One who was disabled is enabled: the password is to be of use.
+            with_token: make a token of the same role too.
+
+        Raises:
+            NotFoundError: there is no such person; names those there are.
+        """
+        actor = Principal(name=f"data folder (uid {os.getuid()})", role=Role.ADMIN)
+        made = Recovered(new_secret(PASSWORD_BYTES), new_secret() if with_token else None)
+        with self._database.write() as session:
+            everybody = {user.name: user for user in session.exec(select(User).order_by(User.name))}
+            user = everybody.get(name)
+            if user is None or user.id is None:
+                raise NotFoundError(f"user {name}: expected one of {', '.join(everybody) or 'nobody'}")
+            before, user.disabled = {"disabled": user.disabled}, False
+            user.password_hash = self._hasher.hash(made.password)
+            session.add(user)
+            session.exec(delete(LoginSession).where(col(LoginSession.user_id) == user.id))
+            after = {"disabled": False}
+            self._audit.record(session, actor, "user.recover", f"user {name}", before=before, after=after)
+            if made.token is not None:
+                self._add_token(session, actor, name, made.token, Role(user.role), None)
+        return made
 
     def _add_user(self, session: Session, actor: Principal, name: str, password: str, role: Role) -> User:
         user = User(

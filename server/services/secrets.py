@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from typing import Final
+
+#: Random bytes in a password that Kedge makes for a person: it is hashed slowly, and may have to be typed.
+PASSWORD_BYTES: Final = 12
 
 
 def new_secret(size: int = 24) -> str:
