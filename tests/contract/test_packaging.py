@@ -43,16 +43,27 @@ def test_the_command_line_comes_up_without_the_extras(arguments: list[str]) -> N
     assert "LOADED []" in done.stdout
 
 
-@pytest.mark.parametrize(("command", "extra"), [("compile", "compiler"), ("serve", "server")])
-def test_a_missing_extra_names_its_install_command(command: str, extra: str) -> None:
-    code = f"{BLOCKED}sys.argv = ['kedge', {command!r}, '--help']\nfrom kedge.cli import main\nmain()\n"
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-    if done.returncode == 0:  # the help itself needs nothing heavy: only running does
-        assert "Usage:" in done.stdout
-        return
-    assert done.returncode == 2
+DIGITS = ROOT / "examples" / "digits"
+COMPILE = [
+    *("compile", str(DIGITS / "device.onnx"), "--target", "laptop-x86", "--out", "OUT"),
+    *("--calibration", str(DIGITS / "calibration.npz"), "--evaluation", str(DIGITS / "evaluation.npz")),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [(COMPILE, "compiler"), (["serve", "--data", "DATA"], "server"), (["demo"], "demo")],
+)
+def test_a_missing_extra_names_its_install_command(arguments: list[str], extra: str, tmp_path: Path) -> None:
+    """Somebody installed the agent only and tries the rest: one line says what to install, exit 2."""
+    code = f"{BLOCKED}sys.argv = ['kedge', *{arguments!r}]\nfrom kedge.cli import main\nmain()\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2, done.stderr
     assert f"pip install 'kedge[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr
+    assert done.stdout == ""
 
 
 @pytest.fixture(scope="module")
