@@ -15,7 +15,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from brokers import mosquitto
+from brokers import Mosquitto, Nats, mosquitto, nats
 from fake_link import FakeBroker
 from fleet.bundle.chunks import CHUNK_SIZE
 from fleet.wire.topics import TRUST
@@ -44,7 +44,13 @@ def embedded() -> Iterator[int]:
     assert broker.check() == "not running"
 
 
-@pytest.fixture(params=["fake", "embedded", "mosquitto"])
+@pytest.fixture(scope="module")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nats]:
+    with nats(tmp_path_factory.mktemp("nats")) as broker:
+        yield broker
+
+
+@pytest.fixture(params=["fake", "embedded", "mosquitto", "nats"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     """Give a function from a client id to a connection that is up."""
     with contextlib.ExitStack() as stack:
@@ -55,6 +61,8 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
         if request.param == "embedded":
             url = f"mqtt://127.0.0.1:{request.getfixturevalue('embedded')}"
             login = BrokerLogin(username=SERVER[0], password=SERVER[1])
+        elif request.param == "nats":
+            url, login = request.getfixturevalue("nats_server").url, BrokerLogin()
         else:
             url, login = stack.enter_context(mosquitto(tmp_path / "broker")).url, BrokerLogin()
 
@@ -134,14 +142,38 @@ def test_many_messages_all_arrive(make: Make) -> None:
     assert sorted(int(box.get(timeout=10).payload) for _ in range(300)) == list(range(300))
 
 
+def test_what_is_as_large_as_a_hard_request_arrives(make: Make) -> None:
+    box = _box(make("server-6"), "kedge/v1/device/dev-a/request")
+    payload = b"x" * (4 * 1024 * 1024)
+    make("device-6").publish("kedge/v1/device/dev-a/request", payload, retain=False)
+    assert box.get(timeout=10).payload == payload
+
+
+def test_metadata_travels_under_its_files_name(make: Make, request: pytest.FixtureRequest) -> None:
+    """Metadata files have a dot in their names, which separates inside NATS; before 2.10 it refuses."""
+    topic = f"{TRUST}/timestamp.json"
+    publisher = make("publisher-7")
+    if request.node.callspec.params["make"] == "nats":
+        version = request.getfixturevalue("nats_server").version
+        if version < (2, 10):
+            publisher.publish(topic, b"{}", qos=0)
+            wait_until(lambda: not publisher.connected, "nats-server throws out who publishes it")
+            return
+    publisher.publish(topic, b"{}")
+    assert _box(make("subscriber-7"), topic).get(timeout=10).payload == b"{}"
+
+
 def test_publishing_without_a_broker_says_so() -> None:
     connection = MqttConnection(f"mqtt://127.0.0.1:{free_port()}", "lonely", BrokerLogin())
     with pytest.raises(BrokerError, match="not connected"):
         connection.publish(TOPIC, b"")
 
 
-def test_a_connection_comes_back_and_subscribes_again_after_the_broker_was_killed(tmp_path: Path) -> None:
-    with mosquitto(tmp_path) as broker:
+@pytest.mark.parametrize("run", [mosquitto, nats])
+def test_a_connection_comes_back_and_subscribes_again_after_the_broker_was_killed(
+    tmp_path: Path, run: Callable[[Path], contextlib.AbstractContextManager[Mosquitto | Nats]]
+) -> None:
+    with run(tmp_path) as broker:
         connection = MqttConnection(broker.url, "server", BrokerLogin())
         connects = threading.Semaphore(0)
         connection.on_connected(connects.release)
