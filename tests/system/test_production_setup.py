@@ -153,7 +153,7 @@ def answered(rest: str, requests: list[str]) -> bool:
 
 
 def test_from_an_empty_folder_through_a_killed_broker(production: Production, tmp_path: Path) -> None:
-    """The broker dies with its disk, while a rollout waits and a device has things to tell."""
+    """The broker dies with its disk, then the server, while a rollout waits and a device has much to tell."""
     with mlserver(tmp_path / "cloud", {"digits-cloud": EXAMPLE / "cloud.onnx"}) as cloud:
         pool = ["--region", "local", "--model", "digits=digits-cloud"]
         production.kedge("pool", "add", "here", cloud.grpc, *pool)
@@ -170,7 +170,9 @@ def test_from_an_empty_folder_through_a_killed_broker(production: Production, tm
         wait_until(lambda: not production.server.healthy(), "the server has noticed")
         waiting = ask(rest, 60)
         rollout = production.roll_out(digits_bundle("float"))
+        production.server.kill()
         production.start_broker()
+        production.server.start()
         production.finished(rollout)
         wait_until(lambda: answered(rest, waiting), "the cloud has answered what waited", 40)
         wait_until(lambda: drained(rest), "everything has arrived", 40)
