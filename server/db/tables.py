@@ -75,6 +75,7 @@ class Device(SQLModel, table=True):
     Attributes:
         password_hash: of its password on the embedded broker.
         gates: why the device holds updates back now.
+        hello_at: when it last told its facts, gates and outbox.
         assignment_version: the newest assignment that the device has verified.
     """
 
@@ -95,6 +96,7 @@ class Device(SQLModel, table=True):
     assignment_version: int = 0
     clock_untrusted: bool = False
     outbox_bytes: int = Field(default=0, sa_type=BigInteger)
+    hello_at: float | None = None
     gates: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DatabaseError, DataError, IntegrityError
 from sqlmodel import Session, SQLModel, col, select
 
 from fleet.errors import WireError
-from fleet.ids import DeviceId, Digest
+from fleet.ids import DeviceId
 from fleet.wire import codec, topics
 from fleet.wire.messages import (
     Ack,
@@ -33,10 +33,10 @@ from server.ports.clock import Clock
 from server.ports.messaging import Incoming
 from server.services.health import Health
 from server.services.live import Live
-from server.services.reconcile import Reconcile
+from server.services.message_checks import DETAIL_LENGTH, ID_LENGTH, check
+from server.services.reconcile import Reconcile, finite
 
 LOG: Final = logging.getLogger("kedge.ingest")
-_ID_LENGTH: Final = 64
 #: Takes a hard request for answering; called outside the batch's transaction.
 Submit = Callable[[DeviceId, HardRequest], None]
 
@@ -89,13 +89,22 @@ class Ingest:
         self._acknowledge(stored)
         for device, message, _ in stored:
             if isinstance(message, HardRequest):
-                self._submit(device, message)
+                self._take_request(device, message)
+
+    def _take_request(self, device: DeviceId, request: HardRequest) -> None:
+        try:
+            self._submit(device, request)
+        except Exception as error:  # as for every message: only this one is dropped, and that is counted
+            if _is_databases_fault(error):
+                raise
+            self._health.count("malformed_messages")
+            LOG.exception("dropped a hard request of %s", device)
 
     def _decoded(self, incoming: Incoming) -> Record | None:
         try:
             device, kind = topics.parse_uplink(incoming.topic)
             message = codec.UPLINK[kind](incoming.payload)
-            _check(message)
+            check(message)
         except WireError as error:
             self._health.count("malformed_messages")
             LOG.warning("dropped a message on %.120s: %s", incoming.topic, error)
@@ -123,6 +132,7 @@ class Ingest:
         with self._database.write() as session:
             known = self._known(session, {record.device for record in records})
             kept = [record for record in records if record.device in known]
+            repeated = self._repeated(session, kept)
             self._insert_reports(session, kept)
             self._insert_rows(
                 session,
@@ -135,6 +145,10 @@ class Ingest:
                 [self._refusal(r.device, r.message) for r in kept if isinstance(r.message, RefusalEvent)],
             )
             for device, message, _ in kept:
+                if isinstance(message, UpdateEvent):
+                    if (device, message.id) in repeated:
+                        continue
+                    repeated.add((device, message.id))
                 self._follow(session, known[device], message)
         self._health.count("unknown_device_messages", len(records) - len(kept))
         self._tell(kept)
@@ -144,6 +158,16 @@ class Ingest:
     def _known(session: Session, ids: set[DeviceId]) -> dict[str, Device]:
         query = select(Device).where(col(Device.id).in_(ids), col(Device.revoked_at).is_(None))
         return {device.id: device for device in session.exec(query)}
+
+    @staticmethod
+    def _repeated(session: Session, records: Sequence[Record]) -> set[tuple[str, str]]:
+        """Return device and id of the update events that are stored already: they tell of the past."""
+        events = [(r.device, r.message.id) for r in records if isinstance(r.message, UpdateEvent)]
+        query = select(EventRow.device_id, EventRow.id).where(
+            col(EventRow.device_id).in_({device for device, _ in events}),
+            col(EventRow.id).in_({event for _, event in events}),
+        )
+        return set(session.exec(query).all()) if events else set()
 
     def _follow(self, session: Session, device: Device, message: Message) -> None:
         if isinstance(message, Hello):
@@ -192,9 +216,9 @@ class Ingest:
             "model": event.model,
             "bundle": event.bundle,
             "state": event.state.value,
-            "reason": event.reason,
-            "detail": event.detail,
-            "measured": event.measured,
+            "reason": event.reason[:ID_LENGTH],
+            "detail": event.detail[:DETAIL_LENGTH],
+            "measured": finite(event.measured),
             "boot_id": event.boot_id,
             "monotonic": event.monotonic,
             "time": event.time,
@@ -206,8 +230,8 @@ class Ingest:
             "device_id": device,
             "id": event.id,
             "what": event.what,
-            "reason": event.reason,
-            "detail": event.detail,
+            "reason": event.reason[:ID_LENGTH],
+            "detail": event.detail[:DETAIL_LENGTH],
             "boot_id": event.boot_id,
             "monotonic": event.monotonic,
             "time": event.time,
@@ -255,23 +279,3 @@ class Ingest:
 def _is_databases_fault(error: Exception) -> bool:
     """Return whether the database failed, rather than having refused a message's values."""
     return isinstance(error, DatabaseError) and not isinstance(error, (IntegrityError, DataError))
-
-
-def _check(message: Message) -> None:
-    """Check what the types do not say.
-
-    Raises:
-        WireError: an id is empty or too long, a digest is none, or a time is no number.
-    """
-    if isinstance(message, (ModelReport, UpdateEvent, RefusalEvent, HardRequest)):
-        _check_id("id", message.id)
-    if isinstance(message, (Hello, ModelReport, UpdateEvent, RefusalEvent, Status)):
-        _check_id("boot_id", message.boot_id)
-    if isinstance(message, (ModelReport, UpdateEvent, HardRequest)):
-        Digest(message.bundle)
-        _check_id("model", message.model)
-
-
-def _check_id(name: str, value: str) -> None:
-    if not 0 < len(value) <= _ID_LENGTH or "\0" in value:
-        raise WireError(f"{name}: expected 1 to {_ID_LENGTH} characters, got {value[:80]!r}")

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Final
 
 from sqlmodel import Session, select
 
 from fleet.rollout.states import ActionStatus
 from fleet.wire.messages import Hello, ModelSlot, Status, UpdateEvent, UpdateState
-from server.db.tables import Action, Device, DeviceAssignment, DeviceModel
+from server.db.tables import Action, Device, DeviceAssignment, DeviceModel, EventRow
 from server.ports.clock import Clock
 from server.services.assignments import Assignments
 from server.services.rollout_steps import RolloutSteps, open_actions
+
+
+def finite(measured: Mapping[str, float]) -> dict[str, float]:
+    """Return what was measured but what is no number: a broken model's error may be, and JSON has none."""
+    return {name: value for name, value in measured.items() if math.isfinite(value)}
 
 
 class Reconcile:
@@ -25,7 +32,8 @@ class Reconcile:
 
     def hello(self, session: Session, device: Device, hello: Hello) -> None:
         """Take over what a device says of itself, and have its assignment sent again if it lags behind."""
-        device.online, device.last_seen_at = True, self._clock.now()
+        now = self._clock.now()
+        device.online, device.last_seen_at, device.hello_at = True, now, now
         device.boot_id, device.agent_version = hello.boot_id, hello.agent_version[:64]
         device.firmware, device.gates = dict(hello.firmware), list(hello.gates)
         device.assignment_version = hello.assignment_version
@@ -56,19 +64,31 @@ class Reconcile:
         session.add(device)
 
     def step(self, session: Session, device: Device, event: UpdateEvent) -> None:
-        """Follow one step of an update; repeats and stragglers change nothing that is decided."""
+        """Follow one step of an update that is new here; stragglers change nothing that is decided."""
         device.last_seen_at = self._clock.now()
         session.add(device)
-        row = self._model(session, device.id, event.model)
-        row.state, row.rollout = event.state.value, event.rollout
-        if event.state is UpdateState.COMMITTED and row.active != event.bundle:
-            row.previous, row.active = row.active, event.bundle
-        session.add(row)
+        if not self._overtaken(session, device, event):
+            row = self._model(session, device.id, event.model)
+            row.state, row.rollout = event.state.value, event.rollout
+            if event.state is UpdateState.COMMITTED and row.active != event.bundle:
+                row.previous, row.active = row.active, event.bundle
+            session.add(row)
         action = self._action(session, device.id, event)
         if action is not None:
             self._steps.follow_step(
-                session, action, event.state, event.reason, event.detail, dict(event.measured)
+                session, action, event.state, event.reason[:64], event.detail[:2000], finite(event.measured)
             )
+
+    @staticmethod
+    def _overtaken(session: Session, device: Device, event: UpdateEvent) -> bool:
+        """Return whether a later step is known: what was lost and sent again comes out of order."""
+        later = select(EventRow.id).where(
+            EventRow.device_id == device.id,
+            EventRow.model == event.model,
+            EventRow.boot_id == event.boot_id,
+            EventRow.monotonic > event.monotonic,
+        )
+        return session.exec(later.limit(1)).first() is not None
 
     @staticmethod
     def _action(session: Session, device_id: str, event: UpdateEvent) -> Action | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,16 @@ from fleet.rollout.plan import Policy
 from fleet.rollout.states import Move
 from fleet.wire import codec, topics
 from fleet.wire.enrolment import EnrolRequest
-from fleet.wire.messages import Ack, Hello, ModelSlot, Status, UpdateEvent, UpdateState
+from fleet.wire.messages import (
+    Ack,
+    HardRequest,
+    Hello,
+    ModelSlot,
+    RefusalEvent,
+    Status,
+    UpdateEvent,
+    UpdateState,
+)
 from server.db.migrate import differences
 from server.db.tables import DeviceAssignment, Report
 from server.errors import (
@@ -485,3 +495,124 @@ def test_labels_select_devices(kedge: Parts) -> None:
     assert ([device.id for device in found], total) == (["dev-a"], 1)
     with pytest.raises(RequestError, match="label: expected"):
         kedge.devices.label(ADMIN, "dev-a", {"bad key": "x"})
+
+
+def test_an_old_event_sent_again_does_not_turn_the_picture_back(kedge: Parts) -> None:
+    """A rollout commits and is rolled back; its lost acknowledgement makes the old commit come once more."""
+    kedge.add_devices("a")
+    first = kedge.roll_out(kedge.release("1.0"))
+    _step(kedge, "a", first, UpdateState.COMMITTED)
+    kedge.rollouts.tick()
+    second = kedge.roll_out(kedge.release("2.0"))
+    old, new = (kedge.rollouts.actions(number)[0].bundle for number in (first, second))
+    _step(kedge, "a", second, UpdateState.COMMITTED)
+    kedge.rollouts.command(ADMIN, second, Move.ROLL_BACK)
+    _step(kedge, "a", second, UpdateState.COMMITTED, bundle=old)
+    assert kedge.statuses(second) == {"a": "reverted"}
+
+    _step(kedge, "a", second, UpdateState.COMMITTED)
+
+    model = kedge.devices.models(["a"])["a"][0]
+    assert (model.active, model.previous) == (old, new)
+
+
+def test_an_event_that_was_overtaken_on_the_way_changes_no_slot(kedge: Parts) -> None:
+    """The broker lost a step; sent again, it comes after the later one and must not seem the newest."""
+    kedge.add_devices("a")
+    rollout = kedge.roll_out(kedge.release("1.0"))
+    wanted = kedge.rollouts.actions(rollout)[0].bundle
+    for name, state, at in (("2", UpdateState.COMMITTED, 9.0), ("1", UpdateState.CANARY, 5.0)):
+        event = UpdateEvent(
+            id=name, rollout=str(rollout), model="digits", bundle=wanted, state=state, time=0.0, boot_id="b",
+            monotonic=at,
+        )  # fmt: skip
+        _say(kedge, "a", "event", codec.encode(event))
+    model = kedge.devices.models(["a"])["a"][0]
+    assert (model.state, model.active) == ("committed", wanted)
+
+
+def _hard(**more: object) -> bytes:
+    said = {
+        "id": "h", "model": "digits", "bundle": f"sha256:{'0' * 64}", "inputs": (), "score": 0.5,
+        "provisional": 1, "data_class": "features", "time": 1.0, "expires": 2.0,
+    }  # fmt: skip
+    return codec.encode(HardRequest(**{**said, **more}))  # type: ignore[arg-type]  # a test's keywords
+
+
+def _event(**more: object) -> bytes:
+    said = {
+        "id": "e", "rollout": "1", "model": "digits", "bundle": f"sha256:{'0' * 64}",
+        "state": UpdateState.CANARY, "time": 1.0, "boot_id": "b", "monotonic": 1.0,
+    }  # fmt: skip
+    return codec.encode(UpdateEvent(**{**said, **more}))  # type: ignore[arg-type]  # a test's keywords
+
+
+def _refusal(**more: object) -> bytes:
+    said = {
+        "id": "r",
+        "what": "chunk",
+        "reason": "x",
+        "detail": "",
+        "time": 1.0,
+        "boot_id": "b",
+        "monotonic": 1.0,
+    }
+    return codec.encode(RefusalEvent(**{**said, **more}))  # type: ignore[arg-type]  # a test's keywords
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("request", _hard(expires=math.nan)),
+        ("request", _hard(score=math.nan)),
+        ("request", _hard(provisional=2**63)),
+        ("event", _event(time=math.inf)),
+        ("event", _event(time=1e300)),
+        ("event", _event(monotonic=math.nan)),
+        ("event", _event(rollout="9" * 5000)),
+        ("event", _refusal(what="")),
+        ("event", _refusal(time=-1.0)),
+        (
+            "hello",
+            codec.encode(
+                Hello(
+                    boot_id="b", agent_version="1", target=TARGET, time=1.0, monotonic=1.0,
+                    slots=(ModelSlot(model="m" * 5000),),
+                )
+            ),
+        ),
+        ("hello", codec.encode(Hello(boot_id="b", agent_version="1", target=TARGET, time=1.0, monotonic=1.0,
+                                     outbox_bytes=2**63))),
+    ],
+    ids=[
+        "a request that expires never", "a score that is no number", "a class beyond 64 bits",
+        "a step at the end of time", "a step in no calendar", "a step at no time", "a rollout of 5000 digits",
+        "a refusal of nothing", "a refusal before 1970", "a model's name of 5000 letters",
+        "an outbox beyond 64 bits",
+    ],
+)  # fmt: skip
+def test_one_devices_impossible_values_stop_neither_ingest_nor_the_console(
+    kind: str, body: bytes, kedge: Parts
+) -> None:
+    """A captured device sends what no device would: it is counted and dropped, and the others go on."""
+    kedge.add_devices("evil", "good")
+    good = Hello(boot_id="b", agent_version="1", target=TARGET, time=1.0, monotonic=1.0)
+    kedge.ingest.handle([
+        Incoming(f"{topics.DEVICE}/evil/{kind}", body),
+        Incoming(f"{topics.DEVICE}/good/hello", codec.encode(good)),
+    ])  # fmt: skip
+    assert kedge.devices.get("good").online
+    assert kedge.health.counts()["malformed_messages"] == 1
+
+
+def test_an_error_that_is_no_number_still_tells_of_the_rollback(kedge: Parts) -> None:
+    """A bundle that answers NaN has an error of NaN: the failure counts, the figure has no place in JSON."""
+    kedge.add_devices("a")
+    rollout = kedge.roll_out(kedge.release("1.0"))
+    wanted = kedge.rollouts.actions(rollout)[0].bundle
+    _say(kedge, "a", "event", _event(
+        rollout=str(rollout), bundle=wanted, state=UpdateState.ROLLED_BACK, reason="golden_mismatch",
+        measured={"max_abs_error": math.nan, "samples": 8.0},
+    ))  # fmt: skip
+    assert kedge.statuses(rollout) == {"a": "failed"}
+    assert kedge.devices.events("a")[0].measured == {"samples": 8.0}

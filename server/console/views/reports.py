@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Final
 import msgspec
 from sqlmodel import Session, col, select
 
+from fleet.errors import WireError
 from fleet.telemetry import drift, histogram, varint
 from fleet.wire.messages import ExponentialHistogram, ModelReport
 from server.db.tables import Report
@@ -147,7 +149,18 @@ def of_device(session: Session, device: str, now: float, seconds: float) -> list
         .order_by(col(Report.window_start).desc())
         .limit(LIMIT)
     )
-    return [_WHOLE.decode(body) for body in reversed(session.exec(query).all())]
+    reports = (_WHOLE.decode(body) for body in reversed(session.exec(query).all()))
+    return [report for report in reports if _readable(report)]
+
+
+def _readable(report: ModelReport) -> bool:
+    """Return whether its numbers mean something: a device's nonsense must not hide the rest."""
+    try:
+        histogram.buckets(report.latency_ms)
+        varint.decode(report.confidence)
+    except WireError:
+        return False
+    return math.isfinite(report.latency_ms.min) and math.isfinite(report.latency_ms.max)
 
 
 def summed(reports: Iterable[ModelReport]) -> Figures:
