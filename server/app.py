@@ -20,7 +20,7 @@ from fleet.errors import KedgeError
 from server.api import devices, pools, releases, rollouts, system
 from server.api.auth import COOKIE, Authentication, guard
 from server.api.deps import VIEWER
-from server.api.problems import on_bug, on_http_error, on_kedge_error
+from server.api.problems import ErrorPage, on_bug, on_depth, on_http_error, on_kedge_error
 from server.services.container import Services
 
 #: Bodies of anything but uploads.
@@ -79,6 +79,7 @@ def create_app(
     services: Services,
     console: tuple[ControllerRouterHandler, ...] = (),
     templates: TemplateConfig[JinjaTemplateEngine] | None = None,
+    error_page: ErrorPage | None = None,
 ) -> Litestar:
     """Return the application.
 
@@ -86,15 +87,21 @@ def create_app(
         services: what the handlers use.
         console: the console's handlers.
         templates: where the console's templates are.
+        error_page: what a browser is shown instead of a problem document.
     """
     return Litestar(
         route_handlers=[*api_routes(), *console],
-        state=State({"services": services}),
+        state=State({"services": services, "error_page": error_page}),
         dependencies={"services": Provide(lambda: services, sync_to_thread=False)},
         middleware=[DefineMiddleware(Authentication)],
         guards=[guard],
         before_send=[_add_headers],
-        exception_handlers={KedgeError: on_kedge_error, HTTPException: on_http_error, Exception: on_bug},
+        exception_handlers={
+            KedgeError: on_kedge_error,
+            HTTPException: on_http_error,
+            RecursionError: on_depth,
+            Exception: on_bug,
+        },
         request_max_body_size=BODY_LIMIT,
         openapi_config=_openapi(),
         template_config=templates,

@@ -15,6 +15,7 @@ import uvicorn
 
 from server.app import create_app
 from server.bootstrap import Runtime, build
+from server.console.pages import error_page
 from server.console.routes import handlers, template_config
 from server.errors import SettingsError
 from server.settings import Settings, in_url, is_loopback
@@ -40,7 +41,12 @@ def run(settings: Settings, *, as_json: bool) -> None:
         runtime.start()
         _announce(runtime, listener.getsockname()[1], as_json=as_json)
         config = uvicorn.Config(
-            create_app(runtime.services, console=handlers(), templates=template_config(version("kedge"))),
+            create_app(
+                runtime.services,
+                console=handlers(),
+                templates=template_config(version("kedge")),
+                error_page=error_page,
+            ),
             log_level="warning",
             server_header=False,
             timeout_graceful_shutdown=3,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, Final
 
 from litestar import Request, Response
@@ -20,6 +21,15 @@ _BY_TYPE: Final[tuple[tuple[type[KedgeError], int, str], ...]] = (
     (WireError, 422, "Invalid value"),
 )
 AnyRequest = Request[Any, Any, Any]
+#: Makes a page for a browser: the request, the status, a title and what went wrong.
+ErrorPage = Callable[[AnyRequest, int, str, str], Response[Any]]
+_SERVER_ERROR: Final = 500
+#: What a person is told of an address that does not answer; programs are told in Litestar's words.
+_PLAINLY: Final = {
+    404: ("Page not found", "There is no page at this address."),
+    405: ("Not possible here", "This address cannot be used in that way."),
+    413: ("Too large", "That is more than the server takes at once."),
+}
 
 
 def problem(status: int, title: str, detail: str, **more: object) -> Response[Any]:
@@ -27,6 +37,14 @@ def problem(status: int, title: str, detail: str, **more: object) -> Response[An
     body = {"type": "about:blank", "title": title, "status": status, "detail": detail, **more}
     headers = {"WWW-Authenticate": "Bearer"} if status == UnauthenticatedError.status else None
     return Response(body, status_code=status, media_type=MEDIA_TYPE, headers=headers)
+
+
+def _answer(request: AnyRequest, status: int, title: str, detail: str, **more: object) -> Response[Any]:
+    """Return a page for a browser, a problem document for everything else."""
+    shown: ErrorPage | None = request.app.state.get("error_page")
+    if shown is not None and wants_page(request):
+        return shown(request, status, title, detail)
+    return problem(status, title, detail, **more)
 
 
 def wants_page(request: AnyRequest) -> bool:
@@ -44,24 +62,32 @@ def on_kedge_error(request: AnyRequest, error: KedgeError) -> Response[Any]:
     if isinstance(error, UnauthenticatedError) and request.method == "GET" and wants_page(request):
         return Response(None, status_code=303, headers={"Location": "/login"})
     if isinstance(error, RequestError):
-        return problem(error.status, error.title, str(error))
+        return _answer(request, error.status, error.title, str(error))
     for kind, status, title in _BY_TYPE:
         if isinstance(error, kind):
-            return problem(status, title, str(error))
-    return problem(400, "Bad request", str(error))
+            return _answer(request, status, title, str(error))
+    return _answer(request, 400, "Bad request", str(error))
 
 
-def on_http_error(_: AnyRequest, error: HTTPException) -> Response[Any]:
+def on_http_error(request: AnyRequest, error: HTTPException) -> Response[Any]:
     """Answer what Litestar refused: no such route, a body that does not fit, a wrong method."""
     title = type(error).__name__.removesuffix("Exception")
-    if error.status_code >= 500:  # noqa: PLR2004 - HTTP's server errors
+    if error.status_code >= _SERVER_ERROR:
         LOG.error("request failed: %s", error)
-        return problem(error.status_code, "Server error", "see the server's log")
-    extra = error.extra if isinstance(error.extra, list) else None
-    return problem(error.status_code, title, error.detail, **({"errors": extra} if extra else {}))
+        return _answer(request, error.status_code, "Server error", "see the server's log")
+    detail, extra = error.detail, error.extra if isinstance(error.extra, list) else None
+    if wants_page(request):
+        title, detail = _PLAINLY.get(error.status_code, (title, detail))
+    return _answer(request, error.status_code, title, detail, **({"errors": extra} if extra else {}))
+
+
+def on_depth(request: AnyRequest, error: RecursionError) -> Response[Any]:
+    """Answer a body that is nested deeper than any of ours."""
+    LOG.warning("nested too deeply: %s %s", request.method, request.url.path, exc_info=error)
+    return _answer(request, 400, "Bad request", "expected a body that is nested less deeply")
 
 
 def on_bug(request: AnyRequest, error: Exception) -> Response[Any]:
     """Answer a bug: the log gets the traceback, the caller nothing of it."""
     LOG.error("bug in %s %s", request.method, request.url.path, exc_info=error)
-    return problem(500, "Server error", "a bug in the server; its log has the details")
+    return _answer(request, _SERVER_ERROR, "Server error", "a bug in the server; its log has the details")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 from urllib.parse import urlencode
 
 T = TypeVar("T")
+#: No list of ours has pages whose number is longer.
+_DIGITS: Final = 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,11 @@ class Listing(Generic[T]):
 
     def _order(self) -> dict[str, str | None]:
         return {"sort": self.sort, "order": "desc" if self.descending else None}
+
+
+def number_of(text: str) -> int:
+    """Return a page's number as a URL has it; the first page's where it is none."""
+    return int(text) if text.isdecimal() and len(text) <= _DIGITS else 1
 
 
 def page_of(

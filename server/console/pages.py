@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -11,6 +12,7 @@ from litestar.params import SkipValidation
 from litestar.response import Redirect, Template
 
 from fleet.errors import KedgeError
+from server.api.auth import COOKIE
 from server.console.views import overview
 from server.console.words import hints
 from server.errors import RequestError, UnauthenticatedError
@@ -37,6 +39,9 @@ MENU: Final = (
 )
 ADMIN_MENU: Final = (("audit", "/audit", "Audit"),)
 
+_SERVER_ERROR: Final = 500
+#: What needs a person is counted again after so many times as long as counting takes.
+_COUNT_AGAIN: Final = 20
 #: What a form did, by the word that its redirect carries: the URL never brings text of its own.
 DONE: Final = {
     "flush": "Asked the device to send what waits. It does so as soon as it is connected.",
@@ -71,8 +76,6 @@ def page(request: AnyRequest, services: Services, template: str, section: str, *
     """
     me: Principal = request.user
     now = services.clock.now()
-    with services.database.read() as session:
-        needs = overview.needs_count(session, now)
     done = DONE.get(request.query_params.get("done", ""))
     admin = me.role.includes(Role.ADMIN)
     frame = {
@@ -81,7 +84,7 @@ def page(request: AnyRequest, services: Services, template: str, section: str, *
         "may": May(operate=me.role.includes(Role.OPERATOR), administrate=admin),
         "menu": (*MENU, *ADMIN_MENU) if admin else MENU,
         "section": section,
-        "needs_count": needs,
+        "needs_count": needs_count(request, services),
         "hints": hints(str(request.base_url).rstrip("/")),
         "flash": ("ok", done) if done else None,
         "search": "",
@@ -89,9 +92,51 @@ def page(request: AnyRequest, services: Services, template: str, section: str, *
     return Template(template_name=template, context={**frame, **context})
 
 
+def needs_count(request: AnyRequest, services: Services, counted: int | None = None) -> int:
+    """Return how many lines "What needs you now" has, for the navigation of every page.
+
+    Counting reads the whole fleet, so at most about a twentieth of the time goes into it.
+
+    Args:
+        request: for the application's state.
+        services: what is counted.
+        counted: the number, where the caller has it already.
+    """
+    began, state = time.monotonic(), request.app.state
+    if counted is None:
+        number, until = state.get("needs", (0, 0.0))
+        if began < until:
+            return int(number)
+        with services.database.read() as session:
+            counted = len(overview.needs(session, services.clock.now()))
+    ended = time.monotonic()
+    state["needs"] = (counted, ended + (ended - began) * _COUNT_AGAIN)
+    return counted
+
+
 def done(path: str, word: str) -> Redirect:
     """Return to a page after a form did its work; `word` is a key of `DONE`."""
     return Redirect(f"{path}?done={word}", status_code=303)
+
+
+def error_page(request: AnyRequest, status: int, title: str, problem: str) -> Response[Any]:
+    """Say what went wrong, in the console's frame for people who are logged in.
+
+    A page of its own, which needs nothing of the server, is for everybody else and for the server's bugs.
+    """
+    services: Services = request.app.state.services
+    context = {"problem_title": title, "problem": problem, "back": _back(request)}
+    known = request.scope.get("user") if status < _SERVER_ERROR else None
+    if known is None and status < _SERVER_ERROR:
+        # No route, no middleware: who asks is found out here.
+        secret = request.cookies.get(COOKIE)
+        known = services.accounts.by_cookie(secret) if secret else None
+    if known is None:
+        return Template(template_name="failed.html", context=context, status_code=status)
+    request.scope["user"] = known
+    shown = page(request, services, "error.html", "", **context)
+    shown.status_code = status
+    return shown
 
 
 def on_error(request: AnyRequest, error: KedgeError) -> Response[Any]:
@@ -103,15 +148,12 @@ def on_error(request: AnyRequest, error: KedgeError) -> Response[Any]:
         return Redirect("/login", status_code=303)
     status = error.status if isinstance(error, RequestError) else 400
     title = error.title if isinstance(error, RequestError) else "This cannot be done"
-    services: Services = request.app.state.services
-    shown = page(
-        request, services, "error.html", "", problem_title=title, problem=str(error), back=_back(request)
-    )
-    shown.status_code = status
-    return shown
+    return error_page(request, status, title, str(error))
 
 
 def _back(request: AnyRequest) -> str:
     """Return the page that a form was on: its path without the verb, or the overview."""
     path = request.url.path
+    if path == "/login":
+        return path
     return path.rsplit("/", 1)[0] or "/" if request.method == "POST" else "/"

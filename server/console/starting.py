@@ -82,7 +82,7 @@ class RolloutForm(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             InvalidError: none is chosen.
         """
-        if not self.release.isdecimal():
+        if not self.release.isdecimal() or len(self.release) > 9:  # noqa: PLR2004 - no id of ours is longer
             raise InvalidError("release: choose one")
         return int(self.release)
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, event, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 from sqlmodel import Session, create_engine
 
 from fleet.errors import MissingExtraError
-from server.errors import SettingsError
+from server.errors import InvalidError, SettingsError
 
 _WRITES: Final = "kedge_writes"
 
@@ -42,13 +42,13 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
         """Give a session whose changes are thrown away."""
-        with Session(self.engine, expire_on_commit=False) as session:
+        with _fitting(), Session(self.engine, expire_on_commit=False) as session:
             yield session
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Session]:
         """Give a session that is committed at the end of the block, and rolled back on any error."""
-        with Session(self._writer, expire_on_commit=False) as session:
+        with _fitting(), Session(self._writer, expire_on_commit=False) as session:
             yield session
             session.commit()
 
@@ -64,6 +64,15 @@ class Database:
     def close(self) -> None:
         """Close every connection."""
         self.engine.dispose()
+
+
+@contextlib.contextmanager
+def _fitting() -> Iterator[None]:
+    """Tell apart a value that no column holds, such as 2**63: whoever sent it is told, and it is no bug."""
+    try:
+        yield
+    except (OverflowError, DataError) as error:
+        raise InvalidError("expected numbers and texts that a database can hold") from error
 
 
 def _engine(url: str) -> Engine:

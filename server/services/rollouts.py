@@ -27,6 +27,7 @@ from server.db.tables import (
 from server.errors import ConflictError, InvalidError, NotFoundError
 from server.ports.clock import Clock
 from server.services.audit import Audit
+from server.services.labels import checked_labels
 from server.services.live import Live
 from server.services.roles import SYSTEM, Principal
 from server.services.rollout_steps import RolloutSteps, policy_of, progress_of
@@ -94,9 +95,11 @@ class Rollouts:
 
         Raises:
             NotFoundError: there is no such release.
+            InvalidError: a label is none.
             PlanError: the policy makes no sense.
         """
         policy.check()
+        checked_labels(selection.labels)
         with self._database.read() as session:
             release = _release(session, release_id)
             bundles, devices, skipped = _candidates(session, release, selection)
@@ -125,10 +128,11 @@ class Rollouts:
         Raises:
             NotFoundError: there is no such release.
             ConflictError: the release is not signed yet.
-            InvalidError: no device is left to bring the release to.
+            InvalidError: no device is left to bring the release to, or a label is none.
             PlanError: the policy makes no sense.
         """
         policy.check()
+        checked_labels(selection.labels)
         with self._database.write() as session:
             release = _release(session, release_id)
             if release.signed_at is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sqlmodel import Session, col, func, select
 
-from server.console.listing import Listing
+from server.console.listing import Listing, number_of
 from server.db.tables import AuditEntry
 
 _PER_PAGE = 50
@@ -51,7 +51,7 @@ def listing(session: Session, query: Mapping[str, str]) -> Listing[Entry]:
     total = session.exec(select(func.count()).select_from(AuditEntry).where(*conditions)).one()
     pages = max(1, -(-total // _PER_PAGE))
     asked = query.get("page", "1")
-    page = min(max(int(asked) if asked.isdecimal() else 1, 1), pages)
+    page = min(max(number_of(asked), 1), pages)
     rows = session.exec(
         select(AuditEntry)
         .where(*conditions)

@@ -10,7 +10,7 @@ from typing import Final
 from sqlmodel import Session, col, func, select
 
 from fleet.wire.messages import ModelReport, UpdateState
-from server.console.listing import Listing, page_of
+from server.console.listing import Listing, number_of, page_of
 from server.console.looks import DEVICE, STEPS, UPDATE, Look, look
 from server.console.views import reports
 from server.db.tables import (
@@ -205,7 +205,7 @@ def listing(every: Iterable[DeviceLine], query: Mapping[str, str]) -> Listing[De
         rows,
         path="/devices",
         query=filters,
-        page=int(page) if page.isdecimal() else 1,
+        page=number_of(page),
         sort=query.get("sort", ""),
         descending=query.get("order") == "desc",
         keys=_KEYS,

@@ -13,7 +13,7 @@ from sqlmodel import Session, col, func, select
 from fleet.rollout import decision, states
 from fleet.rollout.plan import Policy
 from server.console import shapes
-from server.console.listing import Listing, page_of
+from server.console.listing import Listing, number_of, page_of
 from server.console.looks import ACTION, GROUP, ROLLOUT, UPDATE, Look, look
 from server.db.tables import Action, Release, Rollout, RolloutGroup
 
@@ -129,9 +129,7 @@ def listing(session: Session, query: Mapping[str, str]) -> Listing[RolloutLine]:
         chosen = chosen.where(Rollout.model == filters["model"])
     rows = session.exec(chosen.order_by(col(Rollout.id).desc())).all()
     page = query.get("page", "1")
-    cut = page_of(
-        rows, path="/rollouts", query=filters, page=int(page) if page.isdecimal() else 1, per_page=30
-    )
+    cut = page_of(rows, path="/rollouts", query=filters, page=number_of(page), per_page=30)
     counts = _counts(session, [row.id for row, _ in cut.rows if row.id is not None])
     return Listing(
         path=cut.path,
@@ -307,5 +305,5 @@ def _actions(actions: list[Action], rollout: int, query: Mapping[str, str]) -> L
         rows,
         path=f"/rollouts/{rollout}",
         query=filters,
-        page=int(page_number) if page_number.isdecimal() else 1,
+        page=number_of(page_number),
     )
