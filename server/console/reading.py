@@ -7,7 +7,7 @@ from litestar.params import FromPath
 from litestar.response import Template
 
 from server.console.looks import ACTION, DEVICE, POOL, ROLLOUT, Look, look
-from server.console.pages import ADMIN, VIEWER, AnyRequest, ServicesDep, page
+from server.console.pages import ADMIN, VIEWER, AnyRequest, ServicesDep, needs_count, page
 from server.console.views import audit, devices, offload, overview, releases, rollouts
 from server.console.words import ASKS
 from server.errors import NotFoundError
@@ -19,7 +19,18 @@ def overview_page(request: AnyRequest, services: ServicesDep) -> Template:
     """What needs me now?"""
     with services.database.read() as session:
         view = overview.page(session, services.clock.now())
+    needs_count(request, services, len(view.needs))
     return page(request, services, "overview.html", "overview", view=view)
+
+
+@get("/needs", opt=VIEWER, sync_to_thread=True, include_in_schema=False)
+def needs_part(request: AnyRequest, services: ServicesDep) -> Template:
+    """Return the navigation's count, which every page asks for again when something happened."""
+    with services.database.read() as session:
+        counted = len(overview.needs(session, services.clock.now()))
+    return Template(
+        template_name="needs.html", context={"needs_count": needs_count(request, services, counted)}
+    )
 
 
 @get("/devices", opt=VIEWER, sync_to_thread=True, include_in_schema=False)
@@ -98,6 +109,6 @@ def audit_page(request: AnyRequest, services: ServicesDep) -> Template:
 
 
 HANDLERS = (
-    overview_page, devices_page, device_page, releases_page, rollouts_page, rollout_page, offload_page,
-    audit_page,
+    overview_page, needs_part, devices_page, device_page, releases_page, rollouts_page, rollout_page,
+    offload_page, audit_page,
 )  # fmt: skip

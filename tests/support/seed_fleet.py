@@ -204,6 +204,7 @@ class Seeder:
             self.devices[index].gates = gates
         for index, size in ((4, 48_213), (11, 912_400), (26, 2_411_000), (31, 6_100)):
             self.devices[index].outbox_bytes = size
+            self.devices[index].hello_at = self.now - 8 * 60.0
         self.devices[33].clock_untrusted = True
         # Connected now and then over a mobile network: silent for minutes, and not late.
         self.devices[16].online, self.devices[16].last_seen_at = False, self.now - 420

@@ -46,6 +46,13 @@
     return { names: [...names].reverse(), times, columns: sums.reverse(), raw: [...columns].reverse() };
   }
 
+  // A value without neighbours makes no line: it is a point. Few values are points and a line.
+  const FEW = 6;
+  function alone(column) {
+    const there = [...column.keys()].filter((i) => column[i] != null);
+    return there.length <= FEW ? there : there.filter((i) => column[i - 1] == null && column[i + 1] == null);
+  }
+
   function figure(value, unit) {
     if (value == null) return "–";
     const digits = Math.abs(value) >= 100 || Number.isInteger(value) ? 0 : Math.abs(value) >= 10 ? 1 : 2;
@@ -62,7 +69,8 @@
     };
     const series = data.names.map((name, i) => {
       return {
-        label: name, stroke: color(i), width: kind === "area" ? 1 : 1.8, points: { show: false }, spanGaps: false,
+        label: name, stroke: color(i), width: kind === "area" ? 1 : 1.8, spanGaps: false,
+        points: { show: false, size: 7, fill: color(i), filter: (u, s) => (kind === "area" ? null : alone(u.data[s])) },
         fill: kind === "area" ? color(i, dark() ? 0.5 : 0.42) : undefined,
         value: (_, value, s, at) => figure(at == null ? null : (data.raw ? data.raw[s - 1][at] : value), unit),
       };
@@ -71,7 +79,7 @@
     const newest = data.times.findLastIndex((_, i) => data.columns.some((column) => column[i] != null));
     const options = {
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "UTC"),
-      width: Math.max(200, host.clientWidth), height: 200, padding: [8, 8, 0, 0],
+      width: Math.max(200, host.clientWidth), height: 200, padding: [8, 26, 0, 0],
       cursor: { points: { size: 6 }, drag: { x: false, y: false } },
       scales: { y: { range: (_, low, high) => [0, high > 0 ? high * 1.08 : 1] } },
       axes: [

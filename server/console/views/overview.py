@@ -12,11 +12,13 @@ from sqlmodel import Session, col, select
 from fleet.rollout.states import RolloutState
 from server.console import shapes
 from server.console.views import devices, reports, rollouts
-from server.db.tables import Action, Device, DeviceModel, EventRow, Refusal
+from server.db.tables import Action, Device, DeviceModel, EventRow, Refusal, Release
 
 DAY: Final = 86400.0
 #: A model with more errors than this share of its requests is worth a look.
 ERROR_SHARE: Final = 0.01
+#: So many kinds of refusals have a line each: one device can make up any number.
+_KINDS: Final = 6
 #: So many names are shown; the rest is a number.
 _NAMES: Final = 3
 #: Rollouts that began this long before a chart does still explain what it begins with.
@@ -65,14 +67,8 @@ def page(session: Session, now: float) -> Overview:
     """Return the overview."""
     lines = devices.lines(session, now)
     figures = reports.fleet(session, now, DAY)
-    refusals = _refusals(session, now)
     return Overview(
-        needs=[
-            *_rollouts(session),
-            *refusals,
-            *_devices(lines),
-            *_models(figures),
-        ],
+        needs=_needs(session, now, lines, figures),
         tally=devices.tally(lines),
         online=sum(line.row.online for line in lines),
         total=len(lines),
@@ -84,6 +80,17 @@ def page(session: Session, now: float) -> Overview:
         refusals=sum(1 for _ in session.exec(select(Refusal.id).where(Refusal.received_at > now - DAY))),
         adoption=adoption(session, now, DAY),
     )
+
+
+def needs(session: Session, now: float) -> list[Need]:
+    """Return what needs a person now, worst first."""
+    return _needs(session, now, devices.lines(session, now), reports.fleet(session, now, DAY))
+
+
+def _needs(
+    session: Session, now: float, lines: list[devices.DeviceLine], figures: reports.Fleet
+) -> list[Need]:
+    return [*_rollouts(session), *_refusals(session, now), *_devices(lines), *_models(figures)]
 
 
 def _rollouts(session: Session) -> list[Need]:
@@ -113,7 +120,7 @@ def _refusals(session: Session, now: float) -> list[Need]:
     for refusal in session.exec(query.limit(2000)):
         grouped[refusal.what, refusal.reason].append(refusal)
     needs = []
-    for (what, reason), members in grouped.items():
+    for (what, reason), members in list(grouped.items())[:_KINDS]:
         names = list(dict.fromkeys(refusal.device_id for refusal in members))
         needs.append(
             Need(
@@ -123,6 +130,17 @@ def _refusals(session: Session, now: float) -> list[Need]:
                 detail=f"{_named(names)} · {members[0].detail}",
                 href=f"/devices/{names[0]}#refusals" if len(names) == 1 else "/live?topic=refusal",
                 since=members[0].received_at,
+            )
+        )
+    if len(grouped) > _KINDS:
+        left = sum(len(members) for members in list(grouped.values())[_KINDS:])
+        needs.append(
+            Need(
+                tone="sec",
+                mark="sec",
+                title=f"{_count(len(grouped) - _KINDS, 'more kind')} of refusals",
+                detail=f"{left:,} refusals of other kinds",
+                href="/live?topic=refusal",
             )
         )
     return needs
@@ -215,13 +233,6 @@ def _named(names: list[str]) -> str:
     return f"{shown} and {len(names) - _NAMES} more" if len(names) > _NAMES else shown
 
 
-def needs_count(session: Session, now: float) -> int:
-    """Return how many rollouts stopped and kinds of refusals came in the last day, for the navigation."""
-    stopped = len(rollouts.of_states(session, [RolloutState.HALTED]))
-    kinds = select(Refusal.what, Refusal.reason).where(Refusal.received_at > now - DAY).distinct()
-    return stopped + len(session.exec(kinds).all())
-
-
 # --- adoption ------------------------------------------------------------------------------------------
 
 
@@ -237,6 +248,7 @@ def adoption(session: Session, now: float, seconds: float) -> dict[str, reports.
     A device that committed a bundle ran before it what it committed earlier, or what the rollout noted.
     """
     known = devices.versions(session)
+    released = set(session.exec(select(Release.model).distinct()))
     starts = [*reports.slices(now, seconds)[1:], now]
     commits = _commits(session, now - seconds)
     counts: dict[str, list[Counter[str]]] = defaultdict(lambda: [Counter() for _ in starts])
@@ -244,6 +256,8 @@ def adoption(session: Session, now: float, seconds: float) -> dict[str, reports.
         select(DeviceModel, Device.enrolled_at).join(Device, col(Device.id) == DeviceModel.device_id)
     )
     for row, enrolled in rows:
+        if row.model not in released:
+            continue  # a device may claim to run anything
         own = commits[row.device_id, row.model]
         for index, at in enumerate(starts):
             digest = _ran(row, own, at)
