@@ -12,6 +12,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from compiler import backends, client
 from compiler.bundle import layout
@@ -21,6 +22,8 @@ from compiler.requests import CompileRequest, CompileResult
 from compiler.requests import Progress as Step
 from firmware_profiles import registry
 from fleet.ids import Name
+from fleet.options import FiniteRange
+from fleet.text import printable
 
 _PATH: Final = click.Path(path_type=Path)
 
@@ -36,7 +39,7 @@ _PATH: Final = click.Path(path_type=Path)
 )
 @click.option(
     "--max-drop",
-    type=click.FloatRange(0, 100),
+    type=FiniteRange(0, 100),
     default=0.5,
     show_default=True,
     metavar="POINTS",
@@ -50,7 +53,7 @@ _PATH: Final = click.Path(path_type=Path)
 @click.option("--licence", default="", help="The model's licence, as an SPDX expression.")
 @click.option(
     "--memory-limit",
-    type=click.FloatRange(1, 1024),
+    type=FiniteRange(1, 1024),
     default=16.0,
     show_default=True,
     metavar="GIB",
@@ -58,7 +61,7 @@ _PATH: Final = click.Path(path_type=Path)
 )
 @click.option(
     "--time-limit",
-    type=click.FloatRange(1, 100_000),
+    type=FiniteRange(1, 100_000),
     default=3600.0,
     show_default=True,
     metavar="SECONDS",
@@ -130,9 +133,9 @@ def _with_progress(request: CompileRequest) -> CompileResult:
     console = Console(stderr=True)
     bar = Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.fields[detail]}", markup=False),
         TimeElapsedColumn(),
         console=console,
         transient=True,
@@ -158,7 +161,7 @@ def _show(result: CompileResult) -> None:
     for x in result.candidates:
         table.add_row(
             x.name,
-            f"{x.status}: {x.reason}" if x.reason else x.status,
+            Text(printable(f"{x.status}: {x.reason}" if x.reason else x.status)),
             "" if x.size_bytes is None else f"{x.size_bytes:,}",
             "" if x.drop_points is None else f"{x.drop_points:+.2f}",
             "" if x.agreement is None else f"{100 * x.agreement:.2f} %",
@@ -167,7 +170,7 @@ def _show(result: CompileResult) -> None:
         )
     Console(stderr=True).print(table)
     for warning in result.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        click.echo(f"warning: {printable(warning)}", err=True)
     a, low, high = result.accuracy, *result.accuracy.interval
     if a.compiled is not None and a.original is not None:
         click.echo(
@@ -240,4 +243,4 @@ def run(*, bundle: Path, input_: Path, output: Path, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(result).decode())
     else:
-        click.echo(f"{result.samples} samples: {', '.join(result.outputs)} -> {result.output}")
+        click.echo(f"{result.samples} samples: {printable(', '.join(result.outputs))} -> {result.output}")

@@ -93,6 +93,8 @@ def _follow(
             return message.result
         if isinstance(message, Failed):
             raise _error(message)
+        if time.monotonic() > started + limit:
+            raise _over(stage, f"expected to be done within {limit:g} s")
         stage = message.stage
         tell(message)
 

@@ -15,10 +15,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from compiler import files
 from compiler.errors import DatasetError
-from compiler.tensors import NUMPY_TYPES, Array, Arrays, feed, sample_shape
+from compiler.tensors import Array, Arrays, feed, sample_shape
 from fleet.bundle.description import TensorSpec
 from fleet.ids import Digest
+from fleet.wire.tensors import DTYPES
 
 LABELS: Final = "labels"
 #: No larger data file is read: it would not fit beside the model in a worker's memory.
@@ -84,13 +86,7 @@ def load(path: Path, tensors: tuple[TensorSpec, ...]) -> Dataset:
 
 
 def _bytes(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > SIZE_LIMIT:
-            raise DatasetError(f"{path.name}: expected at most {SIZE_LIMIT} bytes; got {size}")
-        data = path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"{path}: {error.strerror}") from error
+    data = files.read(path, SIZE_LIMIT, DatasetError)
     if not data:
         raise DatasetError(f"{path.name}: expected an .npz file; got 0 bytes")
     if data.startswith(b"version https://git-lfs"):
@@ -105,7 +101,7 @@ def _arrays(data: bytes, file: str) -> Arrays:
         if unpacked > SIZE_LIMIT:
             raise DatasetError(f"{file}: expected at most {SIZE_LIMIT} bytes unpacked; got {unpacked}")
         with np.load(io.BytesIO(data), allow_pickle=False) as archive_:
-            return {name: archive_[name] for name in archive_.files}
+            arrays = {name: archive_[name] for name in archive_.files}
     except (
         ValueError,
         OSError,
@@ -116,6 +112,10 @@ def _arrays(data: bytes, file: str) -> Arrays:
         MemoryError,
     ) as error:
         raise DatasetError(f"{file}: expected an .npz file of plain arrays; {error}") from error
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy gives the bytes of a member that is no array
+            raise DatasetError(f"{file}: expected an .npz file of plain arrays; {name!r} is none")
+    return arrays
 
 
 def _checked(arrays: Arrays, tensor: TensorSpec, file: str) -> Array:
@@ -125,7 +125,7 @@ def _checked(arrays: Arrays, tensor: TensorSpec, file: str) -> Array:
             f"{file}: expected an array named {tensor.name!r}, as the model's input; got {got}"
         )
     array = arrays[tensor.name]
-    want = NUMPY_TYPES[tensor.datatype]
+    want = DTYPES[tensor.datatype]
     if array.dtype != want:
         raise DatasetError(f"{file}: {tensor.name!r}: expected type {want}; got {array.dtype}")
     shape = sample_shape(tensor)
@@ -147,8 +147,9 @@ def _labels(labels: Array, samples: int, file: str) -> Labels:
         )
     if len(labels) != samples:
         raise DatasetError(f"{file}: 'labels': expected {samples}, one per sample; got {len(labels)}")
-    if samples and labels.min() < 0:
-        raise DatasetError(f"{file}: 'labels': expected class indices from 0; got {labels.min()}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high > np.iinfo(np.int64).max:
+        raise DatasetError(f"{file}: 'labels': expected class indices from 0; got {low} to {high}")
     return labels.astype(np.int64)
 
 

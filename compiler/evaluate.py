@@ -13,7 +13,7 @@ import numpy.typing as npt
 from compiler import statistics
 from compiler.backends import Runner
 from compiler.datasets import Dataset
-from compiler.errors import CompileError, DatasetError
+from compiler.errors import CompileError, DatasetError, ModelRefusedError
 from compiler.tensors import Array, Arrays, Outputs
 
 Answers = npt.NDArray[np.int64]
@@ -105,6 +105,17 @@ def outputs(runner: Runner, data: Dataset, tick: Callable[[], None] = lambda: No
         if len(shapes) > 1:
             raise CompileError(f"output {name!r}: expected one shape; got {sorted(shapes)[:4]}")
     return {name: np.stack(values) for name, values in found.items()}
+
+
+def check_finite(floats: Outputs) -> None:
+    """Check that the float model's outputs are numbers, as nothing can be compared with others.
+
+    Raises:
+        ModelRefusedError: names the output.
+    """
+    for name, values in floats.items():
+        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+            raise ModelRefusedError(f"output {name!r}: expected finite numbers; got NaN or infinity")
 
 
 def answering(floats: Outputs, labels: npt.NDArray[np.int64] | None) -> Answering:

@@ -8,14 +8,16 @@ worker process, whose memory and time are limited, so that what gets past a rule
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import onnx
 from onnx import external_data_helper, inliner, numpy_helper
 
+from compiler import files
 from compiler.errors import ModelRefusedError
 from fleet.ids import Digest
 
@@ -26,6 +28,10 @@ TENSOR_LIMIT: Final = FILE_LIMIT
 NODE_LIMIT: Final = 100_000
 #: Loading time of nested subgraphs doubles with each level.
 DEPTH_LIMIT: Final = 6
+#: Longer names make every later step slow; exporters write at most a few hundred characters.
+NAME_LIMIT: Final = 4096
+#: numpy has no more dimensions.
+DIMENSION_LIMIT: Final = 32
 OLDEST_OPSET: Final = 7
 DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 
@@ -41,11 +47,22 @@ _FOREIGN: Final = (
 )
 
 
-def read(path: Path) -> tuple[onnx.ModelProto, Digest]:
-    """Read a model file, refuse what is malformed or hostile, and inline external data and functions.
+class Source(NamedTuple):
+    """A model that was read.
 
-    Returns:
-        The model, and the digest of what was read: of the file, or of the whole where weights lie beside it.
+    Attributes:
+        model: with its external data inside, and without functions.
+        digest: of what was read: of the file, or of the whole where weights lie beside it.
+        size: bytes that it takes on disk.
+    """
+
+    model: onnx.ModelProto
+    digest: Digest
+    size: int
+
+
+def read(path: Path) -> Source:
+    """Read a model file, refuse what is malformed or hostile, and inline external data and functions.
 
     Raises:
         ModelRefusedError: says what was expected and what was got.
@@ -56,24 +73,20 @@ def read(path: Path) -> tuple[onnx.ModelProto, Digest]:
     tensors = [tensor for graph in graphs for tensor in _tensors(graph)]
     _check_opsets(model)
     for graph in graphs:
+        _check_names(graph)
         _check_operators(graph, model)
     _check_sizes(tensors)
-    whole = any(external_data_helper.uses_external_data(x) for x in tensors)
+    beside = 0
     for tensor in tensors:
-        _inline(tensor, path.parent)
+        beside += _inline(tensor, path.parent)
         _check_weights(tensor)
     _check_structure(model)
-    return model, Digest.of(model.SerializeToString(deterministic=True) if whole else data)
+    digest = Digest.of(model.SerializeToString(deterministic=True) if beside else data)
+    return Source(model, digest, len(data) + beside)
 
 
 def _bytes(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > FILE_LIMIT:
-            raise ModelRefusedError(f"{path.name}: expected at most {FILE_LIMIT} bytes; got {size}")
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelRefusedError(f"{path}: {error.strerror}") from error
+    data = files.read(path, FILE_LIMIT, ModelRefusedError)
     if not data:
         raise ModelRefusedError(f"{path.name}: expected an ONNX model; got 0 bytes")
     for start, what in _FOREIGN:
@@ -98,7 +111,7 @@ def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     local = {x.domain for x in model.functions} - DOMAINS
     try:
         inlined = inliner.inline_local_functions(model)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
         raise ModelRefusedError(f"local functions: {_line(error)}") from error
     opsets = [x for x in inlined.opset_import if x.domain not in local]
     del inlined.opset_import[:]
@@ -138,8 +151,27 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
             yield from attribute.tensors
 
 
+def _check_names(graph: onnx.GraphProto) -> None:
+    values = (*graph.input, *graph.output, *graph.value_info)
+    names = [graph.name, *(x.name for x in (*values, *graph.initializer))]
+    for node in graph.node:
+        names += [node.name, *node.input, *node.output, *(x.name for x in node.attribute)]
+    longest = max(map(len, names))
+    if longest > NAME_LIMIT:
+        raise ModelRefusedError(f"graph: expected names of at most {NAME_LIMIT} characters; got {longest}")
+    for value in values:
+        dimensions = len(value.type.tensor_type.shape.dim)
+        if dimensions > DIMENSION_LIMIT:
+            raise ModelRefusedError(
+                f"tensor {value.name[:80]!r}: expected at most {DIMENSION_LIMIT} dimensions; got {dimensions}"
+            )
+
+
 def _check_opsets(model: onnx.ModelProto) -> None:
     newest = onnx.defs.onnx_opset_version()
+    domains = Counter(x.domain for x in model.opset_import)
+    if domains and max(domains.values()) > 1:
+        raise ModelRefusedError(f"opset: expected each domain once; got {max(domains.values())} of one")
     for opset in model.opset_import:
         if opset.domain not in DOMAINS:
             raise ModelRefusedError(
@@ -174,6 +206,11 @@ def _known(operator: str, opset: int, domain: str) -> bool:
 def _check_sizes(tensors: list[onnx.TensorProto]) -> None:
     total = 0
     for tensor in tensors:
+        if len(tensor.dims) > DIMENSION_LIMIT:
+            raise ModelRefusedError(
+                f"weight {tensor.name[:80]!r}: expected at most {DIMENSION_LIMIT} dimensions; "
+                f"got {len(tensor.dims)}"
+            )
         if any(x < 0 for x in tensor.dims):
             raise ModelRefusedError(
                 f"weight {tensor.name[:80]!r}: expected dimensions from 0; got {tensor.dims}"
@@ -194,34 +231,42 @@ def _bytes_of(tensor: onnx.TensorProto) -> int:
     return size
 
 
-def _inline(tensor: onnx.TensorProto, folder: Path) -> None:
+def _inline(tensor: onnx.TensorProto, folder: Path) -> int:
+    """Read a weight that lies in a file beside the model; return how many bytes that were."""
     if not external_data_helper.uses_external_data(tensor):
-        return
+        return 0
     facts = {x.key: x.value for x in tensor.external_data}
     name, location = tensor.name[:80], facts.get("location", "")
+    shown = location[:80]
     path = folder / location
     inside = location and not Path(location).is_absolute() and ".." not in Path(location).parts
-    if not inside or folder.resolve() not in path.resolve().parents:
+    try:
+        inside = inside and folder.resolve() in path.resolve().parents
+        there = path.is_file()
+    except (OSError, ValueError) as error:  # a name that the file system cannot have
+        raise ModelRefusedError(f"weight {name!r}: external data {shown!r}: {error!s:.80}") from error
+    if not inside:
         raise ModelRefusedError(
-            f"weight {name!r}: expected external data in the model's folder; got {location!r}"
+            f"weight {name!r}: expected external data in the model's folder; got {shown!r}"
         )
-    if not path.is_file():
-        raise ModelRefusedError(f"weight {name!r}: expected a file {location!r} beside the model; got none")
+    if not there:
+        raise ModelRefusedError(f"weight {name!r}: expected a file {shown!r} beside the model; got none")
     want = _bytes_of(tensor)
     try:
         offset, length = int(facts.get("offset", 0)), int(facts.get("length", want))
     except ValueError as error:
-        raise ModelRefusedError(f"weight {name!r}: {error}") from error
+        raise ModelRefusedError(f"weight {name!r}: {error!s:.200}") from error
     size = path.stat().st_size
     if length != want or offset < 0 or offset + length > size:
         raise ModelRefusedError(
-            f"weight {name!r}: expected {want} bytes in {location!r}; got {length} from {offset} of {size}"
+            f"weight {name!r}: expected {want} bytes in {shown!r}; got {length} from {offset} of {size}"
         )
     with path.open("rb") as file:
         file.seek(offset)
         tensor.raw_data = file.read(length)
     tensor.data_location = onnx.TensorProto.DEFAULT
     del tensor.external_data[:]
+    return length
 
 
 def _check_weights(tensor: onnx.TensorProto) -> None:

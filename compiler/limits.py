@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import resource
 from pathlib import Path
 from typing import Final
@@ -12,6 +14,8 @@ MIB: Final = 1024**2
 GIB: Final = 1024**3
 #: More bytes than this on disk buy no more memory or time.
 GROW_TO: Final = 4 * GIB
+#: The key under which ONNX names a file of external data.
+_EXTERNAL: Final = b"location"
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,18 +38,23 @@ COMPILE_LIMITS: Final = Limits(memory_bytes=16 * GIB, cpu_s=3600, wall_s=3600.0)
 def for_import(model: Path) -> Limits:
     """Return the limits of reading a model that nobody has vouched for, and running it once.
 
-    They grow with what lies on disk (external data lie beside the model), so that a large model may be read
-    and a small file cannot grow.
+    They grow with what lies on disk of the model, so that a large one may be read and a small file cannot
+    grow.
     """
-    size = min(_size_around(model), GROW_TO)
+    size = min(_size(model), GROW_TO)
     cpu_s = 10 + size // (25 * MIB)
     return Limits(memory_bytes=4 * GIB + 6 * size, cpu_s=cpu_s, wall_s=10.0 + 3 * cpu_s)
 
 
-def _size_around(model: Path) -> int:
+def _size(model: Path) -> int:
+    """Return the bytes of a model and of the files beside it that it names as external data."""
     try:
-        return sum(x.stat().st_size for x in model.parent.iterdir() if x.is_file())
-    except OSError:
+        with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if data.find(_EXTERNAL) < 0:
+                return len(data)
+            beside = [x for x in model.parent.iterdir() if x != model and x.is_file()]
+            return len(data) + sum(x.stat().st_size for x in beside if data.find(os.fsencode(x.name)) >= 0)
+    except (OSError, ValueError):  # an empty file cannot be mapped
         return 0
 
 

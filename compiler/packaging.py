@@ -21,6 +21,8 @@ from firmware_profiles.profile import Profile
 from fleet.bundle.description import Accuracy, TensorSpec
 
 _ALPHA: Final = 0.05
+#: A float model that shrinks below this share of itself when stripped would flatter what is compiled.
+NOTABLE: Final = 0.95
 
 
 def package(
@@ -53,7 +55,7 @@ def package(
         accuracy=_accuracy(winner),
         offload=offload,
         baseline=insight.baseline_of(calibrated, trials.how, offload),
-        sizes=Sizes(original=original.size, compiled=len(artifact)),
+        sizes=Sizes(original=given.source_size, compiled=len(artifact)),
         verdicts=verdicts.of(trials.measured, trials.failed, winner.refused, chosen, request.max_drop),
         placement=backend.placement(path, path.parent),
         warnings=_warnings(trials, given, winner),
@@ -115,6 +117,12 @@ def _warnings(trials: Trials, given: Inputs, winner: Winner) -> tuple[str, ...]:
     """Return the warnings that follow from the inputs alone, and so may stand in the bundle."""
     chosen = winner.measured.candidate
     found = [f"model: {x}" for x in given.changes]
+    bare = search.float_of(trials.measured).size
+    if bare < NOTABLE * given.source_size:
+        found.append(
+            f"{given.source_size - bare:,} bytes of the float model are documentation and recorded shapes; "
+            f"without them it takes {bare:,}"
+        )
     found += trials.notes(chosen)
     if chosen.scheme is Scheme.FLOAT and any(x.candidate.scheme is not Scheme.FLOAT for x in trials.measured):
         found.append("keep float: no quantized candidate keeps the accuracy budget and is smaller")

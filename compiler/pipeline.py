@@ -54,8 +54,8 @@ def _prepare(
     tell(READ, 0, 1, Path(request.model).name)
     source = Path(request.model)
     limits.apply(limits.for_import(source))
-    model, digest = guard.read(source)
-    model, changes = normalise.normalise(model)
+    read = guard.read(source)
+    model, changes = normalise.normalise(read.model)
     inputs, declared = normalise.tensors(model)
     calibration = datasets.load(Path(request.calibration), inputs)
     evaluation = datasets.load(Path(request.evaluation), inputs)
@@ -75,7 +75,8 @@ def _prepare(
     except CompileError as error:
         raise ModelRefusedError(f"{source.name}: the model does not run: {error}") from error
     given = Inputs(
-        source_digest=digest,
+        source_digest=read.digest,
+        source_size=read.size,
         evaluation_digest=evaluation.digest,
         inputs=inputs,
         outputs=declared,
@@ -112,7 +113,7 @@ def _confirm(trials: Trials, report: Dataset, request: CompileRequest, tell: Tel
         for x in search.ranking(trials.measured, request.max_drop, veto=not asked)
         if _wanted(x.candidate, request)
     ]
-    floats = outputs(trials.runner(FLOAT), report)
+    floats = trials.floats(report)
     refused: dict[Candidate, str] = {}
     for look, measured in enumerate(ranked, 1):
         tell("confirm", look - 1, len(ranked), measured.candidate.name)

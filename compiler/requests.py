@@ -57,7 +57,7 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes of the artifacts."""
+    """Bytes of the model as it was given, with its external data, and of the artifact."""
 
     original: int = msgspec.field(name="float")
     compiled: int

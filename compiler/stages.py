@@ -17,11 +17,13 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     """What went in, read and checked.
 
     Attributes:
+        source_size: bytes of the model on disk, with its external data.
         selection, report: the halves of the evaluation data.
         changes: what was done to the model before it was compiled.
     """
 
     source_digest: Digest
+    source_size: int
     evaluation_digest: Digest
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

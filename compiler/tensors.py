@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from compiler.errors import ModelRefusedError
 from fleet.bundle.description import TensorSpec
+from fleet.wire.tensors import DTYPES, NAMES
 
 Array = npt.NDArray[np.generic]
 Arrays = dict[str, Array]
 Outputs = Mapping[str, Array]
-
-#: Open Inference Protocol datatype to numpy's.
-NUMPY_TYPES: Final = {
-    "BOOL": np.dtype(np.bool_),
-    "UINT8": np.dtype(np.uint8),
-    "UINT16": np.dtype(np.uint16),
-    "UINT32": np.dtype(np.uint32),
-    "UINT64": np.dtype(np.uint64),
-    "INT8": np.dtype(np.int8),
-    "INT16": np.dtype(np.int16),
-    "INT32": np.dtype(np.int32),
-    "INT64": np.dtype(np.int64),
-    "FP16": np.dtype(np.float16),
-    "FP32": np.dtype(np.float32),
-    "FP64": np.dtype(np.float64),
-}
-_DATATYPES: Final = {kind: name for name, kind in NUMPY_TYPES.items()}
 
 
 def datatype(kind: np.dtype[np.generic], tensor: str) -> str:
@@ -39,12 +22,10 @@ def datatype(kind: np.dtype[np.generic], tensor: str) -> str:
     Raises:
         ModelRefusedError: the protocol has none.
     """
-    try:
-        return _DATATYPES[np.dtype(kind)]
-    except KeyError:
-        raise ModelRefusedError(
-            f"tensor {tensor!r}: expected a type of {', '.join(NUMPY_TYPES)}; got {kind}"
-        ) from None
+    name = NAMES.get(kind)
+    if name is None:
+        raise ModelRefusedError(f"tensor {tensor!r}: expected a type of {', '.join(DTYPES)}; got {kind}")
+    return name
 
 
 def spec(name: str, kind: np.dtype[np.generic], shape: tuple[int, ...]) -> TensorSpec:

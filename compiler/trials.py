@@ -14,7 +14,7 @@ from compiler.backends import Backend, Runner, Workshop
 from compiler.candidates import FLOAT, Candidate, Scheme
 from compiler.datasets import Dataset, spread
 from compiler.errors import CompileError, OptionError
-from compiler.evaluate import Answering, Kind, answering, compare, outputs
+from compiler.evaluate import Answering, Kind, answering, check_finite, compare, outputs
 from compiler.search import Measured
 from compiler.tensors import Arrays
 
@@ -42,6 +42,7 @@ class Trials:
 
         Raises:
             CompileError: it does not run.
+            ModelRefusedError: it gives what is no number.
         """
         self._backend: Final = backend
         self._workshop: Final = workshop
@@ -53,11 +54,11 @@ class Trials:
         self.measured: Final[list[Measured]] = []
         self.failed: Final[dict[Candidate, str]] = {}
         workshop.build(FLOAT, self.path(FLOAT))
-        outputs(self.runner(FLOAT), calibration.take(spread(calibration, 1)))
+        self.floats(calibration.take(spread(calibration, 1)))
 
     @functools.cached_property
     def _floats(self) -> Arrays:
-        return outputs(self.runner(FLOAT), self._selection)
+        return self.floats(self._selection)
 
     @functools.cached_property
     def how(self) -> Answering:
@@ -80,6 +81,16 @@ class Trials:
     def runner(self, candidate: Candidate) -> Runner:
         """Return a candidate's artifact, loaded."""
         return self._backend.load(self.path(candidate))
+
+    def floats(self, data: Dataset) -> Arrays:
+        """Return the float model's outputs.
+
+        Raises:
+            ModelRefusedError: one is no finite number.
+        """
+        found = outputs(self.runner(FLOAT), data)
+        check_finite(found)
+        return found
 
     def notes(self, candidate: Candidate) -> list[str]:
         """Return warnings about what a candidate leaves in float."""

@@ -17,6 +17,7 @@ from device_agent.adapters.state import DATA_CLASSES, OffloadPolicy, StateFolder
 from device_agent.settings import Settings
 from fleet.errors import WireError
 from fleet.ids import Name
+from fleet.options import FiniteRange
 
 _DEFAULTS: Final = Settings()
 _STATE: Final = Path("/var/lib/kedge-agent")
@@ -109,14 +110,14 @@ def enroll(
 @click.option("--socket-group", default="", help="Group whose members may use the socket.")
 @click.option(
     "--window",
-    type=click.FloatRange(min=0.1),
+    type=FiniteRange(min=0.1),
     default=_DEFAULTS.window,
     show_default=True,
     help="Seconds of a telemetry window.",
 )
 @click.option(
     "--health-window",
-    type=click.FloatRange(min=0.0),
+    type=FiniteRange(min=0.0),
     default=_DEFAULTS.health_window,
     show_default=True,
     help="Seconds that a new bundle answers on trial before it is committed.",

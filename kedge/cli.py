@@ -13,6 +13,7 @@ from typing import Final
 import click
 
 from fleet.errors import KedgeError, MissingExtraError
+from fleet.text import printable
 from kedge import __version__
 
 #: Subcommand to "module:attribute", and the line that `kedge --help` shows without loading it.
@@ -26,8 +27,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "rollout": ("server.cli:rollout", "Create, watch, pause and abort rollouts."),
     "device": ("server.cli:device", "List, show and claim devices."),
     "pool": ("server.cli:pool", "List, add and drain pools of cloud accelerators."),
-    "keys": ("server.cli:keys", "Show the keys and metadata that devices trust."),
     "user": ("server.cli:user", "List, add, disable and recover people."),
+    "keys": ("server.cli:keys", "Show the keys and metadata that devices trust."),
     "broker": ("server.cli:broker", "Write the set-up of a production broker."),
     "agent": ("device_agent.cli:agent", "Enrol this device, and run the agent on it."),
     "demo": ("kedge.demo.command:demo", "Run the main job on this machine, from compile to offload."),
@@ -98,11 +99,24 @@ def cli() -> None:
     """Compile, sign, ship and run models on fleets of edge devices."""
 
 
+def _complain(message: str) -> None:
+    click.echo(f"error: {printable(message)}", err=True)
+
+
+def _mistake(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    hint = f" (see {context.command_path} --help)" if context else ""
+    return error.format_message().rstrip(".") + hint
+
+
 def _call(command: click.Command, arguments: list[str], name: str) -> int:
     try:
         code = command.main(arguments, prog_name=name, standalone_mode=False)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        return 2
+    except click.ClickException as error:
+        _complain(_mistake(error))
         return 2
     except click.Abort:
         click.echo("stopped", err=True)
@@ -111,10 +125,10 @@ def _call(command: click.Command, arguments: list[str], name: str) -> int:
         explained = _explained(error, name)
         if explained is error:
             raise
-        click.echo(f"error: {explained}", err=True)
+        _complain(str(explained))
         return 2
     except KedgeError as error:
-        click.echo(f"error: {error}", err=True)
+        _complain(str(error))
         return 2
     return code if isinstance(code, int) else 0
 
@@ -133,6 +147,6 @@ def compile_main() -> None:
     try:
         command = load("compile")
     except MissingExtraError as error:
-        click.echo(f"error: {error}", err=True)
+        _complain(str(error))
         sys.exit(2)
     sys.exit(_call(command, sys.argv[1:], "compile"))

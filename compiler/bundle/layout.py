@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from compiler.files import read as read_file
 from fleet.bundle import manifest
 from fleet.bundle.manifest import Bundle, Descriptor, Manifest, Role
 from fleet.errors import BundleError, KedgeError
@@ -22,6 +24,8 @@ MEASUREMENTS: Final = "measurements"
 _MARK: Final = b'{"imageLayoutVersion":"1.0.0"}'
 #: No blob is larger; a folder that says otherwise is not read.
 BLOB_LIMIT: Final = 4 * 1024**3
+#: Index and mark are small.
+_TOP_LIMIT: Final = 1024**2
 
 Files = Mapping[str, tuple[Role, bytes]]
 
@@ -68,31 +72,51 @@ def write(folder: Path, files: Files, config: bytes, annotations: dict[str, str]
     try:
         _place(folder, {**{f"blobs/sha256/{x}": data for x, data in blobs.items()}, **top})
     except OSError as error:
-        raise BundleError(f"{folder}: {error.strerror}") from error
+        raise BundleError(f"{folder}: {error.strerror or error}") from error
     return Digest.of(body)
 
 
 def _place(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder = folder.resolve()  # a link to a bundle stays, and the bundle is replaced
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
-    (part / "blobs" / "sha256").mkdir(parents=True)
-    for path, data in files.items():
-        (part / path).write_bytes(data)
-    if folder.exists():
-        shutil.rmtree(folder)
-    part.rename(folder)
+    try:
+        (part / "blobs" / "sha256").mkdir(parents=True)
+        for path, data in files.items():
+            (part / path).write_bytes(data)
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def check_free(folder: Path) -> None:
-    """Check that a bundle may be written here.
+    """Check that a bundle may be written here, before hours go into making it.
 
     Raises:
-        BundleError: the folder holds something that is not a bundle.
+        BundleError: the folder holds something that is not a bundle, or cannot be made.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
-        raise BundleError(f"{folder}: expected a new folder, or a bundle to replace; it holds something else")
-    if folder.exists() and not folder.is_dir():
-        raise BundleError(f"{folder}: expected a folder; got a file")
+    try:
+        if folder.is_symlink() and not folder.exists():
+            raise BundleError(f"{folder}: expected a folder; got a link to nothing")
+        if folder.exists() and not folder.is_dir():
+            raise BundleError(f"{folder}: expected a folder; got a file")
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
+            raise BundleError(
+                f"{folder}: expected a new folder, or a bundle to replace; it holds something else"
+            )
+        _check_writable(folder.resolve().parent)
+    except OSError as error:
+        raise BundleError(f"{folder}: {error.strerror or error}") from error
+
+
+def _check_writable(folder: Path) -> None:
+    there = next(x for x in (folder, *folder.parents) if x.exists())
+    if not there.is_dir():
+        raise BundleError(f"{there}: expected a folder; got a file")
+    # Only making a folder proves that one can be made: what permissions say is not always so.
+    tempfile.TemporaryDirectory(prefix=".kedge-", dir=there).cleanup()
 
 
 def read(folder: Path) -> Bundle:
@@ -101,12 +125,14 @@ def read(folder: Path) -> Bundle:
     Raises:
         BundleError: no bundle, or altered.
     """
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: expected a bundle, which is a folder; got {_kind(folder)}")
+    if not (folder / MARK).is_file():
+        raise BundleError(f"{folder}: expected a bundle (an OCI image layout); it has no file {MARK!r}")
+    if read_file(folder / MARK, _TOP_LIMIT, BundleError).strip() != _MARK:
+        raise BundleError(f"{folder / MARK}: expected OCI image layout 1.0.0")
     try:
-        if (folder / MARK).read_bytes().strip()[:64] != _MARK:
-            raise BundleError(f"{folder / MARK}: expected OCI image layout 1.0.0")
-        index = msgspec.json.decode((folder / INDEX).read_bytes(), type=_Index)
-    except OSError as error:
-        raise BundleError(f"{folder}: expected a bundle (an OCI image layout); {error.strerror}") from error
+        index = msgspec.json.decode(read_file(folder / INDEX, _TOP_LIMIT, BundleError), type=_Index)
     except (msgspec.DecodeError, RecursionError) as error:
         raise BundleError(f"{folder / INDEX}: {error}") from error
     if len(index.manifests) != 1:
@@ -115,17 +141,18 @@ def read(folder: Path) -> Bundle:
         digest = Digest(index.manifests[0].digest)
     except KedgeError as error:
         raise BundleError(f"{folder / INDEX}: {error}") from error
-    return Bundle(digest, lambda wanted: _blob(folder, wanted))
+    bundle = Bundle(digest, lambda wanted: _blob(folder, wanted))
+    if len(_blob(folder, digest)) != index.manifests[0].size:
+        raise BundleError(f"{folder / INDEX}: expected the manifest's size; got {index.manifests[0].size}")
+    return bundle
+
+
+def _kind(path: Path) -> str:
+    return "a file" if path.exists() else "none"
 
 
 def _blob(folder: Path, digest: Digest) -> bytes:
-    path = folder / "blobs" / "sha256" / digest.hex
-    try:
-        if path.stat().st_size > BLOB_LIMIT:
-            raise BundleError(f"{digest}: expected at most {BLOB_LIMIT} bytes")
-        return path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{digest}: {error.strerror}") from error
+    return read_file(folder / "blobs" / "sha256" / digest.hex, BLOB_LIMIT, BundleError)
 
 
 def verify(folder: Path, bundle: Bundle) -> int:
@@ -141,7 +168,7 @@ def verify(folder: Path, bundle: Bundle) -> int:
     total = 0
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder).as_posix()
-        if path.is_dir() or inside.startswith(f"{MEASUREMENTS}/"):
+        if (path.is_dir() and not path.is_symlink()) or inside.startswith(f"{MEASUREMENTS}/"):
             continue
         if inside not in allowed:
             raise BundleError(f"{folder}: nothing in the manifest names {inside!r}")

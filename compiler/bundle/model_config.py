@@ -23,7 +23,6 @@ def encode(about: BundleDescription, candidate: Candidate, layers: Sequence[byte
     if about.licence:
         descriptor["licenses"] = [about.licence]
     config: dict[str, object] = {
-        "architecture": about.target,
         "format": _FORMAT,
         "precision": candidate.precision,
     }

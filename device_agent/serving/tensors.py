@@ -13,24 +13,10 @@ import numpy as np
 from device_agent.errors import InputError
 from device_agent.ports import Array
 from fleet.bundle.description import TensorSpec
+from fleet.wire.tensors import DTYPES, NAMES
 
-_DTYPES: Final = {
-    "BOOL": np.dtype(np.bool_),
-    "UINT8": np.dtype(np.uint8),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "INT8": np.dtype(np.int8),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-}
 #: What kinds of numbers may be given for a kind of tensor (numpy's letters).
 _GIVEN: Final = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}
-_NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def dtype_of(name: str, datatype: str) -> np.dtype[np.generic]:
@@ -39,9 +25,9 @@ def dtype_of(name: str, datatype: str) -> np.dtype[np.generic]:
     Raises:
         InputError: there is none.
     """
-    dtype = _DTYPES.get(datatype)
+    dtype = DTYPES.get(datatype)
     if dtype is None:
-        raise InputError(f"{name}: expected a datatype of {', '.join(_DTYPES)}, got {datatype[:20]!r}")
+        raise InputError(f"{name}: expected a datatype of {', '.join(DTYPES)}, got {datatype[:20]!r}")
     return dtype
 
 
@@ -51,9 +37,9 @@ def datatype_of(array: Array) -> str:
     Raises:
         InputError: the protocol has none for it.
     """
-    datatype = _NAMES.get(array.dtype)
+    datatype = NAMES.get(array.dtype)
     if datatype is None:
-        raise InputError(f"expected an array of {', '.join(_DTYPES)}, got {array.dtype}")
+        raise InputError(f"expected an array of {', '.join(DTYPES)}, got {array.dtype}")
     return datatype
 
 

@@ -26,7 +26,7 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
-_NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
+NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def dtype_of(datatype: str) -> np.dtype[Any]:
@@ -63,7 +63,7 @@ def from_array(name: str, values: npt.NDArray[Any]) -> Tensor:
         WireError: their type has no datatype.
     """
     dtype = values.dtype.newbyteorder("<")
-    datatype = _NAMES.get(dtype)
+    datatype = NAMES.get(dtype)
     if datatype is None:
         raise WireError(f"tensor {name!r}: expected a type of {', '.join(DTYPES)}, got {values.dtype}")
     data = np.ascontiguousarray(values, dtype).tobytes()

@@ -32,10 +32,10 @@ class Layout:
         """
         self.folder = folder
         try:
-            index = msgspec.json.decode((folder / "index.json").read_bytes(), type=_Index)
+            index = msgspec.json.decode(_bytes(folder / "index.json"), type=_Index)
         except OSError as error:
             raise BundleError(f"{folder}: no bundle: {error.strerror}: {error.filename}") from error
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise BundleError(f"{folder}/index.json: {error}") from error
         if len(index.manifests) != 1:
             raise BundleError(f"{folder}: expected one bundle, got {len(index.manifests)}")
@@ -54,9 +54,16 @@ class Layout:
 
     def _read(self, digest: Digest) -> bytes:
         try:
-            return self.path(digest).read_bytes()
+            return _bytes(self.path(digest))
         except OSError as error:
             raise BundleError(f"{self.folder}: blob {digest}: {error.strerror}") from error
+
+
+def _bytes(path: Path) -> bytes:
+    """Return a regular file's bytes: a pipe would never end, and a device could fill the memory."""
+    if path.exists() and not path.is_file():
+        raise BundleError(f"{path}: expected a file; got a folder, a pipe or a device")
+    return path.read_bytes()
 
 
 def upload(client: ApiClient, layout: Layout, tell: Callable[[Digest, int], None]) -> int:

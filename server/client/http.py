@@ -30,6 +30,8 @@ class ApiClient:
             raise ClientError("which server? give --server URL, or set KEDGE_SERVER")
         if not token:
             raise ClientError("not logged in: give --token TOKEN, or set KEDGE_TOKEN")
+        if not (token.isascii() and token.isprintable() and " " not in token):
+            raise ClientError("token: expected letters, digits, '-' and '_'; got other characters")
         try:
             self._http: Final = httpx.Client(
                 base_url=server.rstrip("/") + "/api/v1",
@@ -37,8 +39,8 @@ class ApiClient:
                 timeout=httpx.Timeout(60.0, connect=10.0),
                 trust_env=False,
             )
-        except (httpx.InvalidURL, UnicodeEncodeError) as error:
-            raise ClientError(f"{server}: no URL, or no token: {error}") from error
+        except httpx.InvalidURL as error:
+            raise ClientError(f"--server: expected a URL, got {server!r}: {error}") from error
         self._server: Final = server
 
     def __enter__(self) -> ApiClient:
@@ -126,7 +128,10 @@ class ApiClient:
     def _checked(self, answer: httpx.Response) -> Json:
         try:
             body = answer.json() if answer.content else None
-        except ValueError:
+        except ValueError as error:
+            if answer.is_success:
+                kind = answer.headers.get("content-type", "something else")
+                raise ClientError(f"{self._server}: expected a Kedge server's JSON, got {kind}") from error
             body = None
         if answer.is_success:
             return body

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from fleet.options import FiniteRange
 from server.client.http import Json
 from server.commands.shared import connect, moment, print_json, server_options, short, table
 from server.services.labels import parse_labels
@@ -111,7 +112,7 @@ def _show(found: Json, events: Json, refused: Json) -> None:
     "--quota", type=click.IntRange(1), default=1, show_default=True, help="How many devices may use it."
 )
 @click.option(
-    "--expires-in", type=click.FloatRange(0, min_open=True), default=24.0, show_default=True, help="Hours."
+    "--expires-in", type=FiniteRange(0, min_open=True), default=24.0, show_default=True, help="Hours."
 )
 @click.option("--target", default="", help="Only devices of this target may use it.")
 @click.option(

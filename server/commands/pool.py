@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from fleet.offload.routing import DATA_CLASSES, PoolState
+from fleet.options import FiniteRange
 from server.client.http import Json
 from server.commands.shared import connect, print_json, server_options, table
 
@@ -46,10 +47,10 @@ def _values(function: F) -> F:
             type=click.Choice(DATA_CLASSES),
             help="What it may be sent. Give it once for each; without it, everything.",
         ),
-        click.option("--price-per-hour", type=click.FloatRange(0), help="Of the whole pool."),
-        click.option("--watts", type=click.FloatRange(0), help="Of the whole pool, under load."),
+        click.option("--price-per-hour", type=FiniteRange(0), help="Of the whole pool."),
+        click.option("--watts", type=FiniteRange(0), help="Of the whole pool, under load."),
         click.option("--capacity", type=click.IntRange(1), help="Requests that it works on at once."),
-        click.option("--carbon", type=click.FloatRange(0), help="Grams of CO2 per kWh where it stands."),
+        click.option("--carbon", type=FiniteRange(0), help="Grams of CO2 per kWh where it stands."),
     )
     for option in reversed(options):
         function = option(function)
@@ -152,10 +153,10 @@ def remove(name: str, server: str, token: str, as_json: bool) -> None:
 @pool.command("policy")
 @click.option("--region", "regions", multiple=True, help="Where data may go. Give it once for each.")
 @click.option("--anywhere", is_flag=True, help="Data may go to every region.")
-@click.option("--daily-budget", type=click.FloatRange(0), help="Money per day (UTC).")
+@click.option("--daily-budget", type=FiniteRange(0), help="Money per day (UTC).")
 @click.option("--no-budget", is_flag=True, help="Spend without a limit.")
-@click.option("--carbon-price", type=click.FloatRange(0), help="Money per kilogram of CO2.")
-@click.option("--wait-price", type=click.FloatRange(0), help="Money per second of waiting.")
+@click.option("--carbon-price", type=FiniteRange(0), help="Money per kilogram of CO2.")
+@click.option("--wait-price", type=FiniteRange(0), help="Money per second of waiting.")
 @server_options
 def policy(
     *,

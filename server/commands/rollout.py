@@ -8,7 +8,9 @@ from typing import Final
 import click
 import msgspec
 
+from fleet.options import FiniteRange
 from fleet.rollout.plan import OnFailure, Policy, parse_groups
+from fleet.rollout.states import RolloutState
 from server.client.http import ApiClient, Json
 from server.commands.shared import connect, moment, print_json, server_options, table
 from server.errors import ClientError
@@ -17,6 +19,7 @@ from server.services.labels import parse_labels
 #: States that a rollout does not leave by itself.
 _ENDED: Final = frozenset({"finished", "halted", "aborted", "rolled_back"})
 _POLL: Final = 0.5
+_LARGEST_ID: Final = 2**63 - 1
 
 
 @click.group()
@@ -38,14 +41,14 @@ def rollout() -> None:
 )
 @click.option(
     "--success",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     default=1.0,
     show_default=True,
     help="Share of a group that must succeed before the next one begins.",
 )
 @click.option(
     "--failure",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=FiniteRange(0, 1, max_open=True),
     default=0.0,
     show_default=True,
     help="Stop when more than this share of the executed devices failed.",
@@ -62,21 +65,21 @@ def rollout() -> None:
 )
 @click.option(
     "--start-hours",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=24.0,
     show_default=True,
     help="A device that has not begun by then no longer holds its group up.",
 )
 @click.option(
     "--finish-minutes",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=60.0,
     show_default=True,
     help="A device that began and has not ended by then has failed.",
 )
 @click.option(
     "--dwell-minutes",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     default=0.0,
     show_default=True,
     help="Observe a group this long before the next one begins.",
@@ -174,10 +177,14 @@ def _print(found: Json, *, as_json: bool) -> None:
 
 
 @rollout.command("list")
-@click.option("--state", default="", help="Only rollouts in this state.")
+@click.option(
+    "--state",
+    type=click.Choice([x.value for x in RolloutState]),
+    help="Only rollouts in this state.",
+)
 @click.option("--limit", type=click.IntRange(1, 500), default=50, show_default=True)
 @server_options
-def list_rollouts(state: str, limit: int, server: str, token: str, as_json: bool) -> None:
+def list_rollouts(state: str | None, limit: int, server: str, token: str, as_json: bool) -> None:
     """List rollouts, the newest first."""
     with connect(server, token) as client:
         found = client.get("/rollouts", state=state, limit=limit)
@@ -201,7 +208,7 @@ def list_rollouts(state: str, limit: int, server: str, token: str, as_json: bool
 
 
 @rollout.command("show")
-@click.argument("rollout_id", type=int)
+@click.argument("rollout_id", type=click.IntRange(1, _LARGEST_ID))
 @server_options
 def show(rollout_id: int, server: str, token: str, as_json: bool) -> None:
     """Show a rollout with its groups in numbers."""
@@ -210,10 +217,8 @@ def show(rollout_id: int, server: str, token: str, as_json: bool) -> None:
 
 
 @rollout.command("watch")
-@click.argument("rollout_id", type=int)
-@click.option(
-    "--timeout", type=click.FloatRange(0), default=0.0, help="Give up after so many seconds; 0: never."
-)
+@click.argument("rollout_id", type=click.IntRange(1, _LARGEST_ID))
+@click.option("--timeout", type=FiniteRange(0), default=0.0, help="Give up after so many seconds; 0: never.")
 @server_options
 def watch(rollout_id: int, timeout: float, server: str, token: str, as_json: bool) -> None:
     """Follow a rollout until it ends; exit 0 only if it finished."""
@@ -247,7 +252,7 @@ def _progress(found: Json) -> str:
 
 def _steer(name: str, text: str) -> None:
     @rollout.command(name, help=text)
-    @click.argument("rollout_id", type=int)
+    @click.argument("rollout_id", type=click.IntRange(1, _LARGEST_ID))
     @click.option("--reason", default="", help="Stands in the audit log.")
     @server_options
     def command(rollout_id: int, reason: str, server: str, token: str, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from fleet.text import printable
 from server.client.http import ApiClient, Json
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,7 +51,7 @@ def print_json(value: Json) -> None:
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print rows in columns that line up; nothing but the headings when there are none."""
-    lines = [[str(cell) for cell in row] for row in rows]
+    lines = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(headings), *lines]) for i in range(len(headings))]
     for line in [list(headings), *lines]:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

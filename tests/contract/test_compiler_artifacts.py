@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -141,7 +142,7 @@ def test_local_functions_are_inlined(tmp_path: Path) -> None:
     model.graph.node[1].op_type, model.graph.node[1].domain = "Positive", "local"
     path = tmp_path / "m.onnx"
     onnx.save(model, path)
-    read, _ = guard.read(path)
+    read = guard.read(path).model
     assert [x.op_type for x in read.graph.node] == ["Conv", "Relu", "Flatten", "MatMul"]
 
 
@@ -181,6 +182,39 @@ def test_a_damaged_layout_is_refused(tmp_path: Path, damage: str) -> None:
         (tmp_path / "a" / layout.INDEX).write_text(text.replace(part, f"{part},{part}"))
     with pytest.raises(BundleError):
         layout.read(tmp_path / "a")
+
+
+@pytest.mark.parametrize("inside", ["index.json", "oci-layout", "blob"])
+def test_a_layout_with_a_pipe_or_a_device_in_it_is_refused_at_once(tmp_path: Path, inside: str) -> None:
+    """Reading a pipe waits for ever; reading `/dev/zero` takes all memory."""
+    folder = tmp_path / "bundle"
+    digest = layout.write(folder, FILES, b"{}", {})
+    path = folder / (f"blobs/sha256/{digest.hex}" if inside == "blob" else inside)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(BundleError, match=r"expected a (file|bundle)"):
+        layout.read(folder)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(BundleError, match=r"expected a (file|bundle)"):
+        layout.read(folder)
+
+
+def test_a_link_to_a_bundle_stays_and_the_bundle_is_replaced(tmp_path: Path) -> None:
+    folder, link = tmp_path / "bundle", tmp_path / "latest"
+    layout.write(folder, FILES, b"{}", {})
+    link.symlink_to(folder)
+    layout.write(link, FILES, b'{"new":1}', {})
+    assert link.is_symlink()
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["bundle", "latest"]
+
+
+@pytest.mark.parametrize("out", ["file/bundle", "broken", "file"])
+def test_where_no_bundle_can_be_made_is_known_before_compiling(tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "broken").symlink_to(tmp_path / "nothing")
+    with pytest.raises(BundleError, match="expected a folder; got"):
+        layout.check_free(tmp_path / out)
 
 
 @settings(max_examples=30)

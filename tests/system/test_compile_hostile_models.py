@@ -16,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import small_models
+from compiler import limits
 from processes import KEDGE
 
 SECONDS = 15.0
@@ -303,3 +304,79 @@ def test_a_loop_without_end(tmp_path: Path, data: small_models.SmallModel) -> No
     assert outcome.code == 2, outcome
     assert "takes too much to read" in outcome.message
     assert outcome.seconds < 2 * SECONDS
+
+
+def test_a_function_that_calls_itself(tmp_path: Path, data: small_models.SmallModel) -> None:
+    def recurse(model: onnx.ModelProto) -> None:
+        call = helper.make_node("again", ["x"], ["y"], domain="evil")
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("evil", 1)]
+        model.functions.append(helper.make_function("evil", "again", ["x"], ["y"], [call], opsets))
+        model.opset_import.append(opsets[1])
+        model.graph.node.append(helper.make_node("again", ["picture"], ["never"], domain="evil"))
+
+    refused(changed(tmp_path / "m.onnx", recurse), data, "local functions", "recursive")
+
+
+@pytest.mark.parametrize("location", ["a" * 5000, "a\0b", "."])
+def test_external_data_under_a_name_that_no_file_has(
+    tmp_path: Path, data: small_models.SmallModel, location: str
+) -> None:
+    def point(model: onnx.ModelProto) -> None:
+        weight = model.graph.initializer[0]
+        weight.ClearField("raw_data")
+        weight.data_location = TensorProto.EXTERNAL
+        weight.external_data.add(key="location", value=location)
+
+    refused(changed(tmp_path / "m.onnx", point), data, "external data")
+
+
+def test_a_name_of_megabytes(tmp_path: Path, data: small_models.SmallModel) -> None:
+    """It kept the tools busy for a minute and took 5 GiB, as each step copies names."""
+
+    def name(model: onnx.ModelProto) -> None:
+        model.graph.node[0].name = "A" * 20_000_000
+
+    refused(changed(tmp_path / "m.onnx", name), data, "names of at most")
+
+
+@pytest.mark.parametrize("what", ["input", "weight"])
+def test_a_tensor_of_a_hundred_thousand_dimensions(
+    tmp_path: Path, data: small_models.SmallModel, what: str
+) -> None:
+    def stretch(model: onnx.ModelProto) -> None:
+        if what == "weight":
+            model.graph.initializer[0].dims.extend([2**62] * 100_000)
+            return
+        dimensions = model.graph.input[0].type.tensor_type.shape.dim
+        dimensions.extend([dimensions[0]] * 100_000)
+
+    refused(changed(tmp_path / "m.onnx", stretch), data, "at most 32 dimensions")
+
+
+def test_an_operator_set_imported_a_million_times(tmp_path: Path, data: small_models.SmallModel) -> None:
+    def repeat(model: onnx.ModelProto) -> None:
+        model.opset_import.extend([model.opset_import[0]] * 1_000_000)
+
+    refused(changed(tmp_path / "m.onnx", repeat), data, "each domain once")
+
+
+def test_answers_that_are_no_numbers(tmp_path: Path, data: small_models.SmallModel) -> None:
+    """A constant can hide from the check of the weights; what the model answers cannot."""
+
+    def poison(model: onnx.ModelProto) -> None:
+        model.graph.node.append(helper.make_node("Constant", [], ["bad"], value_floats=[float("nan")] * 2))
+        model.graph.output.append(helper.make_tensor_value_info("bad", TensorProto.FLOAT, [2]))
+
+    refused(changed(tmp_path / "m.onnx", poison), data, "'bad'", "finite numbers")
+
+
+def test_a_large_neighbour_buys_a_small_model_nothing(tmp_path: Path) -> None:
+    """Memory and time grow with a model's external data, not with what else lies in the folder."""
+    model = small_models.write(tmp_path).model
+    alone = limits.for_import(model)
+    with (tmp_path / "weights.bin").open("wb") as file:
+        file.truncate(limits.GIB)
+    assert limits.for_import(model) == alone
+    with model.open("ab") as file:
+        file.write(b"location weights.bin")
+    assert limits.for_import(model).memory_bytes > 2 * alone.memory_bytes

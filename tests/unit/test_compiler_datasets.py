@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,7 @@ def test_one_sample_has_the_shape_that_the_model_takes(tmp_path: Path) -> None:
         ("labels", np.zeros(3, np.int64), "4, one per sample", "3"),
         ("labels", np.zeros(4, np.float32), "integers", "float32"),
         ("labels", np.full(4, -1), "from 0", "-1"),
+        ("labels", np.full(4, 2**63, np.uint64), "from 0", "9223372036854775808"),
     ],
 )
 def test_an_error_says_expected_and_got(
@@ -87,6 +90,24 @@ def test_what_is_no_archive_is_named(tmp_path: Path, data: bytes, word: str) -> 
     path.write_bytes(data)
     with pytest.raises(DatasetError, match=word):
         datasets.load(path, ALL)
+
+
+def test_a_member_that_is_no_array_is_named(tmp_path: Path) -> None:
+    """Numpy hands out its bytes, as if they were an array."""
+    path = tmp_path / "data.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("picture", b"hello")
+    with pytest.raises(DatasetError, match="'picture' is none"):
+        datasets.load(path, ALL)
+
+
+def test_a_pipe_and_a_folder_are_no_data(tmp_path: Path) -> None:
+    """A pipe that nobody writes to would be waited for for ever."""
+    pipe = tmp_path / "pipe.npz"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path, Path("/dev/zero")):
+        with pytest.raises(DatasetError, match="expected a file; got"):
+            datasets.load(path, ALL)
 
 
 def test_no_samples_are_no_data(tmp_path: Path) -> None:
