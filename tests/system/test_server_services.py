@@ -42,6 +42,7 @@ from server.ports.messaging import Incoming
 from server.services.devices import DeviceFilter, may_log_in
 from server.services.roles import SYSTEM, Principal, Role
 from server.services.rollouts import Selection
+from server.workers.ingest import SHARE, IngestWorker
 from server_parts import Parts, parts
 from sim_devices import TARGET, csr, report_of
 
@@ -616,3 +617,20 @@ def test_an_error_that_is_no_number_still_tells_of_the_rollback(kedge: Parts) ->
     ))  # fmt: skip
     assert kedge.statuses(rollout) == {"a": "failed"}
     assert kedge.devices.events("a")[0].measured == {"samples": 8.0}
+
+
+def test_a_device_that_floods_makes_only_itself_wait(kedge: Parts) -> None:
+    """A captured device sends without end, faster than the server stores; another one says a single word."""
+    kedge.add_devices("flood", "quiet")
+    worker = IngestWorker(kedge.connection, kedge.ingest, kedge.health)
+    hello = codec.encode(Hello(boot_id="b", agent_version="1", target=TARGET, time=1.0, monotonic=1.0))
+    for _ in range(2 * SHARE):
+        worker.receive(Incoming(f"{topics.DEVICE}/flood/status", b"noise"))
+    worker.receive(Incoming(f"{topics.DEVICE}/quiet/hello", hello))
+    assert kedge.health.counts()["dropped_messages"] == SHARE
+    for _ in range(SHARE // 1000 + 1):
+        worker.step()
+    assert kedge.devices.get("quiet").online
+    worker.receive(Incoming(f"{topics.DEVICE}/flood/hello", hello))
+    worker.step()
+    assert kedge.devices.get("flood").online, "it is heard again when its messages were taken"
