@@ -47,6 +47,7 @@ def steer(
     if move not in ASKS:
         raise NotFoundError(f"rollout: expected one of {', '.join(ASKS)}, got {move!r}")
     services.rollouts.command(request.user, rollout_id, Move(move))
+    services.wake_publisher()
     return done(f"/rollouts/{rollout_id}", move)
 
 

@@ -118,6 +118,7 @@ def create(
         shown = _shown(request, services, data, str(error))
         shown.status_code = InvalidError.status
         return shown
+    services.wake_publisher()
     return done(f"/rollouts/{rollout.id}", "approve" if data.approve else "created")
 
 

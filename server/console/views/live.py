@@ -89,12 +89,20 @@ def _audited(session: Session, kinds: list[str]) -> list[Line]:
                 topic=row.action.partition(".")[0],
                 tone=shape.tone if shape else "idle",
                 mark=shape.mark if shape else "idle",
-                subject=row.subject,
+                subject=name if kind == "device" else row.subject,
                 href=f"/{kind}s/{name}" if kind in ("device", "rollout") else "",
-                text=f"{row.action.partition('.')[2].replace('_', ' ')} by {row.actor}",
+                text=f"{_past(row.action.partition('.')[2])} by {row.actor}",
             )
         )
     return lines
+
+
+def _past(verb: str) -> str:
+    """Return what was done: "roll_back" is "rolled back", "publish" is "published"."""
+    first, _, rest = verb.partition("_")
+    ending = {"halt": "halted", "abort": "aborted", "enrol": "enrolled"}.get(first)
+    word = ending or (f"{first}d" if first.endswith("e") else f"{first}ed")
+    return f"{word} {rest}".strip()
 
 
 def of(happening: Happening, at: float) -> Line | None:
