@@ -133,5 +133,5 @@ def _warnings(trials: Trials, given: Inputs, winner: Winner) -> tuple[str, ...]:
     if trials.how.kind is Kind.NUMBERS:
         found.append("no output has classes: judged by signal-to-noise ratio alone")
     if winner.looks > 1:
-        found.append(f"{winner.looks - 1} better candidates lost more than the budget on the other half")
+        found.append(f"passed over for losing more than the budget on the other half: {winner.looks - 1}")
     return tuple(found)

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import msgspec
 
 from compiler.requests import CompileRequest, Failed, Finished, Message, Progress
-from fleet.errors import KedgeError
+from fleet.errors import MACHINE_REFUSES, KedgeError
 
 
 def main() -> None:
@@ -34,6 +34,10 @@ def main() -> None:
         _send(pipe, Failed(kind=type(error).__name__, text=str(error)))
     except MemoryError:
         _send(pipe, Failed(kind="LimitError", text="the model needs more memory than it was given"))
+    except OSError as error:
+        if error.errno not in MACHINE_REFUSES:
+            raise
+        _send(pipe, Failed(kind="CompileError", text=f"{error.filename or 'compile'}: {error.strerror}"))
     except Exception:  # noqa: BLE001 - a boundary: the parent shows the traceback as a bug
         _send(pipe, Failed(kind="", text=traceback.format_exc()))
 

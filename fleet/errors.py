@@ -15,7 +15,11 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Final, Literal, TypeAlias
+
+#: What a full disk, a quota or permissions make of a call: the machine refuses, and no bug does.
+MACHINE_REFUSES: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 class KedgeError(Exception):

@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from fleet.errors import KedgeError, MissingExtraError
+from fleet.errors import MACHINE_REFUSES, KedgeError, MissingExtraError
 from fleet.text import printable
 from kedge import __version__
 
@@ -112,25 +112,31 @@ def _mistake(error: click.ClickException) -> str:
 def _call(command: click.Command, arguments: list[str], name: str) -> int:
     try:
         code = command.main(arguments, prog_name=name, standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return 2
-    except click.ClickException as error:
-        _complain(_mistake(error))
-        return 2
     except click.Abort:
         click.echo("stopped", err=True)
         return 130
-    except ModuleNotFoundError as error:
-        explained = _explained(error, name)
-        if explained is error:
-            raise
-        _complain(str(explained))
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
         return 2
-    except KedgeError as error:
-        _complain(str(error))
+    except (click.ClickException, KedgeError, OSError, ModuleNotFoundError) as error:
+        message = _understood(error, name)
+        if not message:
+            raise
+        _complain(message)
         return 2
     return code if isinstance(code, int) else 0
+
+
+def _understood(error: Exception, name: str) -> str:
+    """Return the line for an error that is no bug, "" for a bug."""
+    if isinstance(error, click.ClickException):
+        return _mistake(error)
+    if isinstance(error, ModuleNotFoundError):
+        explained = _explained(error, name)
+        return "" if explained is error else str(explained)
+    if isinstance(error, OSError):
+        return f"{error.filename or name}: {error.strerror}" if error.errno in MACHINE_REFUSES else ""
+    return str(error)
 
 
 def main() -> None:

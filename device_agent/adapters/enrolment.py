@@ -79,7 +79,10 @@ def enrol(
 def _key(state: StateFolder) -> ec.EllipticCurvePrivateKey:
     """Return the device's key, made when it is missing: an enrolment that failed half-way left one."""
     if state.key.is_file():
-        key = serialization.load_pem_private_key(state.key.read_bytes(), None)
+        try:
+            key = serialization.load_pem_private_key(state.key.read_bytes(), None)
+        except ValueError as error:
+            raise StateError(f"{state.key}: expected a private key in PEM; got something else") from error
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise StateError(f"{state.key}: expected an elliptic-curve key")
         return key

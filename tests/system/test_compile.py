@@ -292,6 +292,12 @@ def test_a_folder_of_something_else_is_never_replaced(files: SmallModel, tmp_pat
     assert (tmp_path / "precious.txt").read_text() == "x"
 
 
+def test_a_full_disk_is_no_bug() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([KEDGE, "targets"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: kedge: No space left on device\n")
+
+
 def test_targets_lists_them_all() -> None:
     listed = json.loads(kedge("targets", "--json").stdout)["targets"]
     available = {x["name"] for x in listed if x["available"]}
