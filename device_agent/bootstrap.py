@@ -26,6 +26,7 @@ from device_agent.adapters.journal import FileJournal
 from device_agent.adapters.mqtt import Credentials, Message, MqttLink
 from device_agent.adapters.notify import Notifier
 from device_agent.adapters.outbox import Outbox
+from device_agent.adapters.renewal import Renewal
 from device_agent.adapters.state import Identity, Running, StateFolder
 from device_agent.adapters.store import FileStore
 from device_agent.adapters.trust_client import TrustClient
@@ -180,6 +181,8 @@ async def _run(state: StateFolder, settings: Settings, doors: Doors) -> None:
         )
     )
     system.agent.start()
+    renewal = Renewal(state, system.parts.clock.time, system.parts.link.certificate_renewed)
+    renewal.start()
     grpc = await grpc_server.serve(system.engine, doors.path, version, doors.group)
     serving = asyncio.create_task(rest.serve(sockets=[sock]))
     address = f"http://127.0.0.1:{sock.getsockname()[1]}"
@@ -188,6 +191,7 @@ async def _run(state: StateFolder, settings: Settings, doors: Doors) -> None:
     system.parts.notifier.tell("READY=1")
     await stopped.wait()
     system.parts.notifier.tell("STOPPING=1")
+    renewal.stop()
     rest.should_exit = True
     await grpc.stop(1.0)
     await serving

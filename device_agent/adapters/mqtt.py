@@ -79,8 +79,19 @@ class MqttLink:
         self._client.on_message = self._received
         if access.username:
             self._client.username_pw_set(access.username, access.password)
-        self._host, self._port = self._address(access.url, credentials)
+        self._credentials: Final = credentials
+        self._tls: ssl.SSLContext | None = None
+        self._host, self._port = self._address(access.url)
         self._shuffle()
+
+    def certificate_renewed(self) -> None:
+        """Show the certificate that is on disk now from the next connection on.
+
+        Raises:
+            StateError: it is unusable.
+        """
+        if self._tls is not None:
+            self._show_certificate(self._tls)
 
     def start(self) -> None:
         """Connect, and stay connected, on a thread of its own."""
@@ -154,17 +165,25 @@ class MqttLink:
         shortest, longest = random.uniform(*_FIRST_PAUSE), random.uniform(*_LONGEST_PAUSE)  # noqa: S311 - spreads load
         self._client.reconnect_delay_set(min_delay=shortest, max_delay=longest)  # type: ignore[arg-type]  # seconds, whole ones only by annotation
 
-    def _address(self, url: str, credentials: Credentials) -> tuple[str, int]:
+    def _address(self, url: str) -> tuple[str, int]:
         parts = urlsplit(url)
         if parts.scheme not in _PORTS or not parts.hostname:
             raise StateError(f"broker: expected mqtt://host:port or mqtts://host:port, got {url!r}")
         if parts.scheme == "mqtts":
-            try:
-                self._client.tls_set(
-                    ca_certs=str(credentials.ca),
-                    certfile=str(credentials.certificate),
-                    keyfile=str(credentials.key),
-                )
-            except (OSError, ssl.SSLError) as error:
-                raise StateError(f"broker: the device's certificate is unusable: {error}") from error
+            self._tls = self._context()
+            self._client.tls_set_context(self._tls)
         return parts.hostname, parts.port or _PORTS[parts.scheme]
+
+    def _context(self) -> ssl.SSLContext:
+        try:
+            context = ssl.create_default_context(cafile=str(self._credentials.ca))
+        except (OSError, ssl.SSLError) as error:
+            raise StateError(f"broker: the fleet's authority is unusable: {error}") from error
+        self._show_certificate(context)
+        return context
+
+    def _show_certificate(self, context: ssl.SSLContext) -> None:
+        try:
+            context.load_cert_chain(self._credentials.certificate, self._credentials.key)
+        except (OSError, ssl.SSLError) as error:
+            raise StateError(f"broker: the device's certificate is unusable: {error}") from error

@@ -1,4 +1,4 @@
-"""Enrolment over HTTP: what a new device sends, and what it gets (JSON)."""
+"""Enrolment and renewal over HTTP: what a device sends, and what it gets (JSON)."""
 
 from __future__ import annotations
 
@@ -108,3 +108,24 @@ class EnrolReply(msgspec.Struct, frozen=True, kw_only=True):
             return base64.b64decode(self.root, validate=True)
         except ValueError as error:
             raise WireError(f"enrolment reply: root is not base64: {error}") from error
+
+
+class RenewRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an enrolled device sends to `POST /api/v1/renew`; its signature proves who it is.
+
+    Attributes:
+        csr_pem: a PKCS#10 request signed by the key that the device enrolled with.
+    """
+
+    device_id: str
+    csr_pem: str
+
+
+class RenewReply(msgspec.Struct, frozen=True, kw_only=True):
+    """A certificate for the same key.
+
+    Attributes:
+        certificate_pem: a new one, or the present one while less than half of its life has passed.
+    """
+
+    certificate_pem: str

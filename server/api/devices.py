@@ -8,7 +8,7 @@ import msgspec
 from litestar import Request, Response, Router, delete, get, post, put
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
-from fleet.wire.enrolment import EnrolReply, EnrolRequest
+from fleet.wire.enrolment import EnrolReply, EnrolRequest, RenewReply, RenewRequest
 from server.api.deps import OPERATOR, PUBLIC, VIEWER, ServicesDep
 from server.db.tables import Action, Claim, Device, DeviceModel
 from server.errors import NotFoundError
@@ -194,6 +194,19 @@ def enrol(services: ServicesDep, data: JSONBody[EnrolRequest]) -> EnrolReply:
     return services.enrolment.enrol(data)
 
 
+@post(
+    "/api/v1/renew",
+    opt=PUBLIC,
+    sync_to_thread=True,
+    summary="Renew a device's certificate",
+    tags=["devices"],
+    security=[],
+)
+def renew(services: ServicesDep, data: JSONBody[RenewRequest]) -> RenewReply:
+    """Exchange a request signed by an enrolled device's key for a certificate of that key."""
+    return services.enrolment.renew(data)
+
+
 @get(
     "/api/v1/trust/{name:str}",
     opt=PUBLIC,
@@ -359,6 +372,7 @@ ROUTES = Router(
     path="/",
     route_handlers=[
         enrol,
+        renew,
         trust,
         devices,
         device,

@@ -12,10 +12,10 @@ from sqlmodel import Session
 
 from fleet.errors import WireError
 from fleet.ids import DeviceId, Name
-from fleet.wire.enrolment import BrokerAccess, EnrolReply, EnrolRequest
+from fleet.wire.enrolment import BrokerAccess, EnrolReply, EnrolRequest, RenewReply, RenewRequest
 from server.db.engine import Database
 from server.db.tables import Device
-from server.errors import ConflictError, InvalidError
+from server.errors import ConflictError, ForbiddenError, InvalidError
 from server.ports.clock import Clock
 from server.services.audit import Audit
 from server.services.authority import FleetAuthority
@@ -98,6 +98,35 @@ class Enrolment:
             root=base64.b64encode(self._first_root()).decode(),
         )
 
+    def renew(self, request: RenewRequest) -> RenewReply:
+        """Give a device a new certificate for its key, once half of the present one's life has passed.
+
+        Whoever repeats a request that they saw gets what is of use to the holder of the key only.
+
+        Raises:
+            InvalidError: the certificate request is no such thing.
+            ForbiddenError: no enrolled device of that name has this key.
+        """
+        try:
+            device_id = DeviceId(request.device_id)
+        except WireError as error:
+            raise InvalidError(str(error)) from error
+        certificate = self._authority.sign_device(request.csr_pem, device_id)
+        with self._database.write() as session:
+            device = session.get(Device, device_id)
+            if (
+                device is None
+                or device.revoked_at is not None
+                or _public_key(device.certificate_pem) != _public_key(certificate)
+            ):
+                raise ForbiddenError("renewal: expected the key of an enrolled device")
+            if self._clock.now() < _half_life(device.certificate_pem):
+                return RenewReply(certificate_pem=device.certificate_pem)
+            device.certificate_pem = certificate
+            session.add(device)
+            self._audit.record(session, SYSTEM, "device.renew", f"device {device_id}")
+        return RenewReply(certificate_pem=certificate)
+
     def _again(
         self, session: Session, device_id: DeviceId, certificate: str, request: EnrolRequest, target: str
     ) -> Device:
@@ -133,3 +162,8 @@ def _names(request: EnrolRequest) -> tuple[DeviceId, str]:
 
 def _public_key(certificate_pem: str) -> object:
     return x509.load_pem_x509_certificate(certificate_pem.encode()).public_key()
+
+
+def _half_life(certificate_pem: str) -> float:
+    found = x509.load_pem_x509_certificate(certificate_pem.encode())
+    return (found.not_valid_before_utc.timestamp() + found.not_valid_after_utc.timestamp()) / 2

@@ -195,6 +195,31 @@ def test_a_folder_that_cannot_be_written_is_named(site: Site, tmp_path: Path) ->
         broker_config.write(tmp_path / "file", site.authority, port=8883)
 
 
+def test_a_link_shows_the_renewed_certificate_when_it_connects_again(site: Site, tmp_path: Path) -> None:
+    """A device was switched off until its certificate had ended; it gets a new one while it tries."""
+    past = FleetAuthority(site.folder / "ca", ManualClock(NowClock().now() - 100 * 86400))
+    key, csr = request()
+    identity = keep(tmp_path, "d9", key, past.sign_device(csr, DeviceId("d9")).encode())
+    link = MqttLink(
+        "d9",
+        BrokerAccess(url=f"mqtts://127.0.0.1:{site.port}"),
+        credentials=Credentials(key=identity.key, certificate=identity.certificate, ca=site.ca),
+        will=Message(topics.status(DeviceId("d9")), b"gone"),
+        on_change=lambda _connected: None,
+    )
+    log = site.folder / "mosquitto.log"
+    before = log.stat().st_size
+    link.start()
+    try:
+        wait_until(lambda: "certificate verify failed" in log.read_text()[before:], "the old one is refused")
+        assert not link.connected
+        identity.certificate.write_text(site.authority.sign_device(csr, DeviceId("d9")))
+        link.certificate_renewed()
+        wait_until(lambda: link.connected, "the new one is taken")
+    finally:
+        link.stop()
+
+
 class MutualTls:
     """The agent's and the server's own adapters on that broker; a `trust_world.Transport`."""
 

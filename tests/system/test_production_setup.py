@@ -21,6 +21,8 @@ from fleet_side import EXAMPLE, digits, digits_bundle
 from processes import KEDGE, Process, free_port, listens, wait_until
 from sim_devices import Server
 
+EVENTS = "/devices/stolen/events"
+
 
 class Production:
     """Broker, server and agents, each started by the command that the documentation names."""
@@ -185,11 +187,12 @@ def test_what_a_revoked_device_says_counts_no_more(production: Production) -> No
     production.finished(production.roll_out(digits_bundle("int8")))
     wait_until(lambda: drained(rest), "every report is acknowledged", 30)
     production.kedge("device", "revoke", "stolen")
-    before, reports = production.count("unknown_device_messages"), production.count("messages_modelreport")
-    events = production.server.api("GET", "/devices/stolen/events")
+    reports, events = production.count("messages_modelreport"), production.server.api("GET", EVENTS)
     ask(rest, 40)
-    wait_until(lambda: production.count("unknown_device_messages") > before, "its messages are counted", 30)
+    wait_until(lambda: status(rest)["outbox"]["waiting"]["report"], "a report waits for its Ack", 30)
+    dropped = production.count("unknown_device_messages")
+    wait_until(lambda: production.count("unknown_device_messages") > dropped, "more is dropped", 30)
     assert production.count("messages_modelreport") == reports
-    assert production.server.api("GET", "/devices/stolen/events") == events
+    assert production.server.api("GET", EVENTS) == events
     assert production.server.api("GET", "/devices")["total"] == 0
     assert status(rest)["outbox"]["waiting"]["report"] >= 1

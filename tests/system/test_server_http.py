@@ -25,6 +25,7 @@ OPEN = {
     ("GET", "/api/v1/health"),
     ("POST", "/api/v1/login"),
     ("POST", "/api/v1/enrol"),
+    ("POST", "/api/v1/renew"),
     ("GET", "/api/v1/trust/{name:str}"),
 }
 PASSWORD = "correct horse battery"
