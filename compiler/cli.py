@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import signal
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -110,6 +112,8 @@ def compile_command(
             memory_bytes=int(memory_limit * GIB), cpu_s=math.ceil(4 * time_limit), wall_s=time_limit
         ),
     )
+    # Without this a worker's files would stay behind.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     result = _with_progress(request)
     if as_json:
         click.echo(msgspec.json.encode(result).decode())

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 from types import FrameType
 
 import click
@@ -31,10 +35,32 @@ def run(settings: Settings, *, as_json: bool) -> None:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     logging.getLogger("amqtt").setLevel(logging.ERROR)
+    # It logs why it does not start, with a traceback, and raises the same: told once is enough.
+    logging.getLogger("amqtt.broker").setLevel(logging.CRITICAL)
     logging.getLogger("transitions").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # uvicorn stops on the signal, then raises it again: this makes that an orderly end.
     signal.signal(signal.SIGTERM, _exit)
+    settings.prepare()
+    with _alone(settings.data):
+        _serve(settings, as_json=as_json)
+
+
+@contextlib.contextmanager
+def _alone(data: Path) -> Iterator[None]:
+    """Hold the data folder: two servers on it would send each device two minds.
+
+    The lock goes with the process, however it ends.
+    """
+    with (data / "lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SettingsError(f"data folder {data}: another server is running on it") from error
+        yield
+
+
+def _serve(settings: Settings, *, as_json: bool) -> None:
     listener = _listen(settings.host, settings.port)
     runtime = build(settings)
     try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 import small_models
 from compiler.bundle import archive, layout
 from fleet.errors import BundleError
-from processes import KEDGE
+from processes import KEDGE, wait_until
 from small_models import SmallModel
 
 
@@ -290,6 +292,24 @@ def test_a_folder_of_something_else_is_never_replaced(files: SmallModel, tmp_pat
     )
     assert "holds something else" in done.stderr
     assert (tmp_path / "precious.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_stopped_in_the_middle_it_leaves_nothing_behind(
+    files: SmallModel, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    process = subprocess.Popen(
+        [
+            *(KEDGE, "compile", files.model, "--target", "laptop-x86", "--calibration", files.calibration),
+            *("--evaluation", files.evaluation, "--out", tmp_path / "b"),
+        ],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(lambda: list(tmp_path.glob("kedge-compile-*/*")), "the worker works")
+    process.send_signal(number)
+    assert process.wait(20) == code
+    assert not [x for x in tmp_path.iterdir() if "kedge" in x.name or x.name.startswith("b")]
 
 
 def test_a_full_disk_is_no_bug() -> None:

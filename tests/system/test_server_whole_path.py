@@ -56,6 +56,14 @@ def _wait_for(server: Server, rollout: int, state: str) -> dict[str, object]:
     return found
 
 
+def test_a_second_server_on_the_same_data_is_refused(server: Server) -> None:
+    """Two servers on one data folder would send each device two minds."""
+    said = _kedge(server, "serve", "--data", str(server.folder / "data"), "--port", "0", code=2)
+    assert said.startswith("error: data folder ")
+    assert said.endswith("another server is running on it\n")
+    assert server.healthy()
+
+
 def test_a_release_reaches_every_device_by_the_command_line_alone(
     server: Server, fleet: list[SimDevice], tmp_path: Path
 ) -> None:
