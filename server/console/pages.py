@@ -52,7 +52,7 @@ DONE: Final = {
     "resume": "The rollout goes on.",
     "promote": "The next group has begun.",
     "abort": "The rollout is aborted.",
-    "roll_back": "Devices go back to what they ran before.",
+    "roll_back": "Devices go back to what they ran before; one that ran nothing keeps the release.",
 }
 
 

@@ -39,7 +39,8 @@ ASKS: Final = {
         "Roll back",
         "danger",
         "Roll every device back?",
-        "Each device that got the release, or may have got it, is told to return to what it ran before.",
+        "Each device that got the release, or may have got it, is told to return to what it ran before. "
+        "A device that ran nothing before keeps the release.",
     ),
     "abort": Ask(
         "Abort",

@@ -99,7 +99,7 @@ class Reconcile:
         if action is None or event.bundle not in (action.bundle, action.before):
             return None
         # Coming back is a step of the bundle from before; only then does it belong to this rollout.
-        going_back = action.status == ActionStatus.REVERTING
+        going_back = action.status in (ActionStatus.REVERTING, ActionStatus.REVERTED)
         return (
             action
             if (event.bundle == action.before) == going_back or action.before == action.bundle

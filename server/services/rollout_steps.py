@@ -158,7 +158,9 @@ class RolloutSteps:
             self._want_before(session, rollout, action, rollback=True)
             if status.failed and status is not _S.TIMED_OUT:
                 continue  # it is back already, by itself
-            # Where nothing ran before there is nothing to go back to: the model stays, and is wanted no more.
+            if not action.before:
+                # The model stays, and is wanted no more.
+                action.reason, action.detail = "nothing_before", "nothing ran before: it keeps this release"
             self._set(session, action, _S.REVERTING if action.before else _S.CANCELED)
 
     def cancel_device(self, session: Session, device_id: str) -> None:

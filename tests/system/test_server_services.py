@@ -634,3 +634,35 @@ def test_a_device_that_floods_makes_only_itself_wait(kedge: Parts) -> None:
     worker.receive(Incoming(f"{topics.DEVICE}/flood/hello", hello))
     worker.step()
     assert kedge.devices.get("flood").online, "it is heard again when its messages were taken"
+
+
+def test_rolling_a_finished_rollout_back_tells_each_device_to_its_last_step(kedge: Parts) -> None:
+    """The hello of a device that went back overtakes its last event: the step must not stay at the canary."""
+    kedge.add_devices("a")
+    first = kedge.roll_out(kedge.release("1.0"))
+    _step(kedge, "a", first, UpdateState.COMMITTED)
+    kedge.rollouts.tick()
+    old = kedge.rollouts.actions(first)[0].bundle
+    second = kedge.roll_out(kedge.release("2.0"))
+    _step(kedge, "a", second, UpdateState.COMMITTED)
+    kedge.rollouts.tick()
+    assert kedge.state(second) == "finished"
+    kedge.rollouts.command(ADMIN, second, Move.ROLL_BACK)
+    _step(kedge, "a", second, UpdateState.CANARY, bundle=old)
+    slots = (ModelSlot(model="digits", active=old),)
+    hello = Hello(boot_id="b", agent_version="1", target=TARGET, time=1.0, monotonic=1.0, slots=slots)
+    _say(kedge, "a", "hello", codec.encode(hello))
+    _step(kedge, "a", second, UpdateState.COMMITTED, bundle=old)
+    action = kedge.rollouts.actions(second)[0]
+    assert (action.status, action.step) == ("reverted", "committed")
+
+
+def test_a_device_that_ran_nothing_before_keeps_the_release_and_the_rollout_says_so(kedge: Parts) -> None:
+    """The very first rollout is rolled back: there is nothing to return to, which must not look like success."""
+    kedge.add_devices("a")
+    first = kedge.roll_out(kedge.release("1.0"))
+    _step(kedge, "a", first, UpdateState.COMMITTED)
+    kedge.rollouts.command(ADMIN, first, Move.ROLL_BACK)
+    kedge.rollouts.tick()
+    action = kedge.rollouts.actions(first)[0]
+    assert (kedge.state(first), action.status, action.reason) == ("rolled_back", "canceled", "nothing_before")
