@@ -65,7 +65,7 @@ class Overview:
 
 def page(session: Session, now: float) -> Overview:
     """Return the overview."""
-    lines = devices.lines(session, now)
+    lines = [line for line in devices.lines(session, now) if line.row.revoked_at is None]
     figures = reports.fleet(session, now, DAY)
     return Overview(
         needs=_needs(session, now, lines, figures),
@@ -253,7 +253,9 @@ def adoption(session: Session, now: float, seconds: float) -> dict[str, reports.
     commits = _commits(session, now - seconds)
     counts: dict[str, list[Counter[str]]] = defaultdict(lambda: [Counter() for _ in starts])
     rows = session.exec(
-        select(DeviceModel, Device.enrolled_at).join(Device, col(Device.id) == DeviceModel.device_id)
+        select(DeviceModel, Device.enrolled_at)
+        .join(Device, col(Device.id) == DeviceModel.device_id)
+        .where(col(Device.revoked_at).is_(None))
     )
     for row, enrolled in rows:
         if row.model not in released:
