@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Final
 
 import httpx
 import msgspec
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
-from device_agent.adapters import files
+from device_agent.adapters import device_key, files
 from device_agent.adapters.state import Identity, OffloadPolicy, StateFolder
 from device_agent.adapters.trust_client import TrustClient
 from device_agent.adapters.trust_fetch import HttpFetcher
@@ -57,7 +52,11 @@ def enrol(
             "choose another folder with --state"
         )
     state.make()
-    request = EnrolRequest(claim=token.secret, csr_pem=_request(_key(state)), target=Name(target), name=name)
+    # An enrolment that failed half-way left a key.
+    key = device_key.load(state.key) if state.key.is_file() else device_key.make(state.key)
+    request = EnrolRequest(
+        claim=token.secret, csr_pem=device_key.certificate_request(key), target=Name(target), name=name
+    )
     reply = _asked(server, request)
     token.check_root(reply.root_bytes())
     identity = Identity(
@@ -74,30 +73,6 @@ def enrol(
         TrustClient(state.trust, fetcher, DeviceId(identity.device_id), target).bootstrap(reply.root_bytes())
     state.save_identity(identity)  # last: what is enrolled is enrolled whole
     return identity
-
-
-def _key(state: StateFolder) -> ec.EllipticCurvePrivateKey:
-    """Return the device's key, made when it is missing: an enrolment that failed half-way left one."""
-    if state.key.is_file():
-        try:
-            key = serialization.load_pem_private_key(state.key.read_bytes(), None)
-        except ValueError as error:
-            raise StateError(f"{state.key}: expected a private key in PEM; got something else") from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise StateError(f"{state.key}: expected an elliptic-curve key")
-        return key
-    key = ec.generate_private_key(ec.SECP256R1())
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    files.write(state.key, pem, 0o600)
-    return key
-
-
-def _request(key: ec.EllipticCurvePrivateKey) -> str:
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, os.uname().nodename[:64] or "device")])
-    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
-    return request.public_bytes(serialization.Encoding.PEM).decode()
 
 
 def _asked(server: str, request: EnrolRequest) -> EnrolReply:

@@ -11,10 +11,9 @@ import httpx
 import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from device_agent.adapters import files
+from device_agent.adapters import device_key, files
 from device_agent.adapters.state import StateFolder
 from device_agent.errors import StateError, StorageError, UnreachableError
 from fleet.wire.enrolment import RenewReply, RenewRequest
@@ -72,8 +71,11 @@ class Renewal:
             StorageError: the disk does not take it.
         """
         identity = self._state.identity()
-        key = self._key()
-        pem = _asked(identity.server, RenewRequest(device_id=identity.device_id, csr_pem=_request(key)))
+        key = device_key.load(self._state.key)
+        pem = _asked(
+            identity.server,
+            RenewRequest(device_id=identity.device_id, csr_pem=device_key.certificate_request(key)),
+        )
         self._check(pem, key)
         files.write(self._state.certificate, pem.encode())
         self._renewed()
@@ -95,15 +97,6 @@ class Renewal:
         except (OSError, ValueError) as error:
             raise StateError(f"{self._state.certificate}: {error}") from error
 
-    def _key(self) -> ec.EllipticCurvePrivateKey:
-        try:
-            key = serialization.load_pem_private_key(self._state.key.read_bytes(), None)
-        except (OSError, ValueError) as error:
-            raise StateError(f"{self._state.key}: {error}") from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise StateError(f"{self._state.key}: expected an elliptic-curve key")
-        return key
-
     def _check(self, pem: str, key: ec.EllipticCurvePrivateKey) -> None:
         """Take only what the fleet's own authority has signed for this key: plain HTTP proves nothing."""
         try:
@@ -114,11 +107,6 @@ class Renewal:
             raise UnreachableError(f"renewal: expected a certificate of the fleet: {reason}") from error
         if made.public_key() != key.public_key():
             raise UnreachableError("renewal: expected a certificate for this device's key, got another's")
-
-
-def _request(key: ec.EllipticCurvePrivateKey) -> str:
-    made = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
-    return made.public_bytes(serialization.Encoding.PEM).decode()
 
 
 def _asked(server: str, request: RenewRequest) -> str:
