@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 
 from device_agent.adapters.facts import SystemFacts, agent_version
@@ -15,17 +16,17 @@ from device_agent.adapters.notify import Notifier
 from device_agent.adapters.outbox import Outbox
 from device_agent.adapters.trust_client import TrustClient
 from device_agent.driver import Driver, Outcome, Ties
-from device_agent.errors import StorageError
 from device_agent.installer import Installer, Site
 from device_agent.observing import Offload, Telemetry
 from device_agent.ports import Clock
+from device_agent.refusals import RefusalFilter
 from device_agent.settings import Settings
 from device_agent.update.data import Offer
 from device_agent.update.events import Offered
 from device_agent.update.table import BUSY
 from device_agent.uplink import Uplink
 from device_agent.verifier import Result, Verifier
-from fleet.errors import TrustError, WireError
+from fleet.errors import KedgeError, TrustError, WireError
 from fleet.ids import DeviceId
 from fleet.trust.assignment import AssignedBundle, Assignment
 from fleet.wire import codec, topics
@@ -102,7 +103,9 @@ class Agent:
         self.connected = False
         self.malformed = 0
         self._told_waiting = 0
-        self._refusals: Final[set[Refused]] = set()
+        self._refusals: Final = RefusalFilter()
+        self._postponed: list[Happening] = []
+        self._trouble = ""
         self._last_sign = 0.0
         self._thread: Final = threading.Thread(target=self._run, name="agent", daemon=True)
 
@@ -128,7 +131,7 @@ class Agent:
         self._verifier.stop()
         for driver in self.drivers.values():
             driver.stop()
-        self._report(0.0)
+        self._survived(partial(self._report, 0.0))
         self._parts.link.stop(self.status(online=False))
 
     def release_counters(self) -> dict[str, int]:
@@ -157,12 +160,34 @@ class Agent:
                 happening = None
             if isinstance(happening, Stop):
                 return
-            try:
-                if happening is not None:
-                    self._take(happening)
-                self._tick()
-            except StorageError:  # the disk may have room again later; serving goes on meanwhile
-                _LOG.exception("the disk does not take what has to be kept")
+            if happening is not None and not self._survived(partial(self._take, happening)):
+                self._postpone(happening)
+            elif self._survived(self._tick):
+                self._resume()
+
+    def _survived(self, work: Callable[[], None]) -> bool:
+        """Return whether the disk took what had to be kept; if not, it may later. Serving goes on."""
+        try:
+            work()
+        except KedgeError as error:
+            if str(error) != self._trouble:
+                _LOG.warning("not done, will try again: %s", error)
+            self._trouble = str(error)
+            return False
+        return True
+
+    def _postpone(self, happening: Happening) -> None:
+        if not isinstance(happening, Arrived | Refused):  # those come again by themselves
+            self._postponed.append(happening)
+
+    def _resume(self) -> None:
+        """Take again what a full disk has kept from being done; each is safe to take twice."""
+        waiting, self._postponed = self._postponed, []
+        for happening in waiting:
+            if self._survived(partial(self._take, happening)):
+                self._trouble = ""
+            else:
+                self._postponed.append(happening)
 
     def _take(self, happening: Happening) -> None:
         if isinstance(happening, Outcome):
@@ -206,7 +231,7 @@ class Agent:
             time=parts.clock.time(),
             monotonic=parts.clock.monotonic(),
             firmware=parts.facts.firmware(),
-            slots=tuple(driver.data.slot for driver in self.drivers.values()),
+            slots=tuple(driver.data.slot for driver in list(self.drivers.values())),
             assignment_version=parts.trust.assignment_version,
             clock_untrusted=parts.trust.clock(parts.clock.now()).untrusted,
             outbox_bytes=parts.outbox.waiting_bytes(),
@@ -239,6 +264,8 @@ class Agent:
             self._queue.put(result)
 
     def _assigned(self, assignment: Assignment) -> None:
+        if assignment.version < self._parts.trust.assignment_version:
+            return  # it had to wait, and a newer one did not
         for bundle in assignment.targets:
             if bundle.model not in self.drivers:
                 driver = self._driver(bundle.model)
@@ -254,10 +281,9 @@ class Agent:
 
     def _refused(self, refused: Refused) -> None:
         _LOG.warning("refused %s: %s", refused.what, refused.detail)
-        if refused in self._refusals:
-            return  # the same retained message comes again with every connect
-        self._refusals.add(refused)
         clock = self._parts.clock
+        if not self._refusals.lets_through(refused, clock.monotonic()):
+            return
         self._parts.uplink.put_event(
             RefusalEvent(
                 id=clock.unique(),
@@ -272,6 +298,8 @@ class Agent:
 
     def _tick(self) -> None:
         self._report(self._parts.settings.window)
+        for driver in self.drivers.values():
+            driver.tell()
         if self.connected:
             self._parts.uplink.pump()
             if self._told_waiting and not self._parts.outbox.waiting_bytes():

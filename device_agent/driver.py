@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
 from device_agent.adapters.journal import Entry, FileJournal
+from device_agent.errors import StorageError
 from device_agent.ports import Clock
 from device_agent.update.data import UpdateData
 from device_agent.update.events import Action, ActiveBroken, Done, Event, Failed, Offered, Restarted
@@ -77,6 +78,7 @@ class Driver:
         entry = ties.journal.load(model)
         self.data: UpdateData = entry.data
         self._unreported = entry.event
+        self._told = self._unreported is None
         self._worker: threading.Thread | None = None
         self._cancel = threading.Event()
 
@@ -86,8 +88,7 @@ class Driver:
         Args:
             clean: whether the agent was asked to stop the last time.
         """
-        if self._unreported is not None:
-            self._ties.report(self._unreported)
+        self.tell()
         while self.data.active is not None and not self._answers(self.data.active):
             continue
         self.feed(Restarted(clean))
@@ -108,20 +109,35 @@ class Driver:
             self.feed(outcome.event)
 
     def feed(self, event: Event) -> None:
-        """Make one step: journal first, then report, then act."""
+        """Make one step: journal first, then report, then act.
+
+        Raises:
+            StorageError: the journal cannot be written; nothing has changed, and the event may come again.
+        """
         result = step(self.data, event)
         if result.data != self.data:
             told = self._event(result.data) if result.entered else self._unreported
             self._ties.journal.save(Entry(data=result.data, event=told))
             self.data, self._unreported = result.data, told
-        if result.entered and self._unreported is not None:
+        if result.entered:
             _LOG.info("%s: %s %s", self._model, result.data.state.value, result.data.detail)
-            self._ties.report(self._unreported)
+            self._told = False
+            self.tell()
         if result.action is Action.TAKE_PENDING:
             if self.data.pending is not None:
-                self.feed(Offered(self.data.pending))
+                self._ties.post(Outcome(self._model, self.data.serial, Offered(self.data.pending)))
         elif result.action is not None:
             self._act(result.action)
+
+    def tell(self) -> None:
+        """Report the last change of state unless that is done; a full disk does not stop an update."""
+        if self._told or self._unreported is None:
+            return
+        try:
+            self._ties.report(self._unreported)
+            self._told = True
+        except StorageError as error:
+            _LOG.warning("%s: not reported, will try again: %s", self._model, error)
 
     def stop(self) -> None:
         """Cancel what is under way, and wait for it."""

@@ -35,6 +35,11 @@ class Uplink:
         self._tries: Final[dict[str, int]] = {}
         self._news: Final = threading.Event()
 
+    @property
+    def under_way(self) -> int:
+        """How many records have been sent and not acknowledged."""
+        return len(self._tries)
+
     def put_event(self, event: Event) -> None:
         """Keep an event until the server has it."""
         self._outbox.put(Record(event.id, "event", codec.encode(event)))
@@ -80,4 +85,6 @@ class Uplink:
             tries = self._tries.get(record.id, 0)
             self._due[record.id] = now + self._resend * 2 ** min(tries, _DOUBLINGS)
             self._tries[record.id] = tries + 1
+        for record_id in {*late} - {record.id for record in batch}:
+            self._tries.pop(record_id, None)  # it expired or was dropped, or gets its turn later
         return len(batch)

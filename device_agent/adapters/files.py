@@ -9,6 +9,18 @@ from pathlib import Path
 from device_agent.errors import StorageError
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        StorageError: the disk does not take it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder}: {error.strerror}") from error
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder survive a power cut."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -36,6 +48,8 @@ def write(path: Path, data: bytes, mode: int = 0o644) -> None:
         partial.replace(path)
         sync_folder(path.parent)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()  # on a full disk even half a file is too much
         raise StorageError(f"{path}: {error.strerror}") from error
 
 

@@ -30,7 +30,7 @@ class FileJournal:
     def __init__(self, folder: Path) -> None:
         """Use this folder, made when it is missing."""
         self._folder: Final = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
 
     def models(self) -> list[str]:
         """Return the models that have an entry."""

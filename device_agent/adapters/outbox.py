@@ -6,18 +6,21 @@ hard requests first (the least worth of them), then the oldest reports; events o
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from device_agent.errors import StorageError
 
 #: A record's kind is the last level of its topic. The first is sent first and dropped last.
 KINDS: Final = ("event", "report", "request")
 _PAGE: Final = 4096
+#: With less left, it is the disk that is full and not the outbox.
+_DISK_RESERVE: Final = 256 * 1024
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS records (
   number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, kind INTEGER NOT NULL, rank REAL NOT NULL,
@@ -28,6 +31,12 @@ CREATE TABLE IF NOT EXISTS questions (
   answered REAL, answer BLOB);
 CREATE TABLE IF NOT EXISTS spent (
   day INTEGER NOT NULL, model TEXT NOT NULL, bytes INTEGER NOT NULL, PRIMARY KEY (day, model));
+"""
+
+
+_FORGET_ANSWERS: Final = """
+DELETE FROM questions WHERE id IN
+  (SELECT id FROM questions WHERE answered IS NOT NULL ORDER BY answered LIMIT 8)
 """
 
 
@@ -68,6 +77,7 @@ class Outbox:
         """
         self._lock: Final = threading.Lock()
         self._keep_questions: Final = keep_questions
+        self._folder: Final = path.parent
         self.dropped = 0
         try:
             self._db: Final = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
@@ -102,12 +112,12 @@ class Outbox:
     def batch(self, now: float, limit: int, skip: Iterable[str] = ()) -> list[Record]:
         """Return what to send next: events, then reports, then requests by worth; none that has expired."""
         skipped = set(skip)
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT id, kind, payload, rank, expires FROM records "
-                "WHERE expires IS NULL OR expires > ? ORDER BY kind, rank DESC, number LIMIT ?",
-                (now, limit + len(skipped)),
-            ).fetchall()
+        rows = self._rows(
+            "SELECT id, kind, payload, rank, expires FROM records "
+            "WHERE expires IS NULL OR expires > ? ORDER BY kind, rank DESC, number LIMIT ?",
+            now,
+            limit + len(skipped),
+        )
         records = [Record(row[0], KINDS[row[1]], row[2], row[3], row[4]) for row in rows]
         return [record for record in records if record.id not in skipped][:limit]
 
@@ -123,15 +133,12 @@ class Outbox:
 
     def counts(self) -> dict[str, int]:
         """Return how many records of each kind wait."""
-        with self._lock:
-            found = dict(self._db.execute("SELECT kind, COUNT(*) FROM records GROUP BY kind").fetchall())
+        found = dict(self._rows("SELECT kind, COUNT(*) FROM records GROUP BY kind"))
         return {kind: found.get(i, 0) for i, kind in enumerate(KINDS)}
 
     def waiting_bytes(self) -> int:
         """Return the bytes of all that waits."""
-        with self._lock:
-            row = self._db.execute("SELECT COALESCE(SUM(LENGTH(payload)), 0) FROM records").fetchone()
-        return int(row[0])
+        return int(self._rows("SELECT COALESCE(SUM(LENGTH(payload)), 0) FROM records")[0][0])
 
     # --- hard requests ------------------------------------------------------------------------------
 
@@ -142,11 +149,8 @@ class Outbox:
             Whether it was queued.
         """
         day = int(question.asked // 86400)
-        with self._lock:
-            row = self._db.execute(
-                "SELECT bytes FROM spent WHERE day = ? AND model = ?", (day, question.model)
-            ).fetchone()
-        if (row[0] if row else 0) + len(record.payload) > budget or not self.put(record):
+        spent = self._rows("SELECT bytes FROM spent WHERE day = ? AND model = ?", day, question.model)
+        if (spent[0][0] if spent else 0) + len(record.payload) > budget or not self.put(record):
             return False
 
         def write(db: sqlite3.Connection) -> None:
@@ -189,17 +193,13 @@ class Outbox:
 
     def question(self, request_id: str) -> Question | None:
         """Return a question, None when it is not known."""
-        with self._lock:
-            row = self._db.execute("SELECT * FROM questions WHERE id = ?", (request_id,)).fetchone()
-        return Question(*row) if row else None
+        rows = self._rows("SELECT * FROM questions WHERE id = ?", request_id)
+        return Question(*rows[0]) if rows else None
 
     def answers_since(self, time: float, limit: int = 500) -> list[Question]:
         """Return the questions that were answered after a time, oldest answer first."""
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT * FROM questions WHERE answered > ? ORDER BY answered LIMIT ?", (time, limit)
-            ).fetchall()
-        return [Question(*row) for row in rows]
+        sql = "SELECT * FROM questions WHERE answered > ? ORDER BY answered LIMIT ?"
+        return [Question(*row) for row in self._rows(sql, time, limit)]
 
     # ------------------------------------------------------------------------------------------------
 
@@ -209,19 +209,23 @@ class Outbox:
             try:
                 with self._transaction(durable=kind == 0) as db:
                     write(db)
-            except sqlite3.Error as error:
-                if "full" not in str(error):
-                    raise StorageError(f"outbox: {error}") from error
+            except StorageError as error:  # noqa: PERF203 - a second round is rare
+                if "full" not in str(error) or self._disk_is_full():
+                    raise  # to drop records would make room for others only
+                if not self._evict(kind, rank):
+                    self.dropped += 1
+                    return False
             else:
                 return True
-            if not self._evict(kind, rank):
-                self.dropped += 1
-                return False
 
     @contextmanager
     def _transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
-        """Run a transaction; a durable one is on the disk when it ends, others when the system likes."""
-        with self._lock:
+        """Run a transaction; a durable one is on the disk when it ends, others when the system likes.
+
+        Raises:
+            StorageError: the disk does not take it; nothing has changed.
+        """
+        with self._lock, _storage_errors():
             self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -231,6 +235,18 @@ class Outbox:
                 if self._db.in_transaction:  # SQLite has rolled back already when the disk is full
                     self._db.execute("ROLLBACK")
                 raise
+
+    def _rows(self, sql: str, *values: object) -> list[Any]:
+        """Return what a query finds.
+
+        Raises:
+            StorageError: the file is damaged, or the disk does not give it.
+        """
+        with self._lock, _storage_errors():
+            return self._db.execute(sql, values).fetchall()
+
+    def _disk_is_full(self) -> bool:
+        return shutil.disk_usage(self._folder).free < _DISK_RESERVE
 
     def _evict(self, kind: int, rank: float) -> bool:
         """Drop the least valuable records that are worth less than a new one; return whether any was.
@@ -244,5 +260,15 @@ class Outbox:
                 (n,) for n, k, r in rows if k > kind or (k == kind and (r < rank or k < len(KINDS) - 1))
             ]
             db.executemany("DELETE FROM records WHERE number = ?", losers)
+            # An answer was there to be read: what still waits is worth more.
+            answers = 0 if losers else db.execute(_FORGET_ANSWERS).rowcount
         self.dropped += len(losers)
-        return bool(losers)
+        return bool(losers or answers)
+
+
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StorageError(f"outbox: {error}") from error

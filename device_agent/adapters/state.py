@@ -87,9 +87,12 @@ class StateFolder:
         """Take the folder for this process alone; the lock goes with the process, however it ends.
 
         Raises:
-            StateError: another agent has it.
+            StateError: another agent has it, or it cannot be written.
         """
-        handle = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            handle = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StateError(f"state folder {self.root}: {error.strerror}") from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -25,8 +25,8 @@ class FileStore:
         """Use this folder, made when it is missing; what a power cut left half written is removed."""
         self._blobs: Final = folder / "blobs" / "sha256"
         self._slots: Final = folder / "slots"
-        self._blobs.mkdir(parents=True, exist_ok=True)
-        self._slots.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self._blobs)
+        files.make_folder(self._slots)
         for partial in self._blobs.glob(".*.partial"):
             partial.unlink()
 
@@ -129,7 +129,7 @@ class FileStore:
             StorageError: the disk does not take it.
         """
         folder = self._slots / Name(model)
-        folder.mkdir(exist_ok=True)
+        files.make_folder(folder)
         if digest is None:
             with contextlib.suppress(FileNotFoundError):
                 (folder / name).unlink()

@@ -38,7 +38,7 @@ class TrustClient:
             device: this device's id.
             target: the compile target whose bundles it takes.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
         self._folder: Final = folder
         self._fetcher: Final = fetcher
         self._device: Final = device

@@ -282,6 +282,41 @@ def test_an_answer_is_kept_once(tmp_path: Path) -> None:
     outbox.close()
 
 
+def test_answers_that_were_kept_give_way_to_what_still_waits(tmp_path: Path) -> None:
+    """A pool that answers with megabytes must not keep the device from reporting."""
+    outbox = Outbox(tmp_path / "o.db", 512 * 1024)
+    for i in range(40):
+        outbox.ask(Record(f"r{i}", "request", b"x"), question(f"r{i}"), 100)
+        outbox.answer(f"r{i}", bytes(20_000), 1000.0 + i)
+    assert outbox.put(Record("event", "event", bytes(50_000)))
+    assert outbox.put(Record("report", "report", bytes(50_000)))
+    assert outbox.question("r39") is not None
+    assert outbox.question("r0") is None
+    outbox.close()
+
+
+def test_an_outbox_that_is_damaged_while_it_is_open_is_told_as_such(tmp_path: Path) -> None:
+    """The card fails under the running agent: every way in says so, and none ends a thread."""
+    outbox = Outbox(tmp_path / "o.db", 2**20)
+    outbox.put(Record("r", "request", b"x"))
+    outbox.close()  # stands for the card that is gone
+    uses: list[Callable[[], object]] = [
+        lambda: outbox.put(Record("e", "event", b"x")),
+        lambda: outbox.batch(0.0, 9),
+        lambda: outbox.forget(["r"]),
+        lambda: outbox.expire(0.0),
+        outbox.counts,
+        outbox.waiting_bytes,
+        lambda: outbox.question("r"),
+        lambda: outbox.answers_since(0.0),
+        lambda: outbox.answer("r", b"x", 0.0),
+        lambda: outbox.ask(Record("q", "request", b"x"), question("q"), 100),
+    ]
+    for use in uses:
+        with pytest.raises(StorageError, match="outbox"):
+            use()
+
+
 def test_a_damaged_outbox_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "o.db").write_bytes(b"this is no database at all, and long enough to be looked at" * 100)
     with pytest.raises(StorageError, match="outbox"):

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
+import pytest
+
 from device_agent.adapters.clock import SystemClock
 from device_agent.adapters.journal import FileJournal
 from device_agent.driver import Driver, Outcome, Ties
@@ -70,15 +72,22 @@ class Bench:
         self.journal = FileJournal(folder)
         self.script = Script(self.journal)
         self.reported: list[UpdateEvent] = []
+        self.full = False
         self.queue: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self.driver = self.restarted()
+
+    def report(self, event: UpdateEvent) -> None:
+        """Take an event unless the disk is full."""
+        if self.full:
+            raise StorageError("outbox: database or disk is full")
+        self.reported.append(event)
 
     def restarted(self) -> Driver:
         ties = Ties(
             journal=self.journal,
             clock=SystemClock(),
             boot_id="boot",
-            report=self.reported.append,
+            report=self.report,
             post=self.queue.put,
         )
         self.driver = Driver("m", self.script, ties)
@@ -178,3 +187,33 @@ def test_a_damaged_active_bundle_gives_way_even_while_another_is_downloaded(tmp_
     assert bench.script.answering == "1"
     assert bench.run() is UpdateState.COMMITTED
     assert (bench.driver.data.active, bench.driver.data.previous) == (bundle(3), bundle(1))
+
+
+def test_a_full_disk_delays_the_report_and_not_the_update(tmp_path: Path) -> None:
+    """The outbox takes nothing for a while: the action is done all the same, and told of later."""
+    bench = Bench(tmp_path)
+    bench.full = True
+    bench.driver.feed(offered(1, "r1"))
+    assert bench.run() is UpdateState.COMMITTED
+    assert bench.reported == []
+    bench.full = False
+    bench.driver.tell()
+    bench.driver.tell()
+    assert [x.state for x in bench.reported] == [UpdateState.COMMITTED], "once"
+
+
+def test_an_outcome_that_the_journal_did_not_take_may_come_again(tmp_path: Path) -> None:
+    """The disk is full at the commit, and has room a second later."""
+    bench = Bench(tmp_path)
+    bench.driver.feed(offered(1, "r1"))
+    outcome = bench.queue.get(timeout=10)
+    (tmp_path / "m.json").rename(tmp_path / "kept")
+    (tmp_path / "m.json").mkdir()  # nothing can be renamed over a folder
+    before = bench.driver.data
+    with pytest.raises(StorageError):
+        bench.driver.take(outcome)
+    assert bench.driver.data == before
+    (tmp_path / "m.json").rmdir()
+    (tmp_path / "kept").rename(tmp_path / "m.json")
+    bench.driver.take(outcome)
+    assert bench.run() is UpdateState.COMMITTED

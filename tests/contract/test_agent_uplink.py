@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from device_agent.adapters.clock import SystemClock
-from device_agent.adapters.outbox import Outbox
+from device_agent.adapters.outbox import Outbox, Record
 from device_agent.uplink import Uplink
 from fake_link import FakeBroker
 from fleet.ids import DeviceId
@@ -93,3 +93,13 @@ def test_no_more_than_a_window_is_under_way_and_events_go_first(bench: Bench) ->
     assert isinstance(first, RefusalEvent)
     bench.uplink.acknowledged(tuple(f"r{i}" for i in range(100)))
     assert bench.outbox.counts() == {"event": 1, "report": 0, "request": 0}
+
+
+def test_nothing_is_remembered_of_records_that_are_gone(bench: Bench) -> None:
+    """A device that is on-line for years, with requests that expire before anybody answers them."""
+    for i in range(100):
+        bench.outbox.put(Record(f"q{i}", "request", b"x", expires=bench.clock.seconds + 1.0))
+        bench.uplink.nudge()
+        bench.sent_after(0.0)
+        bench.sent_after(10.0)
+    assert bench.uplink.under_way <= 1
