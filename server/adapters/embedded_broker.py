@@ -29,6 +29,8 @@ LOG: Final = logging.getLogger("kedge.broker")
 #: Answers whether this user name and password are a device's.
 Authenticate = Callable[[str, str], bool]
 _BAD_CREDENTIALS: Final = 5
+#: MQTT 3.1.1, 3.1.4: a server should close a connection that sends no CONNECT within a reasonable time.
+PATIENCE_SECONDS: Final = 15.0
 
 
 class _Broker(Broker):
@@ -39,8 +41,11 @@ class _Broker(Broker):
     here, without waiting, before anything is touched, avoids both.
     """
 
-    def __init__(self, config: BrokerConfig, server: tuple[str, str], authenticate: Authenticate) -> None:
+    def __init__(
+        self, config: BrokerConfig, server: tuple[str, str], authenticate: Authenticate, patience: float
+    ) -> None:
         super().__init__(config)
+        self._patience: Final = patience
         self._server_login: Final = server
         self._check_device: Final = authenticate
 
@@ -55,7 +60,13 @@ class _Broker(Broker):
     async def _initialize_client_session(
         self, reader: ReaderAdapter, writer: WriterAdapter, remote_address: str, remote_port: int
     ) -> tuple[BrokerProtocolHandler, Session]:
-        handler, session = await BrokerProtocolHandler.init_from_connect(reader, writer, self.plugins_manager)
+        try:
+            handler, session = await asyncio.wait_for(
+                BrokerProtocolHandler.init_from_connect(reader, writer, self.plugins_manager), self._patience
+            )
+        except asyncio.TimeoutError:
+            await writer.close()
+            raise AMQTTError("no CONNECT in time") from None
         if not await asyncio.to_thread(self._admits, session):
             LOG.warning("refused %s:%d as %r", remote_address, remote_port, session.username)
             await _refuse(writer)
@@ -105,7 +116,14 @@ async def _refuse(writer: WriterAdapter) -> None:
 class EmbeddedBroker:
     """Runs the broker on a thread of its own."""
 
-    def __init__(self, host: str, port: int, server: tuple[str, str], authenticate: Authenticate) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        server: tuple[str, str],
+        authenticate: Authenticate,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
         """Prepare it.
 
         Args:
@@ -113,7 +131,9 @@ class EmbeddedBroker:
             port: a free one, chosen by the caller.
             server: the server's own user name and password; no device id has its form.
             authenticate: checks a device's; called on a thread.
+            patience: seconds in which a connection must have said who it is.
         """
+        self._patience: Final = patience
         self._config: Final = BrokerConfig(
             listeners={"default": ListenerConfig(bind=f"{host}:{port}")}, plugins={}
         )
@@ -160,7 +180,7 @@ class EmbeddedBroker:
     async def _serve(self) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
         self._loop.set_exception_handler(_log_loop_error)
-        broker = _Broker(self._config, self._server, self._authenticate)
+        broker = _Broker(self._config, self._server, self._authenticate, self._patience)
         await broker.start()
         self._started.set()
         await self._stopping.wait()
