@@ -55,7 +55,8 @@ def compile_model(request: CompileRequest, tell: Callable[[Progress], None]) -> 
             stdout=subprocess.PIPE,
             stderr=stderr,
             start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
+            # What the tools leave in the temporary folder goes with it, also when the worker is killed.
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "TMPDIR": scratch},
         )
         try:
             return _follow(process, request, tell, stderr)

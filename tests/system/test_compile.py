@@ -309,7 +309,22 @@ def test_stopped_in_the_middle_it_leaves_nothing_behind(
     wait_until(lambda: list(tmp_path.glob("kedge-compile-*/*")), "the worker works")
     process.send_signal(number)
     assert process.wait(20) == code
-    assert not [x for x in tmp_path.iterdir() if "kedge" in x.name or x.name.startswith("b")]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_onnx_runtime_does_not_report_to_its_maker(
+    files: SmallModel, compiled: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Its telemetry begins when it is imported, by writing the id of a session to the temporary folder."""
+    done = subprocess.run(
+        [KEDGE, "run", compiled[0], "--input", files.evaluation, "--output", tmp_path / "o.npz"],
+        env={name: x for name, x in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+        | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert [x.name for x in tmp_path.iterdir()] == ["o.npz"]
 
 
 def test_a_full_disk_is_no_bug() -> None:
