@@ -74,8 +74,9 @@ class Production:
         port = free_port()
         options = ["--health-window", "0.3", "--window", "1", "--rest-port", str(port), "--threads", "1"]
         command = [sys.executable, "-m", "kedge", "agent", "run", "--state", str(state.root), *options]
-        self.agents[name] = Process(command, self.folder / f"{name}.log")
-        wait_until(lambda: self.device(name)["online"], f"{name} is connected", 60)
+        self.agents[name] = agent = Process(command, self.folder / f"{name}.log")
+        wait_until(lambda: self.device(name)["online"] or not agent.running(), f"{name} is connected", 60)
+        assert agent.running(), agent.output()[-2000:]
         return f"http://127.0.0.1:{port}"
 
     def device(self, name: str) -> dict[str, Any]:
