@@ -144,3 +144,13 @@ def test_each_happening_is_told_in_one_line(topic: str, payload: dict[str, objec
 def test_a_happening_without_a_better_word_is_left_out() -> None:
     assert live.of(Happening("device", {"id": "a", "what": "updateevent"}), 0.0) is None
     assert live.of(Happening("unheard_of", {}), 0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("verb", "told"),
+    [("halt", "halted"), ("roll_back", "rolled back"), ("publish", "published"), ("approve", "approved"),
+     ("enrol", "enrolled"), ("finish", "finished"), ("revoke", "revoked")],
+)  # fmt: skip
+def test_the_past_is_told_in_the_past_tense(verb: str, told: str) -> None:
+    """The live page once said "rollout 2 halt by kedge"."""
+    assert live.past(verb) == told

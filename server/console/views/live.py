@@ -91,13 +91,13 @@ def _audited(session: Session, kinds: list[str]) -> list[Line]:
                 mark=shape.mark if shape else "idle",
                 subject=name if kind == "device" else row.subject,
                 href=f"/{kind}s/{name}" if kind in ("device", "rollout") else "",
-                text=f"{_past(row.action.partition('.')[2])} by {row.actor}",
+                text=f"{past(row.action.partition('.')[2])} by {row.actor}",
             )
         )
     return lines
 
 
-def _past(verb: str) -> str:
+def past(verb: str) -> str:
     """Return what was done: "roll_back" is "rolled back", "publish" is "published"."""
     first, _, rest = verb.partition("_")
     ending = {"halt": "halted", "abort": "aborted", "enrol": "enrolled"}.get(first)
