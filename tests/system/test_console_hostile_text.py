@@ -33,8 +33,10 @@ from server.settings import Settings
 
 EVIL: Final = "\"'><img src=x onerror=alert(1)>{{7*7}}</script><script>alert(2)</script>"
 DIGEST: Final = f"sha256:{'a' * 64}"
-PAGES: Final = ("/", "/devices", "/devices/evil", "/rollouts", "/rollouts/1", "/releases", "/live", "/offload",
-                "/audit", "/rollouts/new", f"/devices?q={EVIL}&target={EVIL}", "/rollouts/new?name=" + EVIL)  # fmt: skip
+PAGES: Final = (
+    "/", "/devices", "/devices/evil", "/rollouts", "/rollouts/1", "/releases", "/live", "/offload", "/audit",
+    "/rollouts/new", f"/devices?q={EVIL}&target={EVIL}", f"/rollouts/new?name={EVIL}",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +86,8 @@ def _write(runtime: Runtime) -> None:
         )  # fmt: skip
         session.add(
             Refusal(
-                device_id="evil", id="1", what=EVIL[:64], reason=EVIL, detail=EVIL, boot_id="b", monotonic=1.0,
-                time=now, received_at=now,
+                device_id="evil", id="1", what=EVIL[:64], reason=EVIL, detail=EVIL, boot_id="b",
+                monotonic=1.0, time=now, received_at=now,
             )
         )  # fmt: skip
         session.add(

@@ -658,7 +658,7 @@ def test_rolling_a_finished_rollout_back_tells_each_device_to_its_last_step(kedg
 
 
 def test_a_device_that_ran_nothing_before_keeps_the_release_and_the_rollout_says_so(kedge: Parts) -> None:
-    """The very first rollout is rolled back: there is nothing to return to, which must not look like success."""
+    """The very first rollout is rolled back: there is nothing to return to, and that must not look well."""
     kedge.add_devices("a")
     first = kedge.roll_out(kedge.release("1.0"))
     _step(kedge, "a", first, UpdateState.COMMITTED)
