@@ -32,7 +32,7 @@ from device_agent.adapters.store import FileStore
 from device_agent.adapters.trust_client import TrustClient
 from device_agent.adapters.trust_fetch import MqttFetcher
 from device_agent.agent import Agent, Connected, Happening, Parts, poster
-from device_agent.errors import StateError
+from device_agent.errors import StateError, StorageError
 from device_agent.installer import Site
 from device_agent.observing import Offload, Telemetry
 from device_agent.serving import grpc_server
@@ -89,8 +89,11 @@ def wire(state: StateFolder, settings: Settings) -> System:
 
     def observe(seen: list[Answered]) -> None:
         telemetry.record(seen)
-        for answered in seen:
-            offload.consider(answered)
+        try:
+            for answered in seen:
+                offload.consider(answered)
+        except StorageError as error:
+            _LOG.warning("hard requests are not kept: %s", error)
         uplink.nudge()
 
     engine = Engine(observe, boot_id[:12])
@@ -114,6 +117,7 @@ def wire(state: StateFolder, settings: Settings) -> System:
         now=lambda: trust.clock(clock.now()).now,
         needed=needed,
         collecting=threading.Lock(),
+        downloading=threading.Lock(),
     )
     parts = Parts(
         device=device,
@@ -154,7 +158,7 @@ def _link(
 
 
 def run(state: StateFolder, settings: Settings, doors: Doors) -> None:
-    """Run the agent until it is asked to stop (SIGTERM, SIGINT).
+    """Run the agent until it is asked to stop (SIGTERM, SIGINT, SIGHUP).
 
     Raises:
         KedgeError: it cannot start; says why.
@@ -169,21 +173,28 @@ def run(state: StateFolder, settings: Settings, doors: Doors) -> None:
 
 async def _run(state: StateFolder, settings: Settings, doors: Doors) -> None:
     stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` leaves it
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     system = wire(state, settings)
     pages = Pages(system.agent, system.parts, system.engine)
     version = agent_version()
     sock = _loopback(doors.rest_port)
     rest = _QuietServer(
         uvicorn.Config(
-            RestApp(system.engine, version, pages), log_level="warning", lifespan="off", access_log=False
+            RestApp(system.engine, version, pages),
+            log_level="warning",
+            lifespan="off",
+            access_log=False,
+            ws="none",
+            limit_concurrency=grpc_server.MOST_REQUESTS,
         )
     )
+    grpc = grpc_server.bind(system.engine, doors.path, version, doors.group)
     system.agent.start()
     renewal = Renewal(state, system.parts.clock.time, system.parts.link.certificate_renewed)
     renewal.start()
-    grpc = await grpc_server.serve(system.engine, doors.path, version, doors.group)
+    await grpc.start()
     serving = asyncio.create_task(rest.serve(sockets=[sock]))
     address = f"http://127.0.0.1:{sock.getsockname()[1]}"
     state.save_running(Running(pid=os.getpid(), rest=address, socket=str(doors.path)))

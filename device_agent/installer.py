@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -35,6 +36,7 @@ Cancelled: TypeAlias = Callable[[], bool]
 
 _LOG: Final = logging.getLogger(__name__)
 _POLL: Final = 0.2
+_NUMBERS: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 #: Never take the last of the disk or memory.
 _DISK_RESERVE: Final = 16 * 1024 * 1024
 
@@ -46,6 +48,7 @@ class Site(NamedTuple):
         now: the time that the device may believe.
         needed: the bundles that some model still needs, None while any is being installed.
         collecting: held while garbage is collected, so that no download begins meanwhile.
+        downloading: held by the one download that runs: two would share the broker's window, and chunks.
     """
 
     target: str
@@ -58,6 +61,7 @@ class Site(NamedTuple):
     now: Callable[[], datetime]
     needed: Callable[[], Collection[AssignedBundle] | None]
     collecting: threading.Lock
+    downloading: threading.Lock
 
 
 class Installer:
@@ -130,11 +134,15 @@ class Installer:
 
     def _fetch(self, offer: Offer, cancelled: Cancelled) -> Outcome | None:
         """Return None when nobody gave the chunks in time: what came is kept, and asked for again."""
+        if not self._site.downloading.acquire(timeout=_POLL):
+            return None
         try:
             took = self._site.downloader().fetch(offer.bundle, lambda: cancelled() or self._too_late(offer))
         except UnreachableError as error:
             _LOG.info("%s: %s", self._model, error)
             return None
+        finally:
+            self._site.downloading.release()
         received, reused = float(took.received), float(took.reused)
         return Done({"received_bytes": received, "reused_bytes": reused, "seconds": took.seconds})
 
@@ -153,10 +161,13 @@ class Installer:
 
     def _fits(self, described: BundleDescription) -> Outcome:
         requires = described.requires
-        self._site.runtime(requires.runtime)
+        try:
+            self._site.runtime(requires.runtime)
+        except (RuntimeFailure, MissingExtraError) as error:
+            return Failed("no_runtime", str(error))
         firmware = self._site.facts.firmware()
         for part, wanted in requires.firmware.items():
-            if not _satisfies(firmware.get(part, ""), wanted):
+            if not satisfies(firmware.get(part, ""), wanted):
                 got = firmware.get(part) or "none"
                 return Failed("wrong_firmware", f"{part}: expected {wanted}, got {got}")
         free = self._site.facts.free_memory()
@@ -264,8 +275,22 @@ class Installer:
         return instance, golden
 
 
-def _satisfies(version: str, wanted: str) -> bool:
+def satisfies(version: str, wanted: str) -> bool:
+    """Return whether a version lies within a range such as ">=1.20,<2".
+
+    Of a version that is no Python one, such as a kernel's `6.1.0-18-amd64`, its leading numbers count.
+    """
+    found = _NUMBERS.match(version)
     try:
-        return Version(version) in SpecifierSet(wanted)
-    except (InvalidVersion, InvalidSpecifier):
+        return found is not None and SpecifierSet(wanted).contains(
+            _version(version, found[0]), prereleases=True
+        )
+    except InvalidSpecifier:
         return False
+
+
+def _version(text: str, numbers: str) -> Version:
+    try:
+        return Version(text)
+    except InvalidVersion:
+        return Version(numbers)

@@ -90,6 +90,7 @@ def golden_check(instance: Instance, golden: Vectors) -> Done | Failed:
         start = time.perf_counter()
         try:
             got = instance.run(inputs)
+            instance.judge(got)
         except RuntimeFailure as error:
             return Failed("golden_failed", str(error))
         times.append((time.perf_counter() - start) * 1e3)

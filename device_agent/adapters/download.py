@@ -48,7 +48,7 @@ class Downloader:
         store: BlobStore,
         refused: OnRefusal,
         patience: Patience | None = None,
-        give_up: float = 600.0,
+        give_up: float = 60.0,
     ) -> None:
         """Use this connection and store.
 

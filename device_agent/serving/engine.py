@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import queue
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +14,9 @@ from typing import Final, NamedTuple
 from device_agent.errors import InputError, RuntimeFailure, UnknownModelError
 from device_agent.ports import Array
 from device_agent.serving import tensors
-from device_agent.serving.instance import Instance, Judgement
+from device_agent.serving.instance import INLINE_SECONDS, Instance, Judgement
 
+_LOG: Final = logging.getLogger(__name__)
 #: Seconds between handing what was answered to the observer: it costs no request any time.
 _OBSERVE_EVERY: Final = 0.05
 _TAP_SIZE: Final = 64
@@ -84,7 +86,8 @@ class Canary:
     """A candidate that answers live requests, and how it does.
 
     Attributes:
-        latencies: seconds per answered request; errors: what went wrong, one line each.
+        latencies: seconds per answered request, a batch's shared among its samples.
+        errors: what went wrong, one line each.
     """
 
     def __init__(self, instance: Instance) -> None:
@@ -171,6 +174,7 @@ class Engine:
         try:
             tensors.check(instance.description.inputs, request.inputs)
             outputs, queued = await self._run(instance, request.inputs)
+            judgement = instance.judge(outputs)
         except RuntimeFailure as error:
             canary = self.slot(request.model).canary
             if canary is None or canary.instance is not instance:
@@ -180,7 +184,7 @@ class Engine:
             return await self._instead(request, arrived)
         finally:
             instance.leave()
-        return self._answered(instance, request, outputs, arrived, queued)
+        return self._answered(instance, request, outputs, judgement, arrived, queued)
 
     async def _instead(self, request: Request, arrived: float) -> Response:
         """Let the active bundle answer what the candidate could not."""
@@ -189,12 +193,13 @@ class Engine:
             raise RuntimeFailure(f"{request.model}: the candidate failed, and no other bundle is in place")
         try:
             outputs, queued = await self._run(active, request.inputs)
+            judgement = active.judge(outputs)
         finally:
             active.leave()
-        return self._answered(active, request, outputs, arrived, queued)
+        return self._answered(active, request, outputs, judgement, arrived, queued)
 
     async def _run(self, instance: Instance, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], float]:
-        if instance.inline:
+        if instance.typical_seconds * instance.weight(inputs) < INLINE_SECONDS:
             return instance.run(inputs), 0.0
         asked = perf_counter()
 
@@ -209,17 +214,17 @@ class Engine:
         instance: Instance,
         request: Request,
         outputs: dict[str, Array],
+        judgement: Judgement,
         arrived: float,
         queued: float,
     ) -> Response:
-        judgement = instance.judge(outputs)
         provisional = instance.provisional(judgement)
         latency = perf_counter() - arrived
         request_id = f"{self._prefix}-{next(self._count)}"
         answered = Answered(request_id, instance, request, outputs, judgement, provisional, latency, queued)
         slot = self.slot(request.model)
         if slot.canary is not None and slot.canary.instance is instance:
-            slot.canary.latencies.append(latency)
+            slot.canary.latencies.append(latency / instance.weight(request.inputs))
         elif slot.tap is not None:
             slot.tap.offer(answered)
         self._note(answered)
@@ -244,7 +249,13 @@ class Engine:
         self._timer = None
         seen, self._seen = self._seen, []
         if seen:
-            self._observer.submit(self._observe, seen)
+            self._observer.submit(self._tell, seen)
+
+    def _tell(self, seen: list[Answered]) -> None:
+        try:
+            self._observe(seen)
+        except Exception:  # noqa: BLE001 - the thread that it runs on would keep it to itself
+            _LOG.exception("%d answered requests could not be recorded", len(seen))
 
     async def observed(self) -> None:
         """Return when the observer knows of everything that was answered before."""

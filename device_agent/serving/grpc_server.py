@@ -21,6 +21,8 @@ from fleet.errors import KedgeError
 
 #: A raw camera frame fits.
 _MESSAGE_LIMIT: Final = 64 * 1024 * 1024
+#: More at a time are refused: each may hold a message in memory.
+MOST_REQUESTS: Final = 64
 #: sockaddr_un's path is no longer (unix(7)).
 _LONGEST_PATH: Final = 107
 _CODES: Final[dict[type[KedgeError], Any]] = {
@@ -141,8 +143,10 @@ def _encoded(response: Response) -> Any:  # noqa: ANN401 - a generated message
     return message
 
 
-async def serve(engine: Engine, path: Path, version: str, group: str = "") -> Any:  # noqa: ANN401 - grpc.aio.Server
-    """Listen on a Unix socket that only its owner and a group may use; return the server.
+def bind(engine: Engine, path: Path, version: str, group: str = "") -> Any:  # noqa: ANN401 - grpc.aio.Server
+    """Make a Unix socket that only its owner and a group may use; return the server, to be started.
+
+    No other thread may make files meanwhile: the file mode's mask is the process's.
 
     Args:
         engine: what answers.
@@ -151,20 +155,22 @@ async def serve(engine: Engine, path: Path, version: str, group: str = "") -> An
         group: the group of the applications that may ask, "" for the agent's own.
 
     Raises:
-        StateError: the path is too long, or the group does not exist.
+        StateError: the path is too long or taken, its folder takes no socket, or the group does not exist.
     """
     _clear(path)
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", _MESSAGE_LIMIT),
             ("grpc.max_send_message_length", _MESSAGE_LIMIT),
-        ]
+        ],
+        maximum_concurrent_rpcs=MOST_REQUESTS,
     )
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(engine, version), server)
     before = os.umask(0o117)  # nobody may connect between the bind and a chmod
     try:
         server.add_insecure_port(f"unix:{path}")
-        await server.start()
+    except RuntimeError as error:
+        raise StateError(f"socket: cannot listen on {path}") from error
     finally:
         os.umask(before)
     if group:
@@ -175,7 +181,12 @@ async def serve(engine: Engine, path: Path, version: str, group: str = "") -> An
 def _clear(path: Path) -> None:
     if len(os.fsencode(path)) > _LONGEST_PATH:
         raise StateError(f"socket: expected a path of at most {_LONGEST_PATH} bytes, got {path}")
-    path.unlink(missing_ok=True)
+    if path.exists() and not path.is_socket():
+        raise StateError(f"socket: expected a socket or nothing at {path}, got another file")
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StateError(f"socket: {path}: {error.strerror}") from error
 
 
 def _give(path: Path, group: str) -> None:

@@ -7,12 +7,14 @@ import time
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from device_agent.errors import RuntimeFailure
 from device_agent.ports import Array, LoadedModel
 from fleet.bundle.description import BundleDescription
+from fleet.errors import OffloadError
 from fleet.offload.score import confidence
 from fleet.telemetry.baseline import Baseline
 
-#: A model that answers faster than this runs on the event loop itself: a thread would cost more.
+#: A request that is answered faster than this runs on the event loop itself: a thread would cost more.
 INLINE_SECONDS: Final = 0.002
 _CLASSES_RANK: Final = 2
 
@@ -51,6 +53,7 @@ class Instance:
         self.description: Final = description
         self.baseline: Final = baseline
         self.typical_seconds = 0.0
+        self._typical_size = 1
         offload = description.offload
         self.threshold: Final = offload.thresholds[0].threshold if offload and offload.thresholds else None
         self._loaded: Final = loaded
@@ -58,10 +61,9 @@ class Instance:
         self._users = 0
         self._retired = False
 
-    @property
-    def inline(self) -> bool:
-        """Whether a request may run on the event loop."""
-        return self.typical_seconds < INLINE_SECONDS
+    def weight(self, inputs: Mapping[str, Array]) -> float:
+        """Return how many typical requests these inputs are worth, at least 1: a batch takes its time."""
+        return max(1.0, sum(x.size for x in inputs.values()) / self._typical_size)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return the outputs by name.
@@ -83,9 +85,14 @@ class Instance:
             self.run(inputs)
             taken.append(time.perf_counter() - start)
         self.typical_seconds = sorted(taken)[len(taken) // 2]
+        self._typical_size = max(1, sum(x.size for x in inputs.values()))
 
     def judge(self, outputs: Mapping[str, Array]) -> Judgement:
-        """Return predicted classes and calibrated scores, where the bundle has calibrated any."""
+        """Return predicted classes and calibrated scores, where the bundle has calibrated any.
+
+        Raises:
+            RuntimeFailure: the output holds no class scores, whatever the bundle says.
+        """
         offload = self.description.offload
         if offload is None or offload.output not in outputs:
             return Judgement()
@@ -94,7 +101,10 @@ class Instance:
             scores = scores.reshape(1, -1)
         elif scores.ndim > _CLASSES_RANK:
             scores = scores.reshape(scores.shape[0], -1)
-        labels, sure = confidence(scores, offload.activation, offload.temperature)
+        try:
+            labels, sure = confidence(scores, offload.activation, offload.temperature)
+        except OffloadError as error:
+            raise RuntimeFailure(f"{offload.output}: {error}") from error
         return Judgement(tuple(labels.tolist()), tuple(sure.tolist()))
 
     def provisional(self, judgement: Judgement) -> bool:

@@ -85,12 +85,15 @@ def as_json(value: object, status: int = 200) -> Reply:
 
 
 #: A web page whose name was made to point here must not read answers (DNS rebinding).
-_STRANGER: Final = as_json({"error": "expected the host 127.0.0.1 or localhost"}, 403)
+_STRANGER: Final = as_json({"error": "expected the host (and origin) 127.0.0.1 or localhost"}, 403)
 _LOCAL: Final = (b"127.0.0.1", b"localhost")
 
 
-def _is_local(incoming: Incoming) -> bool:
-    return incoming.headers.get(b"host", b"").partition(b":")[0] in _LOCAL
+def _is_local(headers: Mapping[bytes, bytes]) -> bool:
+    """Return whether no web page from elsewhere has made a browser ask."""
+    origin = headers.get(b"origin")
+    hosts = [headers.get(b"host", b""), *([] if origin is None else [origin.rpartition(b"://")[2]])]
+    return all(host.partition(b":")[0] in _LOCAL for host in hosts)
 
 
 class RestApp:
@@ -105,8 +108,8 @@ class RestApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request (ASGI 3.0)."""
         try:
-            incoming = await _read(scope, receive)
-            reply = await self._route(incoming) if _is_local(incoming) else _STRANGER
+            local = _is_local(dict(scope["headers"]))
+            reply = await self._route(await _read(scope, receive)) if local else _STRANGER
         except TooLargeError as error:
             reply = as_json({"error": str(error)}, 413)
         except InputError as error:

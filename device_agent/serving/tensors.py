@@ -53,7 +53,7 @@ def from_bytes(name: str, datatype: str, shape: Iterable[int], data: bytes) -> A
     expected = _volume(dims) * dtype.itemsize
     if len(data) != expected:
         raise InputError(f"{name}: expected {expected} bytes for {datatype} {list(dims)}, got {len(data)}")
-    return np.frombuffer(data, dtype).reshape(dims)
+    return _shaped(name, np.frombuffer(data, dtype), dims)
 
 
 def from_values(name: str, datatype: str, shape: Iterable[int], values: object) -> Array:
@@ -76,7 +76,14 @@ def from_values(name: str, datatype: str, shape: Iterable[int], values: object) 
     array = given.astype(dtype)
     if array.size != _volume(dims):
         raise InputError(f"{name}: expected {_volume(dims)} values for {list(dims)}, got {array.size}")
-    return array.reshape(dims)
+    return _shaped(name, array, dims)
+
+
+def _shaped(name: str, array: Array, dims: tuple[int, ...]) -> Array:
+    try:
+        return array.reshape(dims)
+    except (ValueError, OverflowError) as error:  # too many dimensions, or next to a 0 too long a one
+        raise InputError(f"{name}: expected another shape than {str(dims)[:80]}: {error}") from error
 
 
 def _dims(name: str, shape: Iterable[int]) -> tuple[int, ...]:

@@ -24,6 +24,15 @@ def log_probabilities(
     Raises:
         OffloadError: the scores have another shape, or the calibration makes no sense.
     """
+    scaled = _logits(scores, activation, temperature)
+    scaled = scaled - scaled.max(axis=1, keepdims=True)
+    normalized: npt.NDArray[np.float64] = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
+    return normalized
+
+
+def _logits(
+    scores: npt.NDArray[np.floating[Any]], activation: str, temperature: float
+) -> npt.NDArray[np.float64]:
     if scores.ndim != 2 or scores.shape[1] < 2:  # noqa: PLR2004 - samples and classes
         raise OffloadError(f"class scores: expected shape [samples, 2 or more classes], got {scores.shape}")
     if activation not in ACTIVATIONS:
@@ -33,10 +42,8 @@ def log_probabilities(
     logits = scores.astype(np.float64)
     if activation == "none":
         logits = np.log(np.clip(logits, _TINY, None))
-    scaled = logits / temperature
-    scaled = scaled - scaled.max(axis=1, keepdims=True)
-    normalized: npt.NDArray[np.float64] = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
-    return normalized
+    scaled: npt.NDArray[np.float64] = logits / temperature
+    return scaled
 
 
 def confidence(
@@ -56,7 +63,8 @@ def confidence(
     Raises:
         OffloadError: the scores have another shape, or the calibration makes no sense.
     """
-    finite = np.isfinite(scores).all(axis=1) if scores.ndim == 2 else np.ones(0, bool)  # noqa: PLR2004 - as above
-    logs = log_probabilities(np.where(np.isfinite(scores), scores, 0.0), activation, temperature)
-    labels = logs.argmax(axis=1).astype(np.int64)
-    return labels, np.where(finite, np.exp(logs.max(axis=1)), 0.0)
+    finite = np.isfinite(scores)
+    clean = bool(finite.all())  # asked of every request: few passes over a few numbers
+    logits = _logits(scores if clean else np.where(finite, scores, 0.0), activation, temperature)
+    sure = 1.0 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
+    return logits.argmax(axis=1), sure if clean else np.where(finite.all(axis=1), sure, 0.0)

@@ -326,3 +326,54 @@ def test_each_data_class_lets_less_leave_than_the_next() -> None:
 
 def test_what_is_no_picture_is_neither_cropped_nor_downscaled() -> None:
     assert reduced("crop", {"x": np.zeros((1, 3), np.float32)}, {}) is None
+
+
+# --- requests of strange sizes --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [[1] * 100, [0, 2**62, 2**62], [0, 10**30]])
+def test_absurd_shapes_are_refused_and_not_a_fault(shape: list[int]) -> None:
+    """The number of bytes fits, and still there is no such array."""
+    volume = 0 if 0 in shape else 1
+    with pytest.raises(InputError, match="shape"):
+        tensors.from_bytes("x", "FP32", shape, bytes(4 * volume))
+    with pytest.raises(InputError, match="shape"):
+        tensors.from_values("x", "FP32", shape, [0.0] * volume)
+
+
+def test_a_large_batch_for_a_fast_model_runs_beside_the_event_loop() -> None:
+    """One request takes 20 µs; one of a hundred thousand samples must not stop all others."""
+
+    async def work(engine: Engine) -> None:
+        found = instance(FakeModel())
+        found.warm_up({"x": np.zeros((1, 3), np.float32)})
+        found.typical_seconds = 2e-5
+        engine.place("m", Slot(active=found))
+        for samples in (1, 1000):
+            await engine.infer(Request("", "m", {"x": np.zeros((samples, 3), np.float32)}))
+
+    one, many = with_engine(work)
+    assert one.queued == 0.0, "on the loop itself"
+    assert many.queued > 0.0
+
+
+def test_a_batch_is_not_taken_for_a_slow_canary() -> None:
+    watch = Canary(instance(FakeModel()))
+    watch.instance.warm_up({"x": np.zeros((1, 3), np.float32)})
+    assert watch.instance.weight({"x": np.zeros((500, 3), np.float32)}) == 500.0
+    assert watch.instance.weight({"x": np.zeros((0, 3), np.float32)}) == 1.0
+
+
+def test_a_bundle_whose_output_holds_no_class_scores_does_not_pass_its_golden_check() -> None:
+    """It says that its only number is a class score: every request would fail after the commit."""
+
+    class OneNumber(FakeModel):
+        def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+            """Return one number per sample."""
+            return {"y": inputs["x"][:, :1]}
+
+    x = np.zeros((1, 3), np.float32)
+    golden = proving.Vectors([{"x": x}], [{"y": x[:, :1]}], {"y": Tolerance(atol=0.0, rtol=0.0)})
+    outcome = proving.golden_check(instance(OneNumber()), golden)
+    assert isinstance(outcome, Failed)
+    assert "class scores" in outcome.detail
