@@ -174,7 +174,6 @@ def build(settings: Settings) -> Runtime:
             live,
             claims,
             authority,
-            signing.first_root,
             url,
             passwords=broker is not None,
         ),

@@ -14,9 +14,11 @@ from device_agent.adapters.trust_fetch import HttpFetcher
 from device_agent.errors import StateError, UnreachableError
 from fleet.errors import WireError
 from fleet.ids import DeviceId, Name
+from fleet.trust.metadata_set import ROOT_LIMIT
 from fleet.wire.enrolment import ClaimToken, EnrolReply, EnrolRequest
 
 _PATH: Final = "/api/v1/enrol"
+_FIRST_ROOT: Final = "1.root.json"
 _TIMEOUT: Final = 30.0
 
 
@@ -57,32 +59,28 @@ def enrol(
     request = EnrolRequest(
         claim=token.secret, csr_pem=device_key.certificate_request(key), target=Name(target), name=name
     )
-    reply = _asked(server, request)
-    token.check_root(reply.root_bytes())
-    identity = Identity(
-        device_id=str(DeviceId(reply.device_id)),
-        server=server,
-        target=target,
-        broker=reply.broker,
-        offload=offload or {},
-    )
+    with httpx.Client(timeout=_TIMEOUT) as client:
+        fetcher = HttpFetcher(client, f"{server.rstrip('/')}/api/v1/trust")
+        root = fetcher.fetch(_FIRST_ROOT, ROOT_LIMIT) or b""
+        token.check_root(root)  # before the secret is sent: a server that is not the token's must not see it
+        reply = _asked(client, server, request)
+        device = DeviceId(reply.device_id)
+        TrustClient(state.trust, fetcher, device, target).bootstrap(root)
     files.write(state.certificate, reply.certificate_pem.encode())
     files.write(state.ca, reply.ca_pem.encode())
-    with httpx.Client() as client:
-        fetcher = HttpFetcher(client, f"{server.rstrip('/')}/api/v1/trust")
-        TrustClient(state.trust, fetcher, DeviceId(identity.device_id), target).bootstrap(reply.root_bytes())
+    identity = Identity(
+        device_id=str(device), server=server, target=target, broker=reply.broker, offload=offload or {}
+    )
     state.save_identity(identity)  # last: what is enrolled is enrolled whole
     return identity
 
 
-def _asked(server: str, request: EnrolRequest) -> EnrolReply:
+def _asked(client: httpx.Client, server: str, request: EnrolRequest) -> EnrolReply:
     url = server.rstrip("/") + _PATH
     body = msgspec.json.encode(request, enc_hook=str)
     try:
-        response = httpx.post(
-            url, content=body, headers={"content-type": "application/json"}, timeout=_TIMEOUT
-        )
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        response = client.post(url, content=body, headers={"content-type": "application/json"})
+    except httpx.HTTPError as error:
         raise UnreachableError(f"{url}: {error}") from error
     if not response.is_success:
         raise StateError(f"{url}: the server refuses ({response.status_code}): {_reason(response)}")

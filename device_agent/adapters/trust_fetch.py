@@ -109,7 +109,7 @@ class HttpFetcher:
                 if response.status_code != httpx.codes.OK:
                     raise UnreachableError(f"{url}: expected status 200, got {response.status_code}")
                 return self._read(response, name, limit)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise UnreachableError(f"{url}: {error}") from error
 
     def _read(self, response: httpx.Response, name: str, limit: int) -> bytes:

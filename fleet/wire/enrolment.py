@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import secrets  # only its comparison is used: what is random is passed in
 from typing import Final, NamedTuple
@@ -89,25 +88,12 @@ class EnrolReply(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         certificate_pem: the device's certificate; ca_pem: the fleet's certificate authority.
-        root: the first root metadata file, base64.
     """
 
     device_id: str
     certificate_pem: str
     ca_pem: str
     broker: BrokerAccess
-    root: str
-
-    def root_bytes(self) -> bytes:
-        """Return the root metadata file.
-
-        Raises:
-            WireError: the field is not base64.
-        """
-        try:
-            return base64.b64decode(self.root, validate=True)
-        except ValueError as error:
-            raise WireError(f"enrolment reply: root is not base64: {error}") from error
 
 
 class RenewRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import secrets
-from collections.abc import Callable
 from typing import Final
 
 from cryptography import x509
@@ -36,7 +34,6 @@ class Enrolment:
         live: Live,
         claims: Claims,
         authority: FleetAuthority,
-        first_root: Callable[[], bytes],
         broker_url: str,
         *,
         passwords: bool,
@@ -50,7 +47,6 @@ class Enrolment:
             live: told of every device.
             claims: what a device must show.
             authority: signs certificates.
-            first_root: returns the root metadata that devices start from.
             broker_url: where devices connect.
             passwords: the broker knows devices by password, not by certificate.
         """
@@ -60,7 +56,6 @@ class Enrolment:
         self._live: Final = live
         self._claims: Final = claims
         self._authority: Final = authority
-        self._first_root: Final = first_root
         self._broker_url: Final = broker_url
         self._passwords: Final = passwords
 
@@ -95,7 +90,6 @@ class Enrolment:
             broker=BrokerAccess(
                 url=self._broker_url, username=device_id if password else "", password=password
             ),
-            root=base64.b64encode(self._first_root()).decode(),
         )
 
     def renew(self, request: RenewRequest) -> RenewReply:

@@ -110,7 +110,7 @@ def parts(folder: Path, url: str = "sqlite://") -> Parts:
         accounts=Accounts(database, clock, audit),
         claims=claims,
         enrolment=Enrolment(
-            database, clock, audit, live, claims, authority, signing.first_root, "mqtt://127.0.0.1:1",
+            database, clock, audit, live, claims, authority, "mqtt://127.0.0.1:1",
             passwords=True,
         ),
         devices=Devices(database, clock, audit, live, connection, steps),

@@ -107,7 +107,7 @@ def test_from_a_claim_to_an_answer_and_back_from_a_bad_release(server: Server, t
     ("claim", "says"),
     [
         ("nonsense", "claim token: expected kedge-claim.<secret>.<fingerprint>"),
-        ("kedge-claim.wrong.00000000000000000000000000000000", "the server refuses"),
+        ("kedge-claim.secret.00000000000000000000000000000000", "root metadata: expected fingerprint"),
     ],
 )
 def test_a_bad_claim_is_one_line(server: Server, tmp_path: Path, claim: str, says: str) -> None:
@@ -117,14 +117,25 @@ def test_a_bad_claim_is_one_line(server: Server, tmp_path: Path, claim: str, say
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_server_that_is_not_the_tokens_is_not_trusted(server: Server, tmp_path: Path) -> None:
-    """Somebody else's server takes the claim's secret and shows its own root: the fingerprint tells."""
-    claim = server.api("POST", "/claims", {"quota": 1})["token"]
+def test_a_server_that_is_not_the_tokens_never_sees_its_secret(server: Server, tmp_path: Path) -> None:
+    """A device is sent to somebody else's server: that shows another root, and gets no secret to use."""
+    made = server.api("POST", "/claims", {"quota": 1})
+    claim = made["token"]
     forged = claim[: claim.rindex(".")] + "." + "0" * 32
     done = _enrol(forged, tmp_path / "agent", server.environment()["KEDGE_SERVER"])
     assert done.returncode == 2
     assert "root metadata: expected fingerprint" in done.stderr
     assert not StateFolder(tmp_path / "agent").enrolled
+    assert [x["used"] for x in server.api("GET", "/claims") if x["id"] == made["id"]] == [0]
+
+
+def test_a_secret_that_the_server_does_not_know_is_one_line(server: Server, tmp_path: Path) -> None:
+    claim = server.api("POST", "/claims", {"quota": 1})["token"]
+    prefix, _, fingerprint = claim.split(".")
+    done = _enrol(f"{prefix}.wrong.{fingerprint}", tmp_path / "agent", server.environment()["KEDGE_SERVER"])
+    assert done.returncode == 2
+    assert "the server refuses" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_a_server_that_is_away_is_one_line(tmp_path: Path) -> None:
