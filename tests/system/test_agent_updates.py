@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -18,12 +19,15 @@ from device_agent.adapters.store import FileStore
 from device_agent.update.data import Offer, UpdateData
 from device_agent.update.events import Done, Failed, Offered
 from device_agent.update.machine import step
+from fleet.bundle import chunks
+from fleet.bundle.manifest import Bundle
 from fleet.ids import DeviceId, Digest
 from fleet.trust.assignment import AssignedBundle
 from fleet.wire import topics
 from fleet.wire.messages import Hello, RefusalEvent, Status, UpdateEvent, UpdateState
 from fleet_side import AgentSide, FleetSide, compile_digits, digits, digits_bundle
 from processes import wait_until
+from server.services.signing import SigningService
 
 LATER = datetime(2100, 1, 1, tzinfo=timezone.utc)
 
@@ -253,6 +257,77 @@ def test_an_assignment_for_another_device_is_refused_and_reported(site: Site) ->
         "the refusal is reported",
     )
     assert agent.slot()["serving"] == site.good.digest
+
+
+def refused(site: Site, device: str, what: str) -> RefusalEvent:
+    """Wait until the server's side has heard of a refusal."""
+
+    def found() -> RefusalEvent | None:
+        told = [m for d, m in list(site.fleet.messages) if d == device and isinstance(m, RefusalEvent)]
+        return next((x for x in told if x.what == what), None)
+
+    event = wait_until(found, f"{device} tells of a refused {what}")
+    assert event is not None
+    return event
+
+
+def test_a_forged_assignment_is_refused_and_reported(site: Site, tmp_path: Path) -> None:
+    """Somebody has the broker's password and a signing service of their own, but not the fleet's keys."""
+    agent = site.agent("forged").start()
+    site.rolled_out(agent, site.good, "forged-1")
+    attacker = SigningService(tmp_path / "keys", tmp_path / "trust", site.fleet.clock)
+    attacker.open()
+    attacker.add_bundles([site.better])
+    forged = attacker.sign_assignment(
+        device=DeviceId("forged"),
+        rollout="evil",
+        version=99,
+        bundles=[site.better],
+        activate_before=site.fleet.clock.now() + 3600,
+        allow_rollback=True,
+    )
+    site.fleet.connection.publish(topics.assignment(DeviceId("forged")), forged, retain=True)
+    assert refused(site, "forged", "assignment").reason == "bad_signature"
+    assert agent.ask(digits()[0][0])["model_version"] == "1.0"
+
+
+def test_a_tampered_metadata_file_is_refused_and_reported(site: Site) -> None:
+    """The timestamp on the broker says another version than the one that was signed."""
+    agent = site.agent("metadata").start()
+    site.rolled_out(agent, site.good, "metadata-1")
+    timestamp = json.loads(site.fleet.signing.files()["timestamp.json"])
+    timestamp["signed"]["version"] += 100
+    site.fleet.connection.publish(topics.trust("timestamp.json"), json.dumps(timestamp).encode(), retain=True)
+    try:
+        site.fleet.assign(agent.name, [site.better], "metadata-2")
+        assert refused(site, "metadata", "assignment").reason == "bad_signature"
+        assert agent.ask(digits()[0][0])["model_version"] == "1.0"
+    finally:
+        spoilt = topics.trust("timestamp.json")
+        site.fleet.connection.publish(spoilt, site.fleet.signing.files()["timestamp.json"], retain=True)
+
+
+@pytest.mark.parametrize("part", ["manifest", "chunk"])
+def test_tampered_bytes_are_refused_and_reported(site: Site, part: str) -> None:
+    """The broker gives other bytes for the bundle's manifest, or for a chunk of its model."""
+    agent = site.agent(f"tampered-{part}").start()
+    site.rolled_out(agent, site.good, f"tampered-{part}-1")
+    digest, data = Digest(site.better.digest), site.fleet.blobs.read(Digest(site.better.digest))
+    if part == "chunk":
+        described = Bundle(digest, site.fleet.blobs.read)
+        blob = Digest(described.manifest.file(described.description.artifact).digest)
+        first = chunks.decode(site.fleet.blobs.read(Digest(site.better.index))).blobs[blob][0]
+        digest, data = first.digest, site.fleet.blobs.read(blob)[: first.size]
+    topic = topics.chunk(digest)
+    site.fleet.connection.publish(topic, data[:-1] + bytes([data[-1] ^ 1]), retain=True)
+    try:
+        site.fleet.assign(agent.name, [site.better], f"tampered-{part}-2")
+        assert refused(site, agent.name, "chunk").reason == "bad_digest"
+        event = site.fleet.final(f"tampered-{part}-2")
+        assert (event.state, event.reason) == (UpdateState.ROLLED_BACK, "bad_bundle")
+        assert agent.ask(digits()[0][0])["model_version"] == "1.0"
+    finally:
+        site.fleet.connection.publish(topic, data, retain=True)
 
 
 def test_nonsense_on_its_topics_is_counted_and_dropped(site: Site) -> None:
