@@ -266,6 +266,8 @@ class Engine:
 
     def close(self) -> None:
         """Retire every bundle, and end the threads; what was observed has then been handed over."""
+        if self._timer is not None:
+            self._timer.cancel()
         for model in list(self._slots):
             self.place(model, Slot())
         self._pool.shutdown()

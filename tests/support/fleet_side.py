@@ -186,7 +186,7 @@ class FleetSide:
         """Return every message of a kind."""
         return [message for _, message in list(self.messages) if isinstance(message, kind)]
 
-    def final(self, rollout: str, timeout: float = 60.0) -> UpdateEvent:
+    def final(self, rollout: str, timeout: float = 120.0) -> UpdateEvent:
         """Wait for the end of a rollout on the device."""
         ends = (UpdateState.COMMITTED, UpdateState.ROLLED_BACK)
 
@@ -198,7 +198,7 @@ class FleetSide:
         assert found is not None
         return found
 
-    def wait_for_state(self, rollout: str, state: UpdateState, timeout: float = 30.0) -> None:
+    def wait_for_state(self, rollout: str, state: UpdateState, timeout: float = 60.0) -> None:
         """Wait until the device has told of a state."""
         wait_until(
             lambda: any(x.rollout == rollout and x.state is state for x in self.of(UpdateEvent)),

@@ -26,7 +26,7 @@ def free_port() -> int:
         return port
 
 
-def wait_until(condition: Callable[[], T], what: str, timeout: float = 20.0, every: float = 0.02) -> T:
+def wait_until(condition: Callable[[], T], what: str, timeout: float = 60.0, every: float = 0.02) -> T:
     """Return the condition's first true value.
 
     Raises:

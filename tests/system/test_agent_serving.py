@@ -186,6 +186,14 @@ def test_a_web_page_elsewhere_cannot_read_answers(site: Site) -> None:
     assert httpx.get(url, headers={"host": "localhost:80"}).status_code == 200
 
 
+def test_a_web_page_elsewhere_cannot_ask_either(site: Site) -> None:
+    """A page of evil.example posts to the address itself: it could not read, but fill the outbox."""
+    url = f"{site.agent.rest}/v2/models/digits/infer"
+    assert httpx.post(url, headers={"origin": "https://evil.example"}, content=b"{}").status_code == 403
+    assert httpx.post(url, headers={"origin": "null"}, content=b"{}").status_code == 403
+    assert httpx.post(url, headers={"origin": "http://localhost:3000"}, content=b"{}").status_code == 400
+
+
 def test_only_the_owner_and_a_group_may_use_the_socket(site: Site) -> None:
     mode = stat.S_IMODE(site.agent.state.socket.stat().st_mode)
     assert mode == 0o660

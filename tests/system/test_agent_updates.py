@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -351,6 +353,29 @@ def test_one_state_folder_has_one_agent(site: Site) -> None:
     assert second.stderr.strip().splitlines() == [
         f"error: state folder {agent.state.root}: another agent is running on it"
     ]
+
+
+def test_a_file_in_the_sockets_place_is_not_deleted(site: Site, tmp_path: Path) -> None:
+    """An operator mistypes `--socket`: the file that it names by mistake stays."""
+    agent = site.agent("mistyped")
+    precious = tmp_path / "precious"
+    precious.write_text("still here")
+    command = ["agent", "run", "--state", str(agent.state.root), "--socket", str(precious)]
+    run = subprocess.run(
+        [sys.executable, "-m", "kedge", *command], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 2
+    assert run.stderr.strip().splitlines()[-1].startswith("error: socket: expected a socket or nothing at")
+    assert precious.read_text() == "still here"
+
+
+def test_a_closed_terminal_stops_the_agent_cleanly(site: Site) -> None:
+    """SIGHUP must not look like a crash: three crashes on trial would blame the candidate."""
+    agent = site.agent("hangup").start()
+    assert agent.process is not None
+    os.kill(agent.process.pid, signal.SIGHUP)
+    wait_until(lambda: agent.process is not None and not agent.process.running(), "it has ended")
+    assert agent.state.take_clean_mark()
 
 
 def test_an_agent_that_stops_says_so_and_one_that_is_killed_is_told_of(site: Site) -> None:
