@@ -29,6 +29,12 @@ def test_every_command_is_documented() -> None:
         assert f"## `kedge {name}`" in page
 
 
+def test_every_decision_is_listed() -> None:
+    folder = ROOT / "docs" / "adr"
+    listed = set(re.findall(r"\]\(([^)]+)\)", (folder / "README.md").read_text()))
+    assert listed == {path.name for path in folder.glob("0*.md")}
+
+
 def test_no_link_in_the_docs_leads_nowhere() -> None:
     """Somebody moves a page: every relative link in the docs and the README must still find its file."""
     pages = [*ROOT.glob("docs/**/*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"]
