@@ -63,7 +63,7 @@ _PATH: Final = click.Path(path_type=Path)
 )
 @click.option(
     "--time-limit",
-    type=FiniteRange(1, 100_000),
+    type=FiniteRange(0.1, 100_000),
     default=3600.0,
     show_default=True,
     metavar="SECONDS",
