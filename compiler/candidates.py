@@ -14,6 +14,7 @@ class Scheme(str, enum.Enum):
     STATIC = "static"
     DYNAMIC = "dynamic"
     WEIGHT_ONLY = "weight-only"
+    HALF = "half"
     FLOAT = "float"
 
 
@@ -23,6 +24,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: what the user and the report call it.
         precision: number format of the arithmetic or, for weight-only, of the weights.
+        backend: the tool-chain that makes it.
         per_channel: weights have a scale per output channel.
         calibration: how ranges of activations are found, for static ones.
         operators: only these operator types are quantized; () for all that can be.
@@ -32,11 +34,13 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     precision: str
     scheme: Scheme
+    backend: str = "onnxruntime"
     per_channel: bool = False
     calibration: str = ""
     operators: tuple[str, ...] = ()
     left_float: tuple[str, ...] = ()
 
 
-#: The model as it is: the measure of all others, and the last resort.
+#: The model as it is, in ONNX Runtime: the measure of all others and, where a target runs it, the last
+#: resort.
 FLOAT: Final = Candidate(name="float", precision="float32", scheme=Scheme.FLOAT)

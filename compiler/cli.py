@@ -184,7 +184,9 @@ def _show(result: CompileResult) -> None:
     click.echo(f"agreement {100 * a.agreement:.2f} % with float, on {a.samples} samples kept for this")
     size = result.size_bytes
     click.echo(f"size      {size.compiled:,} bytes (float {size.original:,})")
-    click.echo(f"latency   {result.latency_ms.compiled:.3f} ms (float {result.latency_ms.original:.3f} ms)")
+    ours, theirs = result.latency_ms.compiled, result.latency_ms.original
+    if ours is not None and theirs is not None:
+        click.echo(f"latency   {ours:.3f} ms (float {theirs:.3f} ms)")
     click.echo(f"bundle    {result.bundle.path}\n          {result.bundle.digest}")
 
 
@@ -195,11 +197,11 @@ def targets(*, as_json: bool) -> None:
     profiles = [registry.load(name) for name in registry.names()]
     available = backends.names()
     if as_json:
-        rows = [{**msgspec.to_builtins(x), "available": x.backend in available} for x in profiles]
+        rows = [{**msgspec.to_builtins(x), "available": x.backends[0] in available} for x in profiles]
         click.echo(msgspec.json.encode({"targets": rows}).decode())
         return
     for x in profiles:
-        note = "" if x.backend in available else f" (not yet: needs the backend {x.backend!r})"
+        note = "" if x.backends[0] in available else f" (not yet: needs the backend {x.backends[0]!r})"
         click.echo(f"{x.name:20}{x.description}{note}")
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from compiler import statistics
-from compiler.backends import Runner
 from compiler.datasets import Dataset
 from compiler.errors import CompileError, DatasetError, ModelRefusedError
+from compiler.ports import Runner
 from compiler.tensors import Array, Arrays, Outputs
 
 Answers = npt.NDArray[np.int64]

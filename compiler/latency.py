@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from compiler.backends import Runner
+from compiler.ports import Runner
 from compiler.tensors import Arrays
 
 ROUNDS: Final = 140

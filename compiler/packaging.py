@@ -8,16 +8,15 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from compiler import search, verdicts
-from compiler.backends import Backend
+from compiler import verdicts
 from compiler.bundle import contents, golden, insight, layout, measurements
 from compiler.candidates import Scheme
 from compiler.evaluate import Kind, outputs
+from compiler.ports import Job, Runner
 from compiler.requests import BundleFacts, Chosen, CompileRequest, CompileResult, Latencies, Sizes
 from compiler.stages import Inputs, Winner
 from compiler.tensors import Arrays
 from compiler.trials import Trials
-from firmware_profiles.profile import Profile
 from fleet.bundle.description import Accuracy, TensorSpec
 
 _ALPHA: Final = 0.05
@@ -27,20 +26,17 @@ NOTABLE: Final = 0.95
 
 def package(
     request: CompileRequest,
-    profile: Profile,
-    backend: Backend,
+    job: Job,
     trials: Trials,
     given: Inputs,
     winner: Winner,
 ) -> CompileResult:
     """Write the bundle, and what was measured beside it; return the whole result."""
     chosen = winner.measured.candidate
-    path = trials.path(chosen)
-    artifact = path.read_bytes()
+    artifact, backend, profile = trials.artifact(chosen), trials.backend(chosen), job.profile
     calibrated = outputs(trials.runner(chosen), given.calibration)
     specs = _observed(given.outputs, calibrated)
     offload = insight.offload(winner.outputs, trials.how, given.report.labels)
-    original = search.float_of(trials.measured)
     found = contents.Finding(
         request=request,
         profile=profile,
@@ -51,29 +47,36 @@ def package(
         artifact=artifact,
         inputs=given.inputs,
         outputs=specs,
-        golden=_golden(given, specs, calibrated, backend, path, chosen.precision),
+        golden=_golden(given, specs, calibrated, backend.load_reference(artifact), chosen.precision),
         accuracy=_accuracy(winner),
         offload=offload,
         baseline=insight.baseline_of(calibrated, trials.how, offload),
-        sizes=Sizes(original=given.source_size, compiled=len(artifact)),
-        verdicts=verdicts.of(trials.measured, trials.failed, winner.refused, chosen, request.max_drop),
-        placement=backend.placement(path, path.parent),
+        sizes=Sizes(original=given.source_size, compiled=artifact.size()),
+        verdicts=verdicts.of(trials, winner.refused, chosen, request.max_drop),
+        placement=backend.placement(artifact, job),
         warnings=_warnings(trials, given, winner),
         tools=backend.versions(),
-        firmware=backend.requires(path),
+        firmware=backend.requires(artifact),
     )
     folder = Path(request.out)
     digest = contents.write(found, folder)
+    original = trials.original
     timing = verdicts.timing_warnings(winner.measured, original, profile)
     measurements.write(found, timing, folder / layout.MEASUREMENTS)
     return CompileResult(
         model=request.name,
         target=profile.name,
         bundle=BundleFacts(path=str(folder), digest=str(digest)),
-        chosen=Chosen(name=chosen.name, precision=chosen.precision, scheme=chosen.scheme.value),
+        chosen=Chosen(
+            name=chosen.name,
+            precision=chosen.precision,
+            scheme=chosen.scheme.value,
+            backend=chosen.backend,
+            runtime=artifact.runtime,
+        ),
         accuracy=found.accuracy,
         size_bytes=found.sizes,
-        latency_ms=Latencies(original=original.latency_ms or 0.0, compiled=winner.measured.latency_ms or 0.0),
+        latency_ms=Latencies(original=original.latency_ms, compiled=winner.measured.latency_ms),
         candidates=found.verdicts,
         placement=found.placement,
         warnings=(*found.warnings, *timing),
@@ -91,14 +94,13 @@ def _golden(
     given: Inputs,
     specs: tuple[TensorSpec, ...],
     calibrated: Arrays,
-    backend: Backend,
-    path: Path,
+    reference: Runner,
     precision: str,
 ) -> golden.GoldenFiles:
     rows = np.array(golden.rows(len(given.calibration)))
     samples = given.calibration.take(rows)
     answers = {name: values[rows] for name, values in calibrated.items()}
-    return golden.make(samples, specs, answers, outputs(backend.load_reference(path), samples), precision)
+    return golden.make(samples, specs, answers, outputs(reference, samples), precision)
 
 
 def _accuracy(winner: Winner) -> Accuracy:
@@ -116,8 +118,8 @@ def _accuracy(winner: Winner) -> Accuracy:
 def _warnings(trials: Trials, given: Inputs, winner: Winner) -> tuple[str, ...]:
     """Return the warnings that follow from the inputs alone, and so may stand in the bundle."""
     chosen = winner.measured.candidate
-    found = [f"model: {x}" for x in given.changes]
-    bare = search.float_of(trials.measured).size
+    found = [f"model: {x}" for x in given.changes] + given.missing
+    bare = trials.reference.size
     if bare < NOTABLE * given.source_size:
         found.append(
             f"{given.source_size - bare:,} bytes of the float model are documentation and recorded shapes; "

@@ -8,16 +8,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+import msgspec
+import onnx
+
 from compiler import backends, datasets, guard, limits, normalise, packaging, search, verdicts
-from compiler.backends import Backend
 from compiler.bundle import layout
 from compiler.candidates import FLOAT, Candidate
 from compiler.datasets import Dataset
 from compiler.errors import CompileError, ModelRefusedError, OptionError
 from compiler.evaluate import compare, outputs
+from compiler.ports import Backend, Job
 from compiler.requests import CompileRequest, CompileResult
 from compiler.stages import Inputs, Winner
-from compiler.trials import Tell, Trials
+from compiler.trials import Shop, Tell, Trials
 from firmware_profiles import registry
 from firmware_profiles.profile import Profile
 
@@ -37,19 +40,19 @@ def run(request: CompileRequest, tell: Tell) -> CompileResult:
     profile = registry.load(request.target)
     backends.require(profile)
     layout.check_free(Path(request.out))
-    trials, given, backend = _prepare(request, profile, Path(request.scratch), tell)
+    trials, given, job = _prepare(request, profile, Path(request.scratch), tell)
     limits.apply(request.limits)
     trials.search(lambda x: _wanted(x, request))
     _check_classes(trials, request)
     trials.time()
-    winner = _confirm(trials, given.report, request, tell)
+    winner = _confirm(trials, given.report, request, profile, tell)
     tell("package", 0, 1, winner.measured.candidate.name)
-    return packaging.package(request, profile, backend, trials, given, winner)
+    return packaging.package(request, job, trials, given, winner)
 
 
 def _prepare(
     request: CompileRequest, profile: Profile, scratch: Path, tell: Tell
-) -> tuple[Trials, Inputs, Backend]:
+) -> tuple[Trials, Inputs, Job]:
     """Read everything and run the float model once, under the tight limits for unvouched files."""
     tell(READ, 0, 1, Path(request.model).name)
     source = Path(request.model)
@@ -60,13 +63,22 @@ def _prepare(
     calibration = datasets.load(Path(request.calibration), inputs)
     evaluation = datasets.load(Path(request.evaluation), inputs)
     selection, report = datasets.halves(evaluation)
-    backend = backends.load(profile)
-    workshop = backend.open(model, calibration, profile, scratch)
+    tools, missing = backends.of(profile)
+    normal = scratch / "source.onnx"
+    onnx.save(model, normal)
+    job = Job(
+        model=model,
+        source=normal,
+        calibration=calibration,
+        profile=profile,
+        scratch=scratch,
+        limits=request.limits,
+    )
     try:
         trials = Trials(
-            backend=backend,
-            workshop=workshop,
-            folder=scratch,
+            shops={name: _shop(name, backend, job) for name, backend in tools.items()},
+            source=normal,
+            folder=_made(scratch / "candidates"),
             calibration=calibration,
             selection=selection,
             max_drop=request.max_drop,
@@ -84,8 +96,19 @@ def _prepare(
         selection=selection,
         report=report,
         changes=changes,
+        missing=missing,
     )
-    return trials, given, backend
+    return trials, given, job
+
+
+def _shop(name: str, backend: Backend, job: Job) -> Shop:
+    scratch = _made(job.scratch / name)
+    return Shop(backend=backend, workshop=backend.open(msgspec.structs.replace(job, scratch=scratch)))
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def _check_classes(trials: Trials, request: CompileRequest) -> None:
@@ -99,7 +122,9 @@ def _wanted(candidate: Candidate, request: CompileRequest) -> bool:
     return request.precision in {"", candidate.precision}
 
 
-def _confirm(trials: Trials, report: Dataset, request: CompileRequest, tell: Tell) -> Winner:
+def _confirm(
+    trials: Trials, report: Dataset, request: CompileRequest, profile: Profile, tell: Tell
+) -> Winner:
     """Return the best candidate that keeps the budget on the other half too.
 
     Each further look at that half costs confidence, which the interval pays (Bonferroni).
@@ -110,7 +135,13 @@ def _confirm(trials: Trials, report: Dataset, request: CompileRequest, tell: Tel
     asked = request.candidate or request.precision
     ranked = [
         x
-        for x in search.ranking(trials.measured, request.max_drop, veto=not asked)
+        for x in search.ranking(
+            trials.measured,
+            trials.original,
+            request.max_drop,
+            precisions=profile.precisions,
+            veto=not asked,
+        )
         if _wanted(x.candidate, request)
     ]
     floats = trials.floats(report)
@@ -122,9 +153,9 @@ def _confirm(trials: Trials, report: Dataset, request: CompileRequest, tell: Tel
         if comparison.keeps(request.max_drop):
             return Winner(measured=measured, comparison=comparison, looks=look, outputs=got, refused=refused)
         refused[measured.candidate] = f"{comparison.drop_points():+.2f} points on the other half"
-    tried = verdicts.of(trials.measured, trials.failed, refused, FLOAT, request.max_drop)
+    tried = verdicts.of(trials, refused, None, request.max_drop)
     what = ", ".join(f"{x.name} {x.status}" for x in tried if x.name != FLOAT.name)
     raise CompileError(
-        f"no {asked} candidate keeps the budget of {request.max_drop:g} points "
-        f"and is smaller than float: {what}"
+        f"{request.target}: no {asked + ' ' if asked else ''}candidate keeps the budget of "
+        f"{request.max_drop:g} points and is smaller than float: {what}"
     )

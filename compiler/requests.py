@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from compiler.backends import Placement
 from compiler.limits import COMPILE_LIMITS, Limits
+from compiler.ports import Placement
 from fleet.bundle.description import Accuracy
 
 
@@ -54,6 +54,8 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     precision: str
     scheme: str
+    backend: str
+    runtime: str
 
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,10 +66,10 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Latencies(msgspec.Struct, frozen=True, kw_only=True):
-    """Median ms for one sample on this machine, one thread, interleaved."""
+    """Median ms for one sample on this machine, one thread, interleaved; None where it says nothing."""
 
-    original: float = msgspec.field(name="float")
-    compiled: float
+    original: float | None = msgspec.field(name="float")
+    compiled: float | None
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +86,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     precision: str
     scheme: str
+    backend: str
     status: str
     reason: str = ""
     size_bytes: int | None = None

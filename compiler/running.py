@@ -8,10 +8,14 @@ from pathlib import Path
 import msgspec
 
 from compiler import backends, datasets, limits
+from compiler.artifacts import Artifact
 from compiler.bundle import archive, golden, layout
 from compiler.errors import OptionError
 from compiler.evaluate import outputs
 from firmware_profiles import registry
+from fleet.bundle import manifest
+from fleet.bundle.manifest import Bundle, Role
+from fleet.errors import BundleError
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,11 +37,15 @@ def run(folder: Path, source: Path, target: Path) -> RunResult:
     bundle = layout.read(folder)
     layout.verify(folder, bundle)
     about = bundle.description
-    backend = backends.load(registry.load(about.target))
+    profile = registry.load(about.target)
+    if about.backend not in profile.backends:
+        raise BundleError(
+            f"{folder}: expected a model made by {', '.join(profile.backends)}; got {about.backend!r}"
+        )
+    backend = backends.load(about.backend)
     data = datasets.load(source, about.inputs)
     with tempfile.TemporaryDirectory(prefix="kedge-run-") as scratch:
-        artifact = Path(scratch) / Path(about.artifact).name
-        artifact.write_bytes(bundle.bytes_of(about.artifact))
+        artifact = _unpacked(bundle, Path(scratch))
         limits.apply(limits.COMPILE_LIMITS)
         backend.vet(artifact)
         found = outputs(backend.load(artifact), data)
@@ -52,4 +60,22 @@ def run(folder: Path, source: Path, target: Path) -> RunResult:
         samples=len(data),
         outputs={name: x.shape for name, x in arrays.items()},
         output=str(target),
+    )
+
+
+def _unpacked(bundle: Bundle, folder: Path) -> Artifact:
+    about = bundle.description
+    for part in bundle.manifest.layers:
+        if part.annotations.get(manifest.ROLE) == Role.MODEL.value:
+            path = folder / part.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bundle.bytes_of(part.path))
+    return Artifact(
+        folder=folder,
+        main=about.artifact,
+        kind=about.kind,
+        runtime=about.requires.runtime,
+        inputs=about.inputs,
+        outputs=about.outputs,
+        facts=about.facts,
     )

@@ -3,15 +3,17 @@
 The rule, in order:
 
 1. A candidate must keep the accuracy budget on the selection half of the evaluation data.
-2. A quantized candidate that is not smaller than float has nothing to offer and is out.
-3. Candidates that compute in integers (static, dynamic) go before weight-only, and that before float.
+2. Where the target can run float, a candidate that is not smaller than float has nothing to offer and is out.
+3. Candidates that compute in integers (static, dynamic) go before weight-only, that before half, and that
+   before float; among them, the target's preferred number formats go first.
 4. Among them, those more than `SLOWER` times as slow as the fastest are out; a wide margin, because a
    measured time wavers and the choice must not.
 5. Of the rest, those within `LARGER` (a share of float's size) of the smallest count as equally small, and
    of these the one nearest to float in its answers wins.
 
 Latency against float does not veto by itself (a net of a few microseconds measures the call, not the net)
-until it passes `VETO` times float on a net slow enough to be measured.
+until it passes `VETO` times float on a net slow enough to be measured. Where a latency here says nothing
+about the device, none is measured, and none counts.
 """
 
 from __future__ import annotations
@@ -30,7 +32,12 @@ VETO: Final = 2.0
 #: Below this a latency is that of the call, in ms.
 MEASURABLE_MS: Final = 0.1
 
-_ORDER: Final = ({Scheme.STATIC, Scheme.DYNAMIC}, {Scheme.WEIGHT_ONLY}, {Scheme.FLOAT})
+_ORDER: Final = (
+    (Scheme.STATIC, Scheme.DYNAMIC),
+    (Scheme.WEIGHT_ONLY,),
+    (Scheme.HALF,),
+    (Scheme.FLOAT,),
+)
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,38 +56,49 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def eligible(measured: Sequence[Measured], max_drop: float) -> list[Measured]:
-    """Return those that keep the budget and, unless float itself, are smaller than float."""
-    size = float_of(measured).size
+    """Return those that keep the budget and, unless float themselves, are smaller than the target's float."""
+    floats = [x.size for x in measured if x.candidate.scheme is Scheme.FLOAT]
     return [
         x
         for x in measured
-        if x.candidate.scheme is Scheme.FLOAT or (x.selection.keeps(max_drop) and x.size < size)
+        if x.selection.keeps(max_drop)
+        and (x.candidate.scheme is Scheme.FLOAT or not floats or x.size < max(floats))
     ]
 
 
-def float_of(measured: Sequence[Measured]) -> Measured:
-    """Return the float candidate, which is always there."""
-    return next(x for x in measured if x.candidate.scheme is Scheme.FLOAT)
-
-
-def ranking(measured: Sequence[Measured], max_drop: float, *, veto: bool = True) -> list[Measured]:
-    """Return the eligible candidates, the best first; float is last.
+def ranking(
+    measured: Sequence[Measured],
+    original: Measured,
+    max_drop: float,
+    *,
+    precisions: Sequence[str] = (),
+    veto: bool = True,
+) -> list[Measured]:
+    """Return the eligible candidates, the best first.
 
     Args:
-        measured: the candidates, float among them.
+        measured: the candidates that the target can run.
+        original: the float reference.
         max_drop: the budget in percentage points.
+        precisions: the target's number formats, the preferred one first.
         veto: leave out those too slow; not where the user asked for what is slow.
     """
-    original = float_of(measured)
     fit = [x for x in eligible(measured, max_drop) if not (veto and too_slow(x, original))]
     ranked: list[Measured] = []
     for schemes in _ORDER:
-        rest = [x for x in fit if x.candidate.scheme in schemes]
-        while rest:
-            best = _best(rest, original.size)
-            ranked.append(best)
-            rest.remove(best)
+        group = [x for x in fit if x.candidate.scheme in schemes]
+        for place in sorted({_preference(x, precisions) for x in group}):
+            rest = [x for x in group if _preference(x, precisions) == place]
+            while rest:
+                best = _best(rest, original.size)
+                ranked.append(best)
+                rest.remove(best)
     return ranked
+
+
+def _preference(x: Measured, precisions: Sequence[str]) -> int:
+    name = x.candidate.precision
+    return precisions.index(name) if name in precisions else len(precisions)
 
 
 def _best(rest: Sequence[Measured], float_size: int) -> Measured:
@@ -94,5 +112,7 @@ def _best(rest: Sequence[Measured], float_size: int) -> Measured:
 def too_slow(candidate: Measured, original: Measured) -> bool:
     """Return whether a candidate is so much slower than float that its size cannot make up for it."""
     if candidate.latency_ms is None or original.latency_ms is None:
+        return False
+    if candidate.candidate.scheme is Scheme.FLOAT:
         return False
     return candidate.latency_ms > max(VETO * original.latency_ms, MEASURABLE_MS)

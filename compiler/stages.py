@@ -20,6 +20,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
         source_size: bytes of the model on disk, with its external data.
         selection, report: the halves of the evaluation data.
         changes: what was done to the model before it was compiled.
+        missing: which tool-chains could have added candidates, and are not installed.
     """
 
     source_digest: Digest
@@ -31,6 +32,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     selection: Dataset
     report: Dataset
     changes: list[str]
+    missing: list[str]
 
 
 class Winner(msgspec.Struct, frozen=True, kw_only=True):

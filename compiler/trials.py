@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from compiler import latency, search
-from compiler.backends import Backend, Runner, Workshop
+from compiler.artifacts import Artifact
 from compiler.candidates import FLOAT, Candidate, Scheme
 from compiler.datasets import Dataset, spread
 from compiler.errors import CompileError, OptionError
 from compiler.evaluate import Answering, Kind, answering, check_finite, compare, outputs
+from compiler.onnx_session import Session
+from compiler.ports import Backend, Runner, Workshop
 from compiler.search import Measured
 from compiler.tensors import Arrays
 
@@ -24,14 +27,21 @@ Tell = Callable[[str, int, int, str], None]
 TRIAL_SAMPLES: Final = 64
 
 
+class Shop(msgspec.Struct, frozen=True, kw_only=True):
+    """One tool-chain at work on the model."""
+
+    backend: Backend
+    workshop: Workshop
+
+
 class Trials:
     """The candidates of one model: each is built once, run on the selection half, and timed."""
 
     def __init__(
         self,
         *,
-        backend: Backend,
-        workshop: Workshop,
+        shops: Mapping[str, Shop],
+        source: Path,
         folder: Path,
         calibration: Dataset,
         selection: Dataset,
@@ -40,20 +50,30 @@ class Trials:
     ) -> None:
         """Load the float model, and run it once.
 
+        Args:
+            shops: the tool-chains by name.
+            source: the float model, an ONNX file.
+            folder: where artifacts go.
+            calibration: samples that ranges are found on.
+            selection: the half of the evaluation data to choose on.
+            max_drop: the budget in percentage points.
+            tell: is told how far the work is.
+
         Raises:
-            CompileError: it does not run.
+            CompileError: the model does not run.
             ModelRefusedError: it gives what is no number.
         """
-        self._backend: Final = backend
-        self._workshop: Final = workshop
+        self._shops: Final = shops
+        self._source: Final = source
         self._folder: Final = folder
         self._calibration: Final = calibration
         self._selection: Final = selection
         self._max_drop: Final = max_drop
         self._tell: Final = tell
+        self._artifacts: Final[dict[Candidate, Artifact]] = {}
         self.measured: Final[list[Measured]] = []
         self.failed: Final[dict[Candidate, str]] = {}
-        workshop.build(FLOAT, self.path(FLOAT))
+        self._float: Final = Session(source)
         self.floats(calibration.take(spread(calibration, 1)))
 
     @functools.cached_property
@@ -69,18 +89,35 @@ class Trials:
         """
         return answering(self._floats, self._selection.labels)
 
+    @functools.cached_property
+    def reference(self) -> Measured:
+        """The float model in ONNX Runtime, as the measure of all others; not timed."""
+        comparison = compare(self._floats, self._floats, self.how, self._selection.labels)
+        return Measured(candidate=FLOAT, size=self._source.stat().st_size, selection=comparison)
+
+    @property
+    def original(self) -> Measured:
+        """The float model, timed once latencies were measured."""
+        return msgspec.structs.replace(self.reference, latency_ms=self._float_ms)
+
+    _float_ms: float | None = None
+
     @property
     def classes(self) -> int:
         """How many classes an answer is one of; 0 where it is none of classes."""
         return self._floats[self.how.output].shape[-1] if self.how.kind is Kind.CLASSES else 0
 
-    def path(self, candidate: Candidate) -> Path:
-        """Return where a candidate's artifact is."""
-        return self._folder / f"{candidate.name}.onnx"
+    def backend(self, candidate: Candidate) -> Backend:
+        """Return the tool-chain that makes a candidate."""
+        return self._shops[candidate.backend].backend
+
+    def artifact(self, candidate: Candidate) -> Artifact:
+        """Return a candidate's artifact, once it was built."""
+        return self._artifacts[candidate]
 
     def runner(self, candidate: Candidate) -> Runner:
         """Return a candidate's artifact, loaded."""
-        return self._backend.load(self.path(candidate))
+        return self.backend(candidate).load(self.artifact(candidate))
 
     def floats(self, data: Dataset) -> Arrays:
         """Return the float model's outputs.
@@ -88,13 +125,13 @@ class Trials:
         Raises:
             ModelRefusedError: one is no finite number.
         """
-        found = outputs(self.runner(FLOAT), data)
+        found = outputs(self._float, data)
         check_finite(found)
         return found
 
     def notes(self, candidate: Candidate) -> list[str]:
         """Return warnings about what a candidate leaves in float."""
-        return self._workshop.notes(candidate)
+        return self._shops[candidate.backend].workshop.notes(candidate)
 
     def search(self, wanted: Callable[[Candidate], bool]) -> None:
         """Try the planned candidates that are wanted, and finer ones where no static one keeps the budget.
@@ -102,52 +139,61 @@ class Trials:
         Raises:
             OptionError: none is wanted.
         """
-        planned = self._workshop.plan()
+        planned = [x for shop in self._shops.values() for x in shop.workshop.plan()]
         plan = [x for x in planned if wanted(x)]
         if not plan:
             names = ", ".join(f"{x.name} ({x.precision})" for x in planned)
             raise OptionError(f"expected a precision or candidate of {names}; got none of them")
         self._tell("run the float model", 0, len(plan), f"{len(self._selection)} samples")
-        self.measured.append(self._compared(FLOAT, self._floats))
+        if FLOAT in planned and FLOAT not in plan:
+            plan.append(FLOAT)  # where a target runs float, it is what the others are weighed against
         for done, candidate in enumerate(plan):
             self._tell("try candidates", done, len(plan), candidate.name)
-            if candidate.scheme is not Scheme.FLOAT:
-                self._try(candidate)
-        self._refine(wanted)
+            self._try(candidate)
+        for name in self._shops:
+            self._refine(name, wanted)
 
     def time(self) -> None:
         """Measure the latencies of those that could win, and of float."""
-        fit = search.eligible(self.measured, self._max_drop)
-        runners = {x.candidate.name: self.runner(x.candidate) for x in fit}
+        fit = [x for x in search.eligible(self.measured, self._max_drop) if self.backend(x.candidate).timed]
+        if not fit:
+            return
+        runners: dict[str, Runner] = {x.candidate.name: self.runner(x.candidate) for x in fit}
+        runners[FLOAT.name] = self._float
         self._tell("measure latency", 0, 1, f"{len(runners)} candidates, interleaved")
         times = latency.interleaved(runners, self._selection.feed(0))
+        self._float_ms = times[FLOAT.name]
         self.measured[:] = [
             msgspec.structs.replace(x, latency_ms=times.get(x.candidate.name)) for x in self.measured
         ]
 
     def _try(self, candidate: Candidate) -> None:
+        folder = self._folder / candidate.name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
         try:
-            self._workshop.build(candidate, self.path(candidate))
-            self.measured.append(self._compared(candidate, outputs(self.runner(candidate), self._selection)))
+            artifact = self._shops[candidate.backend].workshop.build(candidate, folder)
+            self._artifacts[candidate] = artifact
+            got = outputs(self.runner(candidate), self._selection)
+            comparison = compare(self._floats, got, self.how, self._selection.labels)
+            self.measured.append(Measured(candidate=candidate, size=artifact.size(), selection=comparison))
         except CompileError as error:
             self.failed[candidate] = str(error)
 
-    def _compared(self, candidate: Candidate, got: Arrays) -> Measured:
-        comparison = compare(self._floats, got, self.how, self._selection.labels)
-        size = self.path(candidate).stat().st_size
-        return Measured(candidate=candidate, size=size, selection=comparison)
-
-    def _refine(self, wanted: Callable[[Candidate], bool]) -> None:
-        static = [x for x in self.measured if x.candidate.scheme is Scheme.STATIC]
+    def _refine(self, name: str, wanted: Callable[[Candidate], bool]) -> None:
+        shop = self._shops[name]
+        static = [
+            x for x in self.measured if x.candidate.scheme is Scheme.STATIC and x.candidate.backend == name
+        ]
         if not static or any(x in static for x in search.eligible(self.measured, self._max_drop)):
             return
         best = max(static, key=lambda x: (x.selection.agreement, x.selection.snr)).candidate
         data = self._calibration.take(spread(self._calibration, TRIAL_SAMPLES))
-        want = outputs(self.runner(FLOAT), data)
+        want = outputs(self._float, data)
 
-        def distance(artifact: Path) -> float:
+        def distance(artifact: Artifact) -> float:
             self._tell("find sensitive operators", 0, 0, best.name)
-            return -compare(want, outputs(self._backend.load(artifact), data), self.how, None).snr
+            return -compare(want, outputs(shop.backend.load(artifact), data), self.how, None).snr
 
-        for candidate in filter(wanted, self._workshop.refine(best, distance)):
+        for candidate in filter(wanted, shop.workshop.refine(best, distance)):
             self._try(candidate)

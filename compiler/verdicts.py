@@ -1,15 +1,16 @@
-"""What became of each candidate, in words. Pure."""
+"""What became of each candidate, in words."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from compiler import search
-from compiler.candidates import Candidate, Scheme
+from compiler.candidates import FLOAT, Candidate, Scheme
 from compiler.evaluate import SNR_FLOOR
 from compiler.requests import Verdict
 from compiler.search import Measured
+from compiler.trials import Trials
 from firmware_profiles.profile import Profile
 
 TOO_SLOW = "too slow"
@@ -17,17 +18,14 @@ ELIGIBLE = "eligible"
 
 
 def of(
-    measured: Sequence[Measured],
-    failed: Mapping[Candidate, str],
-    refused: Mapping[Candidate, str],
-    chosen: Candidate,
-    max_drop: float,
+    trials: Trials, refused: Mapping[Candidate, str], chosen: Candidate | None, max_drop: float
 ) -> tuple[Verdict, ...]:
     """Return the verdicts, in the order of the trials, failed ones last."""
-    original = search.float_of(measured)
+    original = trials.original
+    limit = max((x.size for x in trials.measured if x.candidate.scheme is Scheme.FLOAT), default=None)
     found = []
-    for x in measured:
-        status, reason = _status(x, original, max_drop)
+    for x in trials.measured:
+        status, reason = _status(x, original, limit, max_drop)
         if x.candidate in refused:
             status, reason = "not confirmed", refused[x.candidate]
         if x.candidate == chosen:
@@ -37,6 +35,7 @@ def of(
                 name=x.candidate.name,
                 precision=x.candidate.precision,
                 scheme=x.candidate.scheme.value,
+                backend=x.candidate.backend,
                 status=status,
                 reason=reason,
                 size_bytes=x.size,
@@ -47,19 +46,26 @@ def of(
             )
         )
     found += [
-        Verdict(name=x.name, precision=x.precision, scheme=x.scheme.value, status="failed", reason=reason)
-        for x, reason in failed.items()
+        Verdict(
+            name=x.name,
+            precision=x.precision,
+            scheme=x.scheme.value,
+            backend=x.backend,
+            status="failed",
+            reason=reason,
+        )
+        for x, reason in trials.failed.items()
     ]
     return tuple(found)
 
 
-def _status(x: Measured, original: Measured, max_drop: float) -> tuple[str, str]:
-    if x.candidate.scheme is Scheme.FLOAT:
+def _status(x: Measured, original: Measured, limit: int | None, max_drop: float) -> tuple[str, str]:
+    if x.candidate == FLOAT:
         return ELIGIBLE, "the model as it is"
     if not x.selection.keeps(max_drop):
         side = x.selection.side_snr
         return "over budget", f"another output at {side:.0f} dB" if side < SNR_FLOOR else ""
-    if x.size >= original.size:
+    if limit is not None and x.candidate.scheme is not Scheme.FLOAT and x.size >= limit:
         return "not smaller", ""
     return (TOO_SLOW, "") if search.too_slow(x, original) else (ELIGIBLE, "")
 
@@ -68,11 +74,11 @@ def timing_warnings(chosen: Measured, original: Measured, profile: Profile) -> t
     """Return what the latencies say; they depend on this machine, so they stay out of the bundle."""
     found = []
     ours, theirs = chosen.latency_ms, original.latency_ms
-    if ours is not None and theirs is not None and ours > theirs and chosen is not original:
+    if ours is not None and theirs is not None and ours > theirs and chosen.candidate != FLOAT:
         found.append(
             f"{chosen.candidate.name} is slower than float here ({ours:.3g} ms against {theirs:.3g} ms) and "
             f"was chosen for its size; for speed: --precision float32"
         )
-    if platform.machine() != profile.architecture:
+    if ours is not None and platform.machine() != profile.architecture:
         found.append(f"latency was measured on {platform.machine()}, not on {profile.architecture}")
     return tuple(found)

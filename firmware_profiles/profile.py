@@ -6,6 +6,8 @@ import enum
 
 import msgspec
 
+from firmware_profiles.checks import Check
+
 
 class Family(str, enum.Enum):
     """Targets of one family share a tool-chain."""
@@ -41,17 +43,57 @@ class Support(str, enum.Enum):
     UNSUPPORTED = "unsupported"
 
 
+class Partition(str, enum.Enum):
+    """How a graph is shared between the accelerator and the CPU.
+
+    "each": every node for itself. "prefix": the first node that the accelerator does not take and all after
+    it run on the CPU. "whole": the accelerator takes the whole graph or none of it.
+    """
+
+    EACH = "each"
+    PREFIX = "prefix"
+    WHOLE = "whole"
+
+
+class Fallback(str, enum.Enum):
+    """Where a node goes that the accelerator does not take; "refused": the artifact cannot run."""
+
+    CPU = "cpu"
+    REFUSED = "refused"
+
+
+class PlacementPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the rules of operators become a placement.
+
+    Attributes:
+        unlisted: what becomes of operators that no rule names ("*" does not name): the accelerator takes
+            them, or they go where unsupported ones go.
+        fallback: where unsupported ones go.
+        partition: how the graph is shared.
+        estimated: rules gathered from others' experience, which nothing here can check.
+        note: what to know about it.
+    """
+
+    unlisted: Support = Support.SUPPORTED
+    fallback: Fallback = Fallback.CPU
+    partition: Partition = Partition.EACH
+    estimated: bool = False
+    note: str = ""
+
+
 class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the usual board or module has; 0 where boards differ too much to say.
 
     Attributes:
         memory_mib: memory that the accelerator works in, in MiB.
         power_mw: the highest sustained power of the module, in mW.
+        streamed: weights beyond the memory are fetched again for each inference: slower, not refused.
         source: where that comes from.
     """
 
     memory_mib: int = 0
     power_mw: int = 0
+    streamed: bool = False
     source: str = ""
 
 
@@ -63,7 +105,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         family: targets that share a tool-chain.
         description: one line for a person.
         architecture: the machine that runs the artifact's host part, as `platform.machine` has it.
-        backend: the file in `compiler/backends` that compiles for it.
+        backends: files in `compiler/backends` that compile for it: the first always, others where installed.
         runtime: the device runtime that loads the artifact.
         artifact: what the compiler makes, such as "onnx-qdq".
         precisions: number formats, the preferred one first.
@@ -71,6 +113,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         budget: memory and power of the usual board or module.
         firmware: ranges of versions for which the profile holds.
         quantization: how to quantize for it.
+        placement: how the rules of operators become a placement.
         operators: what it says about operators, where that is known.
         sources: where the facts come from.
     """
@@ -79,7 +122,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     family: Family
     description: str
     architecture: str
-    backend: str
+    backends: tuple[str, ...]
     runtime: str
     artifact: str
     precisions: tuple[Precision, ...]
@@ -87,6 +130,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     firmware: tuple[FirmwareRange, ...]
     quantization: Quantization
     budget: Budget = Budget()
+    placement: PlacementPolicy = PlacementPolicy()
     operators: tuple[OperatorRule, ...] = ()
     sources: tuple[str, ...]
 
@@ -143,16 +187,21 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class OperatorRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a target does with some operators.
+    """What a target does with some operators; all rules that name an operator hold together.
 
     Attributes:
-        operators: names in the artifact's own operator set.
+        operators: names in the artifact's own operator set; "*" for all of them.
         support: whether they run on the accelerator.
-        condition: what must hold, for "limited".
+        condition: in words, for "limited": what must hold.
+        checks: the same for a program: "limited" operators run where all hold, "unsupported" ones run where
+            one does not; without checks a condition is for people to judge.
+        unit: another accelerator of the target that the rule is about, such as "DLA"; "" for the first.
         source: where that comes from.
     """
 
     operators: tuple[str, ...]
     support: Support
     condition: str = ""
+    checks: tuple[Check, ...] = ()
+    unit: str = ""
     source: str

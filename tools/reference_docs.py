@@ -135,11 +135,12 @@ def profiles_page() -> str:
         inspect.cleandoc(profile.__doc__ or "") + "\n",
         "## Targets\n",
     ]
-    lines.append("| target | backend | runtime | precisions |\n| --- | --- | --- | --- |")
+    lines.append("| target | backends | runtime | precisions |\n| --- | --- | --- | --- |")
     for name in registry.names():
         target = registry.load(name)
         lines.append(
-            f"| `{target.name}` | {target.backend} | {target.runtime} | {', '.join(target.precisions)} |"
+            f"| `{target.name}` | {', '.join(target.backends)} | {target.runtime} "
+            f"| {', '.join(target.precisions)} |"
         )
     lines.append("\n## Schema")
     lines.extend(_structs(profile))

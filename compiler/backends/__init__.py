@@ -1,112 +1,19 @@
 """Tool-chains: one file each, found by the name that a profile gives; a new one is a new file.
 
-A backend's module has a function `backend() -> Backend`.
+A backend's module has a function `backend() -> Backend` (`compiler.ports`).
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
-import msgspec
-import onnx
-
-from compiler.candidates import Candidate
-from compiler.datasets import Dataset
 from compiler.errors import NoBackendError
-from compiler.tensors import Arrays
+from compiler.ports import Backend
 from firmware_profiles import registry
 from firmware_profiles.profile import Profile
-
-
-class Runner(Protocol):
-    """A loaded artifact."""
-
-    def run(self, feed: Arrays) -> Arrays:
-        """Return the outputs for one sample."""
-        ...
-
-
-class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the operators of an artifact run.
-
-    Attributes:
-        device: what runs them.
-        operators: how many there are after the runtime's own optimizations.
-        by_precision: how many compute in which number format.
-        float_operators: types of those that compute in float, with their counts.
-        note: what to know about it.
-    """
-
-    device: str
-    operators: int
-    by_precision: dict[str, int]
-    float_operators: dict[str, int]
-    note: str = ""
-
-
-class Workshop(Protocol):
-    """A model being compiled: it keeps what candidates share, such as calibrated ranges."""
-
-    def plan(self) -> Sequence[Candidate]:
-        """Return the candidates to try first, float among them."""
-        ...
-
-    def refine(self, best: Candidate, distance: Callable[[Path], float]) -> Sequence[Candidate]:
-        """Return candidates to try where none of the first keeps the budget.
-
-        Args:
-            best: the most faithful of those that do not.
-            distance: how far an artifact's answers are from float's, on calibration data.
-        """
-        ...
-
-    def build(self, candidate: Candidate, out: Path) -> None:
-        """Write the candidate's artifact."""
-        ...
-
-    def notes(self, candidate: Candidate) -> list[str]:
-        """Return warnings about what a candidate leaves as it was."""
-        ...
-
-
-class Backend(Protocol):
-    """A tool-chain."""
-
-    def versions(self) -> dict[str, str]:
-        """Return the tools that make the artifact, with their versions."""
-        ...
-
-    def open(self, model: onnx.ModelProto, calibration: Dataset, profile: Profile, scratch: Path) -> Workshop:
-        """Prepare a model for compiling; scratch is a folder for intermediate files."""
-        ...
-
-    def vet(self, artifact: Path) -> None:
-        """Check an artifact that somebody else may have made, before it is loaded.
-
-        Raises:
-            ModelRefusedError: malformed or hostile.
-        """
-        ...
-
-    def requires(self, artifact: Path) -> dict[str, str]:
-        """Return what the artifact needs of the device's software, beyond the profile: part to versions."""
-        ...
-
-    def load(self, artifact: Path) -> Runner:
-        """Load an artifact in the runtime that the device will use."""
-        ...
-
-    def load_reference(self, artifact: Path) -> Runner:
-        """Load an artifact so that it computes with plain kernels, to see how far kernels differ."""
-        ...
-
-    def placement(self, artifact: Path, scratch: Path) -> Placement:
-        """Return where the operators of an artifact run."""
-        ...
+from fleet.errors import MissingExtraError
 
 
 def names() -> frozenset[str]:
@@ -120,17 +27,43 @@ def require(profile: Profile) -> None:
     Raises:
         NoBackendError: nothing does.
     """
-    if profile.backend not in names():
-        able = [x for x in registry.names() if registry.load(x).backend in names()]
-        raise NoBackendError(profile.name, profile.backend, ", ".join(able))
+    first = profile.backends[0]
+    if first not in names():
+        able = [x for x in registry.names() if registry.load(x).backends[0] in names()]
+        raise NoBackendError(profile.name, first, ", ".join(able))
 
 
-def load(profile: Profile) -> Backend:
-    """Return the target's backend.
+def load(name: str) -> Backend:
+    """Return a backend.
 
     Raises:
-        NoBackendError: there is none.
+        MissingExtraError: its libraries are not installed.
+    """
+    module: Any = importlib.import_module(f"{__name__}.{name}")  # a module has no type
+    return cast("Backend", module.backend())
+
+
+def of(profile: Profile) -> tuple[dict[str, Backend], list[str]]:
+    """Return the target's backends by name, and a note for each that is not there.
+
+    Raises:
+        NoBackendError: there is none of the first one's name.
+        MissingExtraError: the first one's libraries are not installed.
     """
     require(profile)
-    module: Any = importlib.import_module(f"{__name__}.{profile.backend}")  # a module has no type
-    return cast("Backend", module.backend())
+    found = {profile.backends[0]: load(profile.backends[0])}
+    notes = []
+    for name in profile.backends[1:]:
+        backend = _installed(name)
+        if isinstance(backend, MissingExtraError):
+            notes.append(f"{name} candidates were not tried: {backend}")
+        else:
+            found[name] = backend
+    return found, notes
+
+
+def _installed(name: str) -> Backend | MissingExtraError:
+    try:
+        return load(name)
+    except MissingExtraError as error:
+        return error

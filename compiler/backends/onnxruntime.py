@@ -2,47 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Final
 
-import numpy as np
 import onnx
 import onnxruntime
-from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_dynamic
-from onnxruntime.quantization.calibrate import TensorsData
-from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-from onnxruntime.quantization.registry import QDQRegistry
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from compiler import calibration, guard, topology, weight_only
-from compiler.backends import Backend, Placement, Runner, Workshop
-from compiler.candidates import FLOAT, Candidate, Scheme
-from compiler.datasets import Dataset
-from compiler.errors import CompileError
-from compiler.normalise import lower_ir
-from compiler.sensitivity import most_sensitive
-from compiler.tensors import Arrays
-from firmware_profiles.profile import Profile
+from compiler import guard
+from compiler.artifacts import Artifact
+from compiler.onnx_session import Session, opened
+from compiler.ports import Backend, Job, Placement, Runner, Workshop
+from compiler.qdq import CONVERSIONS, QdqWorkshop
 
-#: Operators whose cost is in their weights: quantizing these alone is the cautious choice.
-HEAVY: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-#: Operators with weights that no recipe here quantizes.
-RECURRENT: Final = ("LSTM", "GRU", "RNN")
-CONVERSIONS: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
-CALIBRATION_SAMPLES: Final = 256
-#: How many single nodes may stay in float, in the order in which they are tried.
-LEFT_FLOAT: Final = (1, 2, 4)
 #: Operator set to the first ONNX Runtime that reads it (ONNX Runtime documentation, compatibility).
 OPSET_RELEASES: Final = ((20, "1.17"), (21, "1.18"), (22, "1.21"))
 NEWEST_RELEASE: Final = "1.23"
-_TYPES: Final = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
-_FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
-
-logger = logging.getLogger(__name__)
 
 
 def backend() -> Backend:
@@ -50,78 +24,47 @@ def backend() -> Backend:
     return OnnxRuntime()
 
 
-class Session:
-    """A model loaded in ONNX Runtime, on one thread: its numbers must not depend on scheduling."""
-
-    def __init__(self, artifact: Path, *, plain: bool = False) -> None:
-        """Load it; plain computes QDQ models as they are written, in float."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        if plain:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session: Final = _opened(artifact, options)
-        self._outputs: Final = [x.name for x in self._session.get_outputs()]
-
-    def run(self, feed: Arrays) -> Arrays:
-        """Return the outputs for one sample."""
-        return dict(zip(self._outputs, self._session.run(None, feed), strict=True))
-
-
-def _opened(artifact: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    try:
-        return onnxruntime.InferenceSession(str(artifact), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no common base but this
-        raise CompileError(f"ONNX Runtime cannot load {artifact.name}: {_line(error)}") from error
-
-
-def _integer(operator: str) -> bool:
-    return operator.startswith(("QLinear", "QGemm", "QAttention")) or "Integer" in operator
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
-
-
 class OnnxRuntime:
     """The backend."""
+
+    timed: Final = True
+    toolchains: Final[tuple[str, ...]] = ()
 
     def versions(self) -> dict[str, str]:
         """Return the tools that make the artifact, with their versions."""
         return {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
 
-    def open(self, model: onnx.ModelProto, calibration: Dataset, profile: Profile, scratch: Path) -> Workshop:
+    def open(self, job: Job) -> Workshop:
         """Prepare a model for compiling."""
-        return QdqWorkshop(model, calibration, profile, scratch)
+        return QdqWorkshop(job)
 
-    def vet(self, artifact: Path) -> None:
+    def vet(self, artifact: Artifact) -> None:
         """Apply the import guard to an artifact."""
-        guard.read(artifact)
+        guard.read(artifact.path)
 
-    def requires(self, artifact: Path) -> dict[str, str]:
+    def requires(self, artifact: Artifact) -> dict[str, str]:
         """Return the oldest ONNX Runtime that reads the artifact's operator set."""
-        opsets = onnx.load(artifact, load_external_data=False).opset_import
+        opsets = onnx.load(artifact.path, load_external_data=False).opset_import
         newest = max(x.version for x in opsets if x.domain in {"", "ai.onnx"})
         release = next((x for opset, x in OPSET_RELEASES if newest <= opset), NEWEST_RELEASE)
         return {"onnxruntime": f">={release}"}
 
-    def load(self, artifact: Path) -> Runner:
+    def load(self, artifact: Artifact) -> Runner:
         """Load an artifact as the device will."""
-        return Session(artifact)
+        return Session(artifact.path)
 
-    def load_reference(self, artifact: Path) -> Runner:
+    def load_reference(self, artifact: Artifact) -> Runner:
         """Load an artifact without integer kernels and fusions."""
-        return Session(artifact, plain=True)
+        return Session(artifact.path, plain=True)
 
-    def placement(self, artifact: Path, scratch: Path) -> Placement:
+    def placement(self, artifact: Artifact, job: Job) -> Placement:
         """Count the operators that remain after optimization, by the numbers they compute in."""
-        optimized = scratch / "optimized.onnx"
+        optimized = job.scratch / "optimized.onnx"
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(optimized)
-        _opened(artifact, options)
+        opened(artifact.path, options)
         nodes = onnx.load(optimized).graph.node
         kinds = [x.op_type for x in nodes]
         rest = Counter(x for x in kinds if not _integer(x) and x not in CONVERSIONS)
@@ -137,228 +80,5 @@ class OnnxRuntime:
         )
 
 
-class QdqWorkshop:
-    """One model being quantized: calibrates once, and builds each candidate from the same histograms."""
-
-    def __init__(self, model: onnx.ModelProto, data: Dataset, profile: Profile, scratch: Path) -> None:
-        """Write the model where the tools find it."""
-        self._profile: Final = profile
-        self._scratch: Final = scratch
-        self._data: Final = data
-        self._source: Final = scratch / "source.onnx"
-        onnx.save(model, self._source)
-        self._names: Final = _names(model)
-        self._histograms: dict[str, calibration.Histogram] | None = None
-
-    @functools.cached_property
-    def _model(self) -> onnx.ModelProto:
-        """The model folded and fused, so that the quantizer sees what will run."""
-        prepared = self._scratch / "prepared.onnx"
-        try:
-            quant_pre_process(str(self._source), str(prepared), skip_symbolic_shape=True)
-        except Exception as error:  # noqa: BLE001 - the tool raises anything; the model works without
-            logger.warning("not optimized before quantization: %s", _line(error))
-            return onnx.shape_inference.infer_shapes(onnx.load(self._source))
-        return onnx.load(prepared)
-
-    def plan(self) -> Sequence[Candidate]:
-        """Return static, dynamic, weight-only and float candidates."""
-        if not self._profile.quantization.weights:
-            return [FLOAT]
-        types = {x.op_type for x in self._model.graph.node}
-        static = [
-            Candidate(
-                name=f"static-{'channel' if per_channel else 'tensor'}-{method}",
-                precision="int8",
-                scheme=Scheme.STATIC,
-                per_channel=per_channel,
-                calibration=method,
-            )
-            for per_channel, method in (
-                (True, "minmax"),
-                (True, "percentile"),
-                (True, "mse"),
-                (False, "minmax"),
-                (False, "percentile"),
-            )
-        ]
-        if types & set(HEAVY) and (types - set(HEAVY)) & set(QDQRegistry):
-            static += [_only(x, HEAVY, "-heavy") for x in static[1:3]]
-        dynamic = Candidate(name="dynamic", precision="int8", scheme=Scheme.DYNAMIC, per_channel=True)
-        weights = Candidate(name="weight-only", precision="int8", scheme=Scheme.WEIGHT_ONLY, per_channel=True)
-        return [*static, dynamic, weights, FLOAT]
-
-    def refine(self, best: Candidate, distance: Callable[[Path], float]) -> Sequence[Candidate]:
-        """Return variants of the best one whose most sensitive nodes stay in float."""
-        nodes = [x.name for x in self._model.graph.node if x.op_type in HEAVY and x.name]
-        trial = self._scratch / "trial.onnx"
-
-        def without(left_float: tuple[str, ...]) -> float:
-            self.build(_left(best, left_float), trial)
-            return distance(trial)
-
-        order = most_sensitive(nodes, without, keep=max(LEFT_FLOAT))
-        return [_left(best, order[:count]) for count in LEFT_FLOAT if count <= len(order)]
-
-    def build(self, candidate: Candidate, out: Path) -> None:
-        """Write the candidate's artifact.
-
-        Raises:
-            CompileError: it cannot be built, or nothing in it is quantized.
-        """
-        try:
-            model = self._built(candidate, out)
-        except CompileError:
-            raise
-        except Exception as error:  # the quantizer raises anything; the search goes on without the candidate
-            raise CompileError(f"{candidate.name}: {_line(error)}") from error
-        quantized = any(
-            x.op_type == "DequantizeLinear" or x.op_type.endswith("Integer") for x in model.graph.node
-        )
-        if candidate.scheme is not Scheme.FLOAT and not quantized:
-            raise CompileError(f"{candidate.name}: nothing in the model can be quantized this way")
-        _slim(model)
-        _shorten(model, self._names)
-        onnx.save(model, out)
-
-    def _built(self, candidate: Candidate, out: Path) -> onnx.ModelProto:
-        if candidate.scheme is Scheme.FLOAT:
-            return onnx.load(self._source)
-        if candidate.scheme is Scheme.WEIGHT_ONLY:
-            return weight_only.quantize(_copy(self._model))
-        if candidate.scheme is Scheme.DYNAMIC:
-            quantize_dynamic(
-                _copy(self._model), out, per_channel=candidate.per_channel, weight_type=QuantType.QInt8
-            )
-            return onnx.load(out)
-        return self._static(candidate)
-
-    def _static(self, candidate: Candidate) -> onnx.ModelProto:
-        rules = self._profile.quantization
-        read = calibration.METHODS[candidate.calibration]
-        ranges = {
-            name: tuple(np.float32(x) for x in read(histogram))
-            for name, histogram in self._calibrated().items()
-        }
-        quantizer = QDQQuantizer(
-            _copy(self._model),
-            candidate.per_channel,
-            False,  # reduce_range: weights keep their 8 bits
-            _TYPES[rules.weights],
-            _TYPES[rules.activations],
-            TensorsData(CalibrationMethod.MinMax, ranges),
-            [],
-            list(candidate.left_float),
-            list(candidate.operators or QDQRegistry),
-            {"ActivationSymmetric": rules.symmetric, "WeightSymmetric": True, "QuantizeBias": rules.bias},
-        )
-        quantizer.quantize_model()
-        model: onnx.ModelProto = quantizer.model.model
-        return model
-
-    def _calibrated(self) -> dict[str, calibration.Histogram]:
-        if self._histograms is None:
-            self._histograms = calibration.collect(self._activations())
-        return self._histograms
-
-    def _activations(self) -> Callable[[], Iterable[Arrays]]:
-        """Return a function that yields, sample by sample, every float tensor of the graph."""
-        model = _copy(self._model)
-        outputs = {x.name for x in model.graph.output}
-        seen = [x for x in model.graph.value_info if x.type.tensor_type.elem_type in _FLOATS]
-        model.graph.output.extend(x for x in seen if x.name not in outputs)
-        path = self._scratch / "activations.onnx"
-        onnx.save(model, path)
-        session = Session(path, plain=True)
-        rows = np.unique(np.linspace(0, len(self._data) - 1, CALIBRATION_SAMPLES).astype(np.int64))
-
-        def samples() -> Iterable[Arrays]:
-            for row in rows.tolist():
-                feed = self._data.feed(row)
-                yield {**feed, **session.run(feed)}
-
-        return samples
-
-    def notes(self, candidate: Candidate) -> list[str]:
-        """Return warnings about operators with weights that stay in float."""
-        if candidate.scheme is Scheme.FLOAT:
-            return []
-        counts = Counter(x.op_type for x in _nodes(self._model.graph) if x.op_type in RECURRENT)
-        return [f"{count} {kind} not quantized: it stays in float" for kind, count in sorted(counts.items())]
-
-
-def _only(candidate: Candidate, operators: tuple[str, ...], suffix: str) -> Candidate:
-    return Candidate(
-        name=candidate.name + suffix,
-        precision=candidate.precision,
-        scheme=candidate.scheme,
-        per_channel=candidate.per_channel,
-        calibration=candidate.calibration,
-        operators=operators,
-    )
-
-
-def _left(candidate: Candidate, left_float: tuple[str, ...]) -> Candidate:
-    return Candidate(
-        name=f"{candidate.name}-float{len(left_float)}",
-        precision=candidate.precision,
-        scheme=candidate.scheme,
-        per_channel=candidate.per_channel,
-        calibration=candidate.calibration,
-        operators=candidate.operators,
-        left_float=left_float,
-    )
-
-
-def _names(model: onnx.ModelProto) -> frozenset[str]:
-    """Return the names of the source's inputs, outputs and intermediate tensors."""
-    graph = model.graph
-    made = (x for node in graph.node for x in node.output)
-    return frozenset([*(x.name for x in graph.input), *(x.name for x in graph.output), *made])
-
-
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _nodes(inner)
-
-
-def _slim(model: onnx.ModelProto) -> None:
-    """Drop what only the tools needed, and shorten the names they made: it would travel to every device."""
-    del model.metadata_props[:], model.graph.value_info[:], model.graph.metadata_props[:]
-    lower_ir(model)
-    topology.sort(model.graph)
-    used = {x.domain for x in _nodes(model.graph)} | {""}
-    opsets = [x for x in model.opset_import if x.domain in used]
-    del model.opset_import[:]
-    model.opset_import.extend(opsets)
-    for node in _nodes(model.graph):
-        node.doc_string = ""
-        del node.metadata_props[:]
-    for tensor in model.graph.initializer:
-        tensor.doc_string = ""
-
-
-def _shorten(model: onnx.ModelProto, keep: frozenset[str]) -> None:
-    """Give the quantizer's own tensors and nodes short names; those of the source model stay."""
-    inner = any(x.HasField("g") or x.graphs for node in model.graph.node for x in node.attribute)
-    if inner:
-        return
-    names = dict.fromkeys(x.name for x in model.graph.initializer)
-    names |= dict.fromkeys(x for node in model.graph.node for x in (*node.input, *node.output))
-    short = {x: f"q{i}" for i, x in enumerate(x for x in names if x and x not in keep)}
-    for tensor in model.graph.initializer:
-        tensor.name = short.get(tensor.name, tensor.name)
-    for node in model.graph.node:
-        if node.op_type in CONVERSIONS:
-            node.name = ""
-        node.input[:] = [short.get(x, x) for x in node.input]
-        node.output[:] = [short.get(x, x) for x in node.output]
+def _integer(operator: str) -> bool:
+    return operator.startswith(("QLinear", "QGemm", "QAttention")) or "Integer" in operator

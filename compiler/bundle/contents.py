@@ -8,9 +8,10 @@ from typing import Final
 
 import msgspec
 
-from compiler.backends import Placement
+from compiler.artifacts import Artifact
 from compiler.bundle import golden, layout, model_config, provenance, report, sbom
 from compiler.candidates import Candidate
+from compiler.ports import Placement
 from compiler.requests import CompileRequest, Sizes, Verdict
 from firmware_profiles.profile import Profile
 from fleet.bundle import description, manifest
@@ -19,7 +20,6 @@ from fleet.bundle.manifest import Role
 from fleet.ids import Digest
 from fleet.telemetry import baseline
 
-ARTIFACT: Final = "model.onnx"
 #: A loaded model takes about its weights twice (packed for the kernels), and its activations.
 _LOADED: Final = 2
 _RUNTIME_BYTES: Final = 48 * 1024**2
@@ -30,7 +30,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         source_digest, calibration_digest, evaluation_digest: of the files that went in.
-        artifact: the compiled model's bytes.
+        artifact: the compiled model.
         tools: name to version.
         firmware: what the artifact needs beyond the profile.
     """
@@ -41,7 +41,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     source_digest: Digest
     calibration_digest: Digest
     evaluation_digest: Digest
-    artifact: bytes
+    artifact: Artifact
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     golden: golden.GoldenFiles
@@ -66,15 +66,15 @@ def describe(found: Finding) -> BundleDescription:
     return BundleDescription(
         model=found.request.name,
         target=found.profile.name,
-        kind=found.profile.artifact if found.candidate.precision != "float32" else "onnx",
-        artifact=ARTIFACT,
+        kind=found.artifact.kind,
+        artifact=found.artifact.main,
         precision=found.candidate.precision,
         inputs=found.inputs,
         outputs=found.outputs,
         requires=Requirements(
-            runtime=found.profile.runtime,
+            runtime=found.artifact.runtime,
             firmware={**{x.part: x.versions for x in found.profile.firmware}, **found.firmware},
-            memory_bytes=_RUNTIME_BYTES + _LOADED * len(found.artifact),
+            memory_bytes=_RUNTIME_BYTES + _LOADED * found.artifact.size(),
         ),
         golden=found.golden.description,
         accuracy=found.accuracy,
@@ -84,6 +84,8 @@ def describe(found: Finding) -> BundleDescription:
         licence=found.request.licence,
         source_digest=str(found.source_digest),
         compiler=compiler_version(),
+        backend=found.candidate.backend,
+        facts=found.artifact.facts,
     )
 
 
@@ -112,16 +114,17 @@ def write(found: Finding, folder: Path) -> Digest:
     about = describe(found)
     files: dict[str, tuple[Role, bytes]] = {
         manifest.DESCRIPTION_PATH: (Role.DESCRIPTION, description.encode(about)),
-        ARTIFACT: (Role.MODEL, found.artifact),
         golden.INPUTS: (Role.GOLDEN, found.golden.inputs),
         golden.OUTPUTS: (Role.GOLDEN, found.golden.outputs),
     }
+    model = {path: file.read_bytes() for path, file in found.artifact.files().items()}
+    files.update({path: (Role.MODEL, data) for path, data in model.items()})
     if found.baseline:
         files[baseline.PATH] = (Role.BASELINE, found.baseline)
     about_it = facts(found)
     files[report.JSON] = (Role.REPORT, report.as_json(about_it))
     files[report.HTML] = (Role.REPORT, report.as_html(about_it))
-    files[sbom.PATH] = (Role.SBOM, sbom.encode(about_it, found.artifact))
+    files[sbom.PATH] = (Role.SBOM, sbom.encode(about_it, model))
     subjects = {path: Digest.of(data) for path, (_, data) in sorted(files.items())}
     files[provenance.PATH] = (Role.PROVENANCE, provenance.encode(about_it, subjects))
     config = model_config.encode(about, found.candidate, [data for _, data in _in_order(files)])

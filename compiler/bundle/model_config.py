@@ -11,7 +11,8 @@ from compiler.candidates import Candidate, Scheme
 from fleet.bundle.description import BundleDescription
 from fleet.ids import Digest
 
-_FORMAT: Final = "onnx"
+#: Kind of artifact to the name of its format.
+_FORMATS: Final = {"openvino-ir": "openvino", "tflite-int8": "tflite", "mlpackage": "coreml"}
 
 
 def encode(about: BundleDescription, candidate: Candidate, layers: Sequence[bytes]) -> bytes:
@@ -23,7 +24,7 @@ def encode(about: BundleDescription, candidate: Candidate, layers: Sequence[byte
     if about.licence:
         descriptor["licenses"] = [about.licence]
     config: dict[str, object] = {
-        "format": _FORMAT,
+        "format": _FORMATS.get(about.kind, "onnx"),
         "precision": candidate.precision,
     }
     if candidate.scheme is not Scheme.FLOAT:

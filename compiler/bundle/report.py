@@ -8,9 +8,9 @@ from typing import Final
 import jinja2
 import msgspec
 
-from compiler.backends import Placement
 from compiler.bundle import scatter
 from compiler.candidates import Candidate
+from compiler.ports import Placement
 from compiler.requests import Sizes, Verdict
 from compiler.verdicts import ELIGIBLE, TOO_SLOW
 from firmware_profiles.profile import Profile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -14,16 +15,23 @@ PATH: Final = "sbom.cdx.json"
 _NAMESPACE: Final = uuid.uuid5(uuid.NAMESPACE_URL, "https://kedge.dev/sbom")
 
 
-def encode(facts: Facts, artifact: bytes) -> bytes:
-    """Return the bill's bytes; its serial number follows from what it lists."""
-    digest = Digest.of(artifact)
+def encode(facts: Facts, files: Mapping[str, bytes]) -> bytes:
+    """Return the bill's bytes; its serial number follows from what it lists.
+
+    Args:
+        facts: what the report says.
+        files: the model's, by path; one, or several.
+    """
+    digests = {path: Digest.of(data) for path, data in sorted(files.items())}
+    lines = "".join(f"{digest}  {path}\n" for path, digest in digests.items())
+    digest = next(iter(digests.values())) if len(digests) == 1 else Digest.of(lines.encode())
     bill = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "serialNumber": uuid.uuid5(_NAMESPACE, f"{digest} {facts.about.source_digest}").urn,
         "version": 1,
         "metadata": {"component": _model(facts, digest)},
-        "components": [*_data(facts), *_tools(facts)],
+        "components": [*_files(digests), *_data(facts), *_tools(facts)],
         "dependencies": [
             {
                 "ref": "model",
@@ -32,6 +40,21 @@ def encode(facts: Facts, artifact: bytes) -> bytes:
         ],
     }
     return msgspec.json.format(msgspec.json.encode(bill, order="deterministic"), indent=1) + b"\n"
+
+
+def _files(digests: Mapping[str, Digest]) -> list[dict[str, object]]:
+    """Return the files of a model that has several: the model's own hash is that of this list."""
+    if len(digests) == 1:
+        return []
+    return [
+        {
+            "type": "file",
+            "bom-ref": f"file:{path}",
+            "name": path,
+            "hashes": [{"alg": "SHA-256", "content": digest.hex}],
+        }
+        for path, digest in digests.items()
+    ]
 
 
 def _model(facts: Facts, digest: Digest) -> dict[str, object]:

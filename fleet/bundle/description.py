@@ -132,6 +132,8 @@ class BundleDescription(msgspec.Struct, frozen=True, kw_only=True):
         labels: class names, where known.
         source_digest: digest of the model that was compiled.
         compiler: name and version.
+        backend: the compiler's tool-chain that made it.
+        facts: what else there is to know about the artifact, such as {"edgetpu_compiled": "false"}.
     """
 
     schema: int = SCHEMA
@@ -151,6 +153,8 @@ class BundleDescription(msgspec.Struct, frozen=True, kw_only=True):
     licence: str = ""
     source_digest: str = ""
     compiler: str = ""
+    backend: str = ""
+    facts: dict[str, str] = {}
 
 
 def encode(description: BundleDescription) -> bytes:

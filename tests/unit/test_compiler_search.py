@@ -47,7 +47,7 @@ def names(found: list[Measured]) -> list[str]:
 
 
 def best(*others: Measured, max_drop: float = 0.5) -> str:
-    return names(search.ranking([ORIGINAL, *others], max_drop))[0]
+    return names(search.ranking([ORIGINAL, *others], ORIGINAL, max_drop))[0]
 
 
 def test_a_candidate_over_the_budget_never_wins() -> None:
@@ -77,7 +77,7 @@ def test_what_is_not_smaller_than_float_is_out() -> None:
 
 def test_integers_go_before_unpacked_weights_and_those_before_float() -> None:
     weights = measured("w", Scheme.WEIGHT_ONLY, size=200, agreement=1.0)
-    assert names(search.ranking([ORIGINAL, weights, measured("s")], 0.5)) == ["s", "w", "float"]
+    assert names(search.ranking([ORIGINAL, weights, measured("s")], ORIGINAL, 0.5)) == ["s", "w", "float"]
 
 
 def test_a_much_slower_scheme_loses_to_a_faster_one() -> None:
@@ -98,13 +98,13 @@ def test_among_equally_small_the_most_faithful_wins() -> None:
 
 def test_far_slower_than_float_is_vetoed_unless_asked_for() -> None:
     slow = measured("a", ms=4.1)
-    assert names(search.ranking([ORIGINAL, slow], 0.5)) == ["float"]
-    assert names(search.ranking([ORIGINAL, slow], 0.5, veto=False)) == ["a", "float"]
+    assert names(search.ranking([ORIGINAL, slow], ORIGINAL, 0.5)) == ["float"]
+    assert names(search.ranking([ORIGINAL, slow], ORIGINAL, 0.5, veto=False)) == ["a", "float"]
 
 
 def test_a_net_too_fast_to_measure_is_not_vetoed() -> None:
     tiny = measured("float", Scheme.FLOAT, size=1000, ms=0.01)
-    assert names(search.ranking([tiny, measured("a", ms=0.05)], 0.5))[0] == "a"
+    assert names(search.ranking([tiny, measured("a", ms=0.05)], tiny, 0.5))[0] == "a"
 
 
 candidates = st.builds(
@@ -123,10 +123,10 @@ candidates = st.builds(
 def test_whatever_was_measured_float_is_last_and_all_before_it_keep_the_rules(
     found: list[Measured], max_drop: float
 ) -> None:
-    ranked = search.ranking([ORIGINAL, *found], max_drop)
+    ranked = search.ranking([ORIGINAL, *found], ORIGINAL, max_drop)
     assert ranked[-1] is ORIGINAL
     for x in ranked[:-1]:
         assert x.selection.keeps(max_drop)
         assert x.size < ORIGINAL.size
     assert len(ranked) == len({id(x) for x in ranked})
-    assert names(ranked) == names(search.ranking([ORIGINAL, *found], max_drop))
+    assert names(ranked) == names(search.ranking([ORIGINAL, *found], ORIGINAL, max_drop))

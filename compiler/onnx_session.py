@@ -1,0 +1,51 @@
+"""ONNX models in ONNX Runtime on one thread: every target's float reference, and the runtime of some."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import onnxruntime
+
+from compiler.errors import CompileError
+from compiler.tensors import Arrays
+
+
+class Session:
+    """A model loaded in ONNX Runtime, on one thread: its numbers must not depend on scheduling."""
+
+    def __init__(self, artifact: Path, *, plain: bool = False) -> None:
+        """Load it; plain computes QDQ models as they are written, in float.
+
+        Raises:
+            CompileError: ONNX Runtime cannot load it.
+        """
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        if plain:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session: Final = opened(artifact, options)
+        self._outputs: Final = [x.name for x in self._session.get_outputs()]
+
+    def run(self, feed: Arrays) -> Arrays:
+        """Return the outputs for one sample."""
+        return dict(zip(self._outputs, self._session.run(None, feed), strict=True))
+
+
+def opened(artifact: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """Return a session on the CPU.
+
+    Raises:
+        CompileError: ONNX Runtime cannot load the model.
+    """
+    try:
+        return onnxruntime.InferenceSession(str(artifact), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base but this
+        raise CompileError(f"ONNX Runtime cannot load {artifact.name}: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's text as one line, shortened."""
+    return " ".join(str(error).split())[:300]
