@@ -6,10 +6,10 @@ Samples lie along axis 0. An input whose first dimension is dynamic or 1 takes t
 
 from __future__ import annotations
 
-import io
-import zipfile
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 import numpy as np
@@ -17,31 +17,35 @@ import numpy.typing as npt
 
 from compiler import files
 from compiler.errors import DatasetError
+from compiler.npz import Archive, Header
+from compiler.samples import Samples
+from compiler.survey import Facts, Survey
 from compiler.tensors import Array, Arrays, feed, sample_shape
 from fleet.bundle.description import TensorSpec
 from fleet.ids import Digest
 from fleet.wire.tensors import DTYPES
 
 LABELS: Final = "labels"
-#: No larger data file is read: it would not fit beside the model in a worker's memory.
-SIZE_LIMIT: Final = 2 * 1024**3
+_HASHED: Final = 1024**2
 
 Labels = npt.NDArray[np.int64]
 
 
 class Dataset(msgspec.Struct, frozen=True, kw_only=True):
-    """Samples for a model.
+    """Samples for a model; their inputs stay on disk until one is asked for.
 
     Attributes:
-        inputs: array by input name, samples along axis 0.
+        inputs: samples by input name.
         labels: class index of each sample, where known.
         digest: of the file's bytes.
+        facts: by input name, what reading the whole file found.
     """
 
     tensors: tuple[TensorSpec, ...]
-    inputs: Arrays
+    inputs: Mapping[str, Samples]
     labels: Labels | None
     digest: Digest
+    facts: Mapping[str, Facts] = {}
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -51,102 +55,94 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True):
         """Return what the model takes for one sample."""
         return feed(self.inputs, self.tensors, index)
 
+    def arrays(self) -> Arrays:
+        """Read all inputs: only for few samples."""
+        return {name: np.asarray(x) for name, x in self.inputs.items()}
+
     def take(self, rows: npt.NDArray[np.int64]) -> Dataset:
         """Return the data set of these samples."""
         return msgspec.structs.replace(
             self,
-            inputs={name: array[rows] for name, array in self.inputs.items()},
+            inputs={name: x.take(rows) for name, x in self.inputs.items()},
             labels=None if self.labels is None else self.labels[rows],
         )
 
 
 def load(path: Path, tensors: tuple[TensorSpec, ...]) -> Dataset:
-    """Read a data file for a model with these inputs.
+    """Read a data file for a model with these inputs, once from end to end; samples stay on disk.
 
     Raises:
         DatasetError: the file does not keep the contract; says expected and got.
     """
-    data = _bytes(path)
-    arrays = _arrays(data, path.name)
-    labels = arrays.pop(LABELS, None) if LABELS not in {x.name for x in tensors} else None
-    inputs = {x.name: _checked(arrays, x, path.name) for x in tensors}
-    counts = {name: len(array) for name, array in inputs.items()}
+    with files.open_regular(path, DatasetError) as file:
+        digest = _digest(file, path.name)
+        archive = Archive(file, path.name)
+        names = {x.name for x in tensors}
+        samples = _count({x.name: _checked(archive, x, path.name) for x in tensors}, path.name)
+        labels = _labels(archive, samples, path.name) if LABELS in set(archive.names()) - names else None
+        inputs, facts = {}, {}
+        for name in (x.name for x in tensors):
+            survey = Survey(f"{path.name}: {name!r}", archive.header(name).shape[1:])
+            inputs[name] = archive.samples(name, survey.add)
+            facts[name] = survey.facts()
+    return Dataset(tensors=tensors, inputs=inputs, labels=labels, digest=digest, facts=facts)
+
+
+def _digest(file: BinaryIO, name: str) -> Digest:
+    start = file.read(64)
+    if not start:
+        raise DatasetError(f"{name}: expected an .npz file; got 0 bytes")
+    if start.startswith(b"version https://git-lfs"):
+        raise DatasetError(f"{name}: expected an .npz file; got a Git LFS pointer (run `git lfs pull`)")
+    digest = hashlib.sha256(start)
+    while part := file.read(_HASHED):
+        digest.update(part)
+    file.seek(0)
+    return Digest(f"sha256:{digest.hexdigest()}")
+
+
+def _count(headers: Mapping[str, Header], file: str) -> int:
+    counts = {name: x.shape[0] for name, x in headers.items()}
     if len(set(counts.values())) != 1:
         got = ", ".join(f"{name}: {count}" for name, count in counts.items())
-        raise DatasetError(f"{path.name}: expected as many samples of each input; got {got}")
+        raise DatasetError(f"{file}: expected as many samples of each input; got {got}")
     samples = next(iter(counts.values()))
     if not samples:
-        raise DatasetError(f"{path.name}: expected at least one sample; got 0")
-    return Dataset(
-        tensors=tensors,
-        inputs=inputs,
-        labels=None if labels is None else _labels(labels, samples, path.name),
-        digest=Digest.of(data),
-    )
+        raise DatasetError(f"{file}: expected at least one sample; got 0")
+    return samples
 
 
-def _bytes(path: Path) -> bytes:
-    data = files.read(path, SIZE_LIMIT, DatasetError)
-    if not data:
-        raise DatasetError(f"{path.name}: expected an .npz file; got 0 bytes")
-    if data.startswith(b"version https://git-lfs"):
-        raise DatasetError(f"{path.name}: expected an .npz file; got a Git LFS pointer (run `git lfs pull`)")
-    return data
-
-
-def _arrays(data: bytes, file: str) -> Arrays:
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            unpacked = sum(x.file_size for x in archive.infolist())
-        if unpacked > SIZE_LIMIT:
-            raise DatasetError(f"{file}: expected at most {SIZE_LIMIT} bytes unpacked; got {unpacked}")
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive_:
-            arrays = {name: archive_[name] for name in archive_.files}
-    except (
-        ValueError,
-        OSError,
-        zipfile.BadZipFile,
-        EOFError,
-        KeyError,
-        NotImplementedError,
-        MemoryError,
-    ) as error:
-        raise DatasetError(f"{file}: expected an .npz file of plain arrays; {error}") from error
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):  # numpy gives the bytes of a member that is no array
-            raise DatasetError(f"{file}: expected an .npz file of plain arrays; {name!r} is none")
-    return arrays
-
-
-def _checked(arrays: Arrays, tensor: TensorSpec, file: str) -> Array:
-    if tensor.name not in arrays:
-        got = ", ".join(sorted(arrays)) or "no arrays"
+def _checked(archive: Archive, tensor: TensorSpec, file: str) -> Header:
+    if tensor.name not in archive.names():
+        got = ", ".join(sorted(archive.names())) or "no arrays"
         raise DatasetError(
             f"{file}: expected an array named {tensor.name!r}, as the model's input; got {got}"
         )
-    array = arrays[tensor.name]
+    header = archive.header(tensor.name)
     want = DTYPES[tensor.datatype]
-    if array.dtype != want:
-        raise DatasetError(f"{file}: {tensor.name!r}: expected type {want}; got {array.dtype}")
+    if header.dtype != want:
+        raise DatasetError(f"{file}: {tensor.name!r}: expected type {want}; got {header.dtype}")
     shape = sample_shape(tensor)
-    fits = array.ndim == len(shape) + 1 and all(
-        want_ in {-1, got} for want_, got in zip(shape, array.shape[1:], strict=True)
+    fits = len(header.shape) == len(shape) + 1 and all(
+        want_ in {-1, got} for want_, got in zip(shape, header.shape[1:], strict=True)
     )
     if not fits:
         text = ", ".join(["N", *("?" if x < 0 else str(x) for x in shape)])
-        raise DatasetError(f"{file}: {tensor.name!r}: expected shape [{text}]; got {list(array.shape)}")
-    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        raise DatasetError(f"{file}: {tensor.name!r}: expected finite numbers; got NaN or infinity")
-    return array
+        raise DatasetError(f"{file}: {tensor.name!r}: expected shape [{text}]; got {list(header.shape)}")
+    return header
 
 
-def _labels(labels: Array, samples: int, file: str) -> Labels:
-    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+def _labels(archive: Archive, samples: int, file: str) -> Labels:
+    header = archive.header(LABELS)
+    if not np.issubdtype(header.dtype, np.integer) or len(header.shape) != 1:
         raise DatasetError(
-            f"{file}: 'labels': expected integers of shape [N]; got {labels.dtype} of {list(labels.shape)}"
+            f"{file}: 'labels': expected integers of shape [N]; got {header.dtype} of {list(header.shape)}"
         )
-    if len(labels) != samples:
-        raise DatasetError(f"{file}: 'labels': expected {samples}, one per sample; got {len(labels)}")
+    if header.shape[0] != samples:
+        raise DatasetError(f"{file}: 'labels': expected {samples}, one per sample; got {header.shape[0]}")
+    found: list[Array] = []
+    archive.samples(LABELS, found.append)
+    labels = np.concatenate(found)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high > np.iinfo(np.int64).max:
         raise DatasetError(f"{file}: 'labels': expected class indices from 0; got {low} to {high}")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from fleet.errors import KedgeError
 
@@ -14,14 +17,35 @@ def read(path: Path, limit: int, error: type[KedgeError]) -> bytes:
     Raises:
         KedgeError: of the given class; it cannot be read, or is larger than the limit.
     """
-    try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            got = "a folder" if stat.S_ISDIR(facts.st_mode) else "a pipe or device"
-            raise error(f"{path}: expected a file; got {got}")
-        if facts.st_size > limit:
-            raise error(f"{path.name}: expected at most {limit} bytes; got {facts.st_size}")
+    with _told(path, error):
+        _check_regular(path, error)
+        if (size := path.stat().st_size) > limit:
+            raise error(f"{path.name}: expected at most {limit} bytes; got {size}")
         return path.read_bytes()
+
+
+def open_regular(path: Path, error: type[KedgeError]) -> BinaryIO:
+    """Open a regular file, of any size, for reading.
+
+    Raises:
+        KedgeError: of the given class; it cannot be opened.
+    """
+    with _told(path, error):
+        _check_regular(path, error)
+        return path.open("rb")
+
+
+def _check_regular(path: Path, error: type[KedgeError]) -> None:
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        got = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+        raise error(f"{path}: expected a file; got {got}")
+
+
+@contextmanager
+def _told(path: Path, error: type[KedgeError]) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as failure:  # a name with a zero byte is a ValueError
         reason = failure.strerror if isinstance(failure, OSError) else str(failure)
         raise error(f"{path}: {reason}") from failure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -39,9 +40,15 @@ def sample_shape(tensor: TensorSpec) -> tuple[int, ...]:
     return tensor.shape[1:] if tensor.batched else tensor.shape
 
 
-def feed(arrays: Arrays, tensors: tuple[TensorSpec, ...], index: int) -> Arrays:
+class Rows(Protocol):
+    """Samples along the first axis, in memory or elsewhere."""
+
+    def __getitem__(self, index: int, /) -> Array:
+        """Return one sample."""
+        ...
+
+
+def feed(arrays: Mapping[str, Rows], tensors: tuple[TensorSpec, ...], index: int) -> Arrays:
     """Return what the model takes for one sample."""
-    return {
-        x.name: arrays[x.name][index : index + 1] if x.batched else np.asarray(arrays[x.name][index])
-        for x in tensors
-    }
+    found = {x.name: np.asarray(arrays[x.name][index]) for x in tensors}
+    return {x.name: found[x.name][None] if x.batched else found[x.name] for x in tensors}

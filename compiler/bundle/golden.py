@@ -53,7 +53,7 @@ def make(
     batched = {x.name for x in outputs if x.batched}
     floor = FLOORS.get(precision, FLOOR)
     return GoldenFiles(
-        inputs=archive.encode(data.inputs),
+        inputs=archive.encode(data.arrays()),
         outputs=archive.encode({name: joined(x, batched=name in batched) for name, x in answers.items()}),
         description=Golden(
             inputs=INPUTS,

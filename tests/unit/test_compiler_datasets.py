@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from compiler import datasets
 from compiler.datasets import Dataset
 from compiler.errors import DatasetError
+from compiler.samples import Samples
 from compiler.tensors import Array, spec
 from fleet.ids import Digest
 
@@ -127,12 +128,12 @@ def test_the_halves_share_no_sample_and_have_the_same_mix(labels: list[int]) -> 
     count = len(labels)
     data = Dataset(
         tensors=(RATE,),
-        inputs={"rate": np.arange(count)},
+        inputs={"rate": Samples.of(np.arange(count))},
         labels=np.array(labels, np.int64),
         digest=Digest.of(b""),
     )
     one, other = datasets.halves(data)
-    rows = [set(x.inputs["rate"].tolist()) for x in (one, other)]
+    rows = [set(x.inputs["rate"][:].tolist()) for x in (one, other)]
     assert rows[0] | rows[1] == set(range(count))
     assert not rows[0] & rows[1]
     assert abs(len(one) - len(other)) <= 1
