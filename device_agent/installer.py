@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from datetime import datetime
+from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
@@ -25,7 +26,7 @@ from device_agent.settings import Settings
 from device_agent.update.data import Offer, UpdateData
 from device_agent.update.events import Action, ActiveBroken, Done, Failed
 from fleet.bundle.description import BundleDescription
-from fleet.bundle.manifest import Bundle
+from fleet.bundle.manifest import Bundle, Role
 from fleet.errors import BundleError, KedgeError, MissingExtraError
 from fleet.ids import Digest
 from fleet.telemetry import baseline
@@ -259,20 +260,28 @@ class Installer:
     def _loaded(self, assigned: AssignedBundle) -> tuple[Instance, proving.Vectors]:
         bundle = self._bundle(assigned)
         described = bundle.description
-        artifact = Digest(bundle.manifest.file(described.artifact).digest)
-        if not self._site.store.intact(artifact):
-            raise BundleError(f"store: {artifact} is missing or damaged")
+        artifact = self._artifact(bundle)
         runtime = self._site.runtime(described.requires.runtime)
         golden = proving.vectors(described, bundle.bytes_of)
         instance = Instance(
             digest=assigned.digest,
             version=assigned.version,
             description=described,
-            loaded=runtime.load(self._site.store.path(artifact), threads=self._site.settings.threads),
+            loaded=runtime.load(artifact, threads=self._site.settings.threads),
             baseline=baseline.decode(bundle.bytes_of(described.baseline)) if described.baseline else None,
         )
         instance.warm_up(golden.inputs[0])
         return instance, golden
+
+    def _artifact(self, bundle: Bundle) -> Path:
+        """Return where the runtime finds the model: a file, or a folder that holds all of it."""
+        main, parts = bundle.description.artifact, bundle.manifest.of_role(Role.MODEL)
+        if not any(path == main or path.startswith(f"{main}/") for path in parts):
+            raise BundleError(f"bundle: expected an artifact {main!r}, got {', '.join(parts) or 'none'}")
+        for digest in parts.values():
+            if not self._site.store.intact(digest):
+                raise BundleError(f"store: {digest} is missing or damaged")
+        return self._site.store.lay_out(bundle.digest, parts) / main
 
 
 def satisfies(version: str, wanted: str) -> bool:

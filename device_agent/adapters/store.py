@@ -1,4 +1,4 @@
-"""The content-addressed store: blobs by digest, and each model's `active` and `previous` links."""
+"""The content-addressed store: blobs by digest, bundles as folders of them, and each model's slots."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,8 +24,10 @@ class FileStore:
     def __init__(self, folder: Path) -> None:
         """Use this folder, made when it is missing; what a power cut left half written is removed."""
         self._blobs: Final = folder / "blobs" / "sha256"
+        self._bundles: Final = folder / "bundles"
         self._slots: Final = folder / "slots"
         files.make_folder(self._blobs)
+        files.make_folder(self._bundles)
         files.make_folder(self._slots)
         for partial in self._blobs.glob(".*.partial"):
             partial.unlink()
@@ -116,7 +118,31 @@ class FileStore:
         garbage = [digest for digest in self.stored() if digest not in needed]
         for digest in garbage:
             self.delete(digest)
+        for folder in self._bundles.iterdir():
+            if Digest.from_hex(folder.name) not in needed:
+                shutil.rmtree(folder, ignore_errors=True)
         return len(garbage)
+
+    def lay_out(self, bundle: Digest, parts: Mapping[str, Digest]) -> Path:
+        """Return a folder where stored blobs lie under the paths that a bundle gives them.
+
+        They are hard links, so a file takes no more room, and keeps its bytes while a runtime has it open.
+        What a power cut left half made is seen here, and made again.
+
+        Raises:
+            StorageError: the disk does not take it, or a part is not stored.
+        """
+        folder = self._bundles / bundle.hex
+        try:
+            if all(_same(folder / path, self.path(digest)) for path, digest in parts.items()):
+                return folder
+            shutil.rmtree(folder, ignore_errors=True)
+            for path, digest in parts.items():
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).hardlink_to(self.path(digest))
+        except OSError as error:
+            raise StorageError(f"{folder}: {error.strerror}") from error
+        return folder
 
     def free_bytes(self) -> int:
         """Return what the disk has left."""
@@ -141,3 +167,10 @@ class FileStore:
         """Return where a model's link points, None when there is none."""
         link = self._slots / Name(model) / name
         return Digest.from_hex(link.readlink().name) if link.is_symlink() else None
+
+
+def _same(link: Path, blob: Path) -> bool:
+    try:
+        return link.samefile(blob)
+    except FileNotFoundError:
+        return False

@@ -92,6 +92,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
                 return layer
         raise BundleError(f"bundle: expected a file {path!r}, got {', '.join(x.path for x in self.layers)}")
 
+    def of_role(self, role: Role) -> dict[str, Digest]:
+        """Return the files of a role, path to digest."""
+        return {x.path: Digest(x.digest) for x in self.layers if x.annotations.get(ROLE) == role.value}
+
     def for_device(self) -> tuple[Descriptor, ...]:
         """Return the layers that a device needs."""
         return tuple(x for x in self.layers if x.annotations.get(ROLE) in {r.value for r in DEVICE_ROLES})

@@ -97,6 +97,39 @@ def test_only_what_is_needed_survives_collection(tmp_path: Path) -> None:
     assert store.stored() == [Digest.of(b"b")]
 
 
+def test_a_bundles_files_lie_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    """A runtime finds several files under their own names; they take no more room than the blobs."""
+    store = FileStore(tmp_path)
+    parts = {"model.xml": Digest.of(b"graph"), "data/model.bin": Digest.of(b"weights")}
+    for data in (b"graph", b"weights"):
+        store.put(Digest.of(data), data)
+    bundle = Digest.of(b"manifest")
+    folder = store.lay_out(bundle, parts)
+    assert (folder / "model.xml").read_bytes() == b"graph"
+    assert (folder / "data/model.bin").samefile(store.path(parts["data/model.bin"]))
+    assert store.lay_out(bundle, parts) == folder
+    store.collect({bundle, *parts.values()})
+    assert folder.is_dir()
+    store.collect(set())
+    assert not folder.exists()
+
+
+def test_a_folder_that_a_power_cut_left_half_made_is_made_again(tmp_path: Path) -> None:
+    """One file is not there yet, and another is the one that was damaged and fetched again."""
+    store = FileStore(tmp_path)
+    parts = {"model.xml": Digest.of(b"graph"), "model.bin": Digest.of(b"weights")}
+    store.put(parts["model.xml"], b"graph")
+    bundle = Digest.of(b"manifest")
+    with pytest.raises(StorageError, match="No such file"):
+        store.lay_out(bundle, parts)
+    store.put(parts["model.bin"], b"weights")
+    folder = store.lay_out(bundle, parts)
+    assert sorted(x.name for x in folder.iterdir()) == ["model.bin", "model.xml"]
+    (folder / "model.bin").unlink()
+    (folder / "model.bin").write_bytes(b"weightz")
+    assert (store.lay_out(bundle, parts) / "model.bin").read_bytes() == b"weights"
+
+
 def test_links_change_as_a_whole(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
     first, second = Digest.of(b"1"), Digest.of(b"2")

@@ -3,8 +3,8 @@
     python power_cuts.py FOLDER
 
 Each cut is a process of its own that ends, without any clean-up, right before its k-th call that changes the
-disk: open, write, fsync, rename, unlink, link, mkdir, and every statement to SQLite. A second process then
-starts on what is there. Prints one JSON object; `failures` names the cuts that the device did not survive.
+disk: open, write, fsync, rename, unlink, link, mkdir, rmdir, and every statement to SQLite. A second process
+then starts on what is there. Prints one JSON object; `failures` names the cuts that the device did not survive.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from trust_world import TARGET, MemoryBlobs
 
 LATER: Final = datetime(2100, 1, 1, tzinfo=timezone.utc)
 CUT: Final = 77
-_CALLS: Final = frozenset({os.open, os.fsync, os.replace, os.unlink, os.symlink, os.mkdir})
+_CALLS: Final = frozenset({os.open, os.fsync, os.replace, os.unlink, os.symlink, os.link, os.mkdir, os.rmdir})
 _METHODS: Final = frozenset({"write", "flush", "execute", "executemany"})
 _OWNERS: Final = (io.IOBase, sqlite3.Connection)
 
@@ -250,6 +250,7 @@ def _comes_back(root: Path, world: Fleet) -> None:
     assert device.store.linked("m", "previous") == old.digest
     assert all(device.store.intact(digest) for digest in device.store.stored())
     assert not list(root.glob("blobs/sha256/.*"))
+    assert {x.name for x in root.glob("bundles/*")} == {Digest(x.digest).hex for x in world.bundles}
     events = [codec.UPLINK["event"](x.payload) for x in device.outbox.batch(0.0, 999)]
     told = [x for x in events if isinstance(x, UpdateEvent) and x.rollout == "2"]
     assert told[-1].state is UpdateState.COMMITTED
