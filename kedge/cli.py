@@ -20,6 +20,10 @@ from kedge import __version__
 #: Subcommand to "module:attribute", and the line that `kedge --help` shows without loading it.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "compile": ("compiler.cli:compile_command", "Quantize and package a model for a target."),
+    "toolchain": (
+        "compiler.toolchains.cli:toolchain",
+        "List, install and remove the tool-chains of single target families.",
+    ),
     "targets": ("compiler.cli:targets", "List the targets that models can be compiled for."),
     "inspect": ("compiler.cli:inspect", "Show what a bundle holds, after verifying every byte."),
     "run": ("compiler.cli:run", "Run a bundle on inputs from a file."),
