@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+import onnx
 import onnxruntime
 
 from compiler.errors import CompileError
+from compiler.placement.facts import TensorFact
 from compiler.tensors import Arrays
+from fleet.wire.tensors import NAMES
 
 
 class Session:
@@ -44,6 +47,38 @@ def opened(artifact: Path, options: onnxruntime.SessionOptions) -> onnxruntime.I
         return onnxruntime.InferenceSession(str(artifact), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base but this
         raise CompileError(f"ONNX Runtime cannot load {artifact.name}: {one_line(error)}") from error
+
+
+def observed(model: onnx.ModelProto, feed: Arrays, scratch: Path) -> dict[str, TensorFact]:
+    """Return type and shape of every tensor of the outermost graph, as seen with one sample.
+
+    Args:
+        model: any that ONNX Runtime loads.
+        feed: the sample.
+        scratch: a folder for an intermediate file.
+
+    Raises:
+        CompileError: ONNX Runtime cannot load or run it.
+    """
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
+    there = {x.name for x in shown.graph.output}
+    made = dict.fromkeys(x for node in shown.graph.node for x in node.output if x)
+    shown.graph.output.extend(onnx.ValueInfoProto(name=x) for x in made if x not in there)
+    path = scratch / "shown.onnx"
+    onnx.save(shown, path)
+    try:
+        found = Session(path, plain=True).run(feed)
+    except CompileError:
+        raise
+    except Exception as error:  # runtimes raise anything
+        raise CompileError(f"ONNX Runtime cannot run {path.name}: {one_line(error)}") from error
+    finally:
+        path.unlink()
+    return {
+        name: TensorFact(name=name, dtype=NAMES.get(x.dtype, ""), shape=x.shape)
+        for name, x in {**feed, **found}.items()
+    }
 
 
 def one_line(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from compiler.artifacts import Artifact
 from compiler.candidates import Candidate
 from compiler.datasets import Dataset
 from compiler.limits import COMPILE_LIMITS, Limits
+from compiler.placement.summary import Placement
 from compiler.tensors import Arrays
 from firmware_profiles.profile import Profile
 
@@ -23,24 +24,6 @@ class Runner(Protocol):
     def run(self, feed: Arrays) -> Arrays:
         """Return the outputs for one sample."""
         ...
-
-
-class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the operators of an artifact run.
-
-    Attributes:
-        device: what runs them.
-        operators: how many there are after the runtime's own optimizations.
-        by_precision: how many compute in which number format.
-        float_operators: types of those that compute in float, with their counts.
-        note: what to know about it.
-    """
-
-    device: str
-    operators: int
-    by_precision: dict[str, int]
-    float_operators: dict[str, int]
-    note: str = ""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from compiler.limits import COMPILE_LIMITS, Limits
-from compiler.ports import Placement
+from compiler.placement.summary import Placement
 from fleet.bundle.description import Accuracy
 
 

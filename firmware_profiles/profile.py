@@ -66,15 +66,15 @@ class PlacementPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """How the rules of operators become a placement.
 
     Attributes:
-        unlisted: what becomes of operators that no rule names ("*" does not name): the accelerator takes
-            them, or they go where unsupported ones go.
+        listed_only: operators that no rule names ("*" does not name) go where unsupported ones go; otherwise
+            the accelerator takes them.
         fallback: where unsupported ones go.
         partition: how the graph is shared.
         estimated: rules gathered from others' experience, which nothing here can check.
         note: what to know about it.
     """
 
-    unlisted: Support = Support.SUPPORTED
+    listed_only: bool = False
     fallback: Fallback = Fallback.CPU
     partition: Partition = Partition.EACH
     estimated: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Final
 
 import onnx
@@ -10,9 +9,11 @@ import onnxruntime
 
 from compiler import guard
 from compiler.artifacts import Artifact
-from compiler.onnx_session import Session, opened
-from compiler.ports import Backend, Job, Placement, Runner, Workshop
-from compiler.qdq import CONVERSIONS, QdqWorkshop
+from compiler.onnx_session import Session, observed, opened
+from compiler.placement import onnx_graph
+from compiler.placement.summary import Placement, on_cpu
+from compiler.ports import Backend, Job, Runner, Workshop
+from compiler.qdq import QdqWorkshop
 
 #: Operator set to the first ONNX Runtime that reads it (ONNX Runtime documentation, compatibility).
 OPSET_RELEASES: Final = ((20, "1.17"), (21, "1.18"), (22, "1.21"))
@@ -58,27 +59,13 @@ class OnnxRuntime:
         return Session(artifact.path, plain=True)
 
     def placement(self, artifact: Artifact, job: Job) -> Placement:
-        """Count the operators that remain after optimization, by the numbers they compute in."""
+        """Ask the runtime which nodes remain after its optimizations."""
         optimized = job.scratch / "optimized.onnx"
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(optimized)
         opened(artifact.path, options)
-        nodes = onnx.load(optimized).graph.node
-        kinds = [x.op_type for x in nodes]
-        rest = Counter(x for x in kinds if not _integer(x) and x not in CONVERSIONS)
-        return Placement(
-            device="CPUExecutionProvider",
-            operators=len(nodes),
-            by_precision={
-                "int8": sum(map(_integer, kinds)),
-                "other": sum(rest.values()),
-                "conversion": sum(x in CONVERSIONS for x in kinds),
-            },
-            float_operators=dict(sorted(rest.items())),
-        )
-
-
-def _integer(operator: str) -> bool:
-    return operator.startswith(("QLinear", "QGemm", "QAttention")) or "Integer" in operator
+        model = onnx.load(optimized)
+        graph = onnx_graph.read(model, observed(model, job.calibration.feed(0), job.scratch))
+        return on_cpu(job.profile, graph, "CPUExecutionProvider")

@@ -11,7 +11,7 @@ import msgspec
 from compiler.artifacts import Artifact
 from compiler.bundle import golden, layout, model_config, provenance, report, sbom
 from compiler.candidates import Candidate
-from compiler.ports import Placement
+from compiler.placement.summary import Placement
 from compiler.requests import CompileRequest, Sizes, Verdict
 from firmware_profiles.profile import Profile
 from fleet.bundle import description, manifest

@@ -10,7 +10,7 @@ import msgspec
 
 from compiler.bundle import scatter
 from compiler.candidates import Candidate
-from compiler.ports import Placement
+from compiler.placement.summary import Placement
 from compiler.requests import Sizes, Verdict
 from compiler.verdicts import ELIGIBLE, TOO_SLOW
 from firmware_profiles.profile import Profile
