@@ -4,7 +4,9 @@
 
 Each cut is a process of its own that ends, without any clean-up, right before its k-th call that changes the
 disk: open, write, fsync, rename, unlink, link, mkdir, rmdir, and every statement to SQLite. A second process
-then starts on what is there. Prints one JSON object; `failures` names the cuts that the device did not survive.
+then starts on what is there.
+
+Prints one JSON object; `failures` names the cuts that the device did not survive.
 """
 
 from __future__ import annotations
