@@ -80,7 +80,7 @@ def _follow(
     threading.Thread(target=_pump, args=(process.stdout, lines), daemon=True).start()
     decoder = msgspec.json.Decoder(Message)
     started, stage = time.monotonic(), ""
-    reading = for_import(Path(request.model))
+    reading = for_import(Path(request.model), request.calibration, request.evaluation)
     while True:
         limit = reading.wall_s if stage in UNTRUSTED else request.limits.wall_s
         try:

@@ -26,6 +26,11 @@ from fleet.ids import Digest
 from fleet.wire.tensors import DTYPES
 
 LABELS: Final = "labels"
+#: How much of what a person should bring.
+ADVICE: Final = {
+    "calibration": "100 to 300 samples as in the field settle the ranges",
+    "evaluation": "at least 400 other samples, with labels=… (class indices) if they are known",
+}
 _HASHED: Final = 1024**2
 
 Labels = npt.NDArray[np.int64]
@@ -88,6 +93,27 @@ def load(path: Path, tensors: tuple[TensorSpec, ...]) -> Dataset:
     return Dataset(tensors=tensors, inputs=inputs, labels=labels, digest=digest, facts=facts)
 
 
+def named(what: str, file: str, tensors: tuple[TensorSpec, ...]) -> Path:
+    """Return the path of the calibration or evaluation data; nothing is ever invented in their place.
+
+    Raises:
+        DatasetError: none was named; says how to make some for this model.
+    """
+    if file:
+        return Path(file)
+    arrays = ", ".join(f"{x.name}=…" for x in tensors)
+    shapes = ", ".join(f"{x.name} {DTYPES[x.datatype]} {_shape(x)}" for x in tensors)
+    advice = ADVICE[what]
+    raise DatasetError(
+        f"--{what}: expected an .npz of real samples; got none: make one with "
+        f"numpy.savez('{what}.npz', {arrays}), {shapes}; {advice}"
+    )
+
+
+def _shape(tensor: TensorSpec) -> str:
+    return "[" + ", ".join(["N", *("?" if x < 0 else str(x) for x in sample_shape(tensor))]) + "]"
+
+
 def _digest(file: BinaryIO, name: str) -> Digest:
     start = file.read(64)
     if not start:
@@ -127,8 +153,8 @@ def _checked(archive: Archive, tensor: TensorSpec, file: str) -> Header:
         want_ in {-1, got} for want_, got in zip(shape, header.shape[1:], strict=True)
     )
     if not fits:
-        text = ", ".join(["N", *("?" if x < 0 else str(x) for x in shape)])
-        raise DatasetError(f"{file}: {tensor.name!r}: expected shape [{text}]; got {list(header.shape)}")
+        want_shape, got_shape = _shape(tensor), list(header.shape)
+        raise DatasetError(f"{file}: {tensor.name!r}: expected shape {want_shape}; got {got_shape}")
     return header
 
 

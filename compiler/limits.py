@@ -35,14 +35,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 COMPILE_LIMITS: Final = Limits(memory_bytes=16 * GIB, cpu_s=3600, wall_s=3600.0)
 
 
-def for_import(model: Path) -> Limits:
+def for_import(model: Path, *data: str) -> Limits:
     """Return the limits of reading a model that nobody has vouched for, and running it once.
 
     They grow with what lies on disk of the model, so that a large one may be read and a small file cannot
-    grow.
+    grow. Data buy time and no memory: each byte of them is read once, and kept nowhere.
     """
     size = min(_size(model), GROW_TO)
-    cpu_s = 10 + size // (25 * MIB)
+    reading = sum(Path(x).stat().st_size for x in data if Path(x).is_file())
+    cpu_s = 6 + size // (25 * MIB) + reading // (20 * MIB)
     return Limits(memory_bytes=4 * GIB + 6 * size, cpu_s=cpu_s, wall_s=10.0 + 3 * cpu_s)
 
 

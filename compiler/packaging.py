@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from compiler import verdicts
+from compiler import suitability, verdicts
 from compiler.bundle import contents, golden, insight, layout, measurements
 from compiler.candidates import Scheme
 from compiler.evaluate import Kind, outputs
@@ -118,7 +118,8 @@ def _accuracy(winner: Winner) -> Accuracy:
 def _warnings(trials: Trials, given: Inputs, winner: Winner) -> tuple[str, ...]:
     """Return the warnings that follow from the inputs alone, and so may stand in the bundle."""
     chosen = winner.measured.candidate
-    found = [f"model: {x}" for x in given.changes] + given.missing
+    found = [f"model: {x}" for x in given.changes] + given.missing + given.doubts
+    found += suitability.unseen((given.selection.labels, given.report.labels), trials.classes)
     bare = trials.reference.size
     if bare < NOTABLE * given.source_size:
         found.append(

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 import onnx
 
-from compiler import backends, datasets, guard, limits, normalise, packaging, search, verdicts
+from compiler import backends, datasets, guard, limits, normalise, packaging, search, suitability, verdicts
 from compiler.bundle import layout
 from compiler.candidates import FLOAT, Candidate
 from compiler.datasets import Dataset
@@ -56,14 +56,15 @@ def _prepare(
     """Read everything and run the float model once, under the tight limits for unvouched files."""
     tell(READ, 0, 1, Path(request.model).name)
     source = Path(request.model)
-    limits.apply(limits.for_import(source))
+    tools, missing = backends.of(profile)
+    limits.apply(limits.for_import(source, request.calibration, request.evaluation))
     read = guard.read(source)
     model, changes = normalise.normalise(read.model)
     inputs, declared = normalise.tensors(model)
-    calibration = datasets.load(Path(request.calibration), inputs)
-    evaluation = datasets.load(Path(request.evaluation), inputs)
+    calibration = datasets.load(datasets.named("calibration", request.calibration, inputs), inputs)
+    evaluation = datasets.load(datasets.named("evaluation", request.evaluation, inputs), inputs)
+    doubts = suitability.check(calibration, evaluation)
     selection, report = datasets.halves(evaluation)
-    tools, missing = backends.of(profile)
     normal = scratch / "source.onnx"
     onnx.save(model, normal)
     job = Job(
@@ -96,6 +97,7 @@ def _prepare(
         selection=selection,
         report=report,
         changes=changes,
+        doubts=doubts,
         missing=missing,
     )
     return trials, given, job

@@ -20,6 +20,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
         source_size: bytes of the model on disk, with its external data.
         selection, report: the halves of the evaluation data.
         changes: what was done to the model before it was compiled.
+        doubts: what is odd about the data.
         missing: which tool-chains could have added candidates, and are not installed.
     """
 
@@ -32,6 +33,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     selection: Dataset
     report: Dataset
     changes: list[str]
+    doubts: list[str]
     missing: list[str]
 
 

@@ -5,17 +5,17 @@ What cannot work is refused; what may be meant is a warning.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
 
-from compiler.datasets import Dataset, spread
+from compiler.datasets import ADVICE, Dataset, Labels, spread
 from compiler.errors import DatasetError
 from compiler.survey import Facts, mixed
 
 #: Fewer different samples than this settle no range.
 HANDFUL: Final = 8
-ADVICE: Final = "100 to 300 real samples settle the ranges"
 #: Evaluation data so many times as wide as calibration data would be cut off nearly everywhere.
 MUCH_WIDER: Final = 16.0
 #: Data that are so many times as wide as others are worth a word.
@@ -50,11 +50,10 @@ def check(calibration: Dataset, evaluation: Dataset) -> list[str]:
     return [*warnings, *_leak(calibration, evaluation), *_one_class(evaluation)]
 
 
-def unseen(evaluation: Dataset, classes: int) -> list[str]:
-    """Return a warning about classes of which the labels hold no sample."""
-    if evaluation.labels is None or not classes:
-        return []
-    missing = np.setdiff1d(np.arange(classes), evaluation.labels)
+def unseen(labels: Iterable[Labels | None], classes: int) -> list[str]:
+    """Return a warning about classes of which no sample is labelled, in any part of the data."""
+    known = [x for x in labels if x is not None]
+    missing = np.setdiff1d(np.arange(classes), np.concatenate(known)) if known else np.arange(0)
     if not len(missing):
         return []
     return [
@@ -66,12 +65,13 @@ def unseen(evaluation: Dataset, classes: int) -> list[str]:
 
 
 def _many(data: Dataset) -> list[str]:
+    advice = ADVICE["calibration"]
     different = len(np.unique(mixed([x.prints for x in data.facts.values()])))
     if different == 1:
         got = "one" if len(data) == 1 else f"{len(data)} times the same"
-        raise DatasetError(f"calibration data: expected samples that differ; got {got}: {ADVICE}")
+        raise DatasetError(f"calibration data: expected samples that differ; got {got}: {advice}")
     if different < HANDFUL:
-        return [f"calibration data: expected {HANDFUL} different samples or more; got {different}: {ADVICE}"]
+        return [f"calibration data: expected {HANDFUL} different samples or more; got {different}: {advice}"]
     return []
 
 

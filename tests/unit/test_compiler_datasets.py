@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tracemalloc
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +117,71 @@ def test_a_pipe_and_a_folder_are_no_data(tmp_path: Path) -> None:
 def test_no_samples_are_no_data(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="at least one sample"):
         load(tmp_path, good(0))
+
+
+def test_no_data_is_an_error_that_says_how_to_make_some() -> None:
+    with pytest.raises(DatasetError) as error:
+        datasets.named("calibration", "", ALL)
+    assert "--calibration: expected" in str(error.value)
+    assert "numpy.savez('calibration.npz', picture=…, one=…" in str(error.value)
+    assert "state float32 [N, 2, ?, 6]" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("form", ["stored", "compressed", "fortran"])
+def test_samples_that_stay_on_disk_are_those_of_the_file(tmp_path: Path, form: str) -> None:
+    """However the archive holds them, and after the file's name is gone."""
+    rng = np.random.default_rng(0)
+    arrays = {**good(50), "picture": rng.normal(size=(50, 3, 4)).astype(np.float32)}
+    if form == "fortran":
+        arrays["picture"] = np.asfortranarray(arrays["picture"])
+    path = tmp_path / "data.npz"
+    (np.savez_compressed if form == "compressed" else np.savez)(path, **arrays)
+    data = datasets.load(path, ALL)
+    path.unlink()
+    rows = np.array([7, 8, 9, 3, 49])
+    np.testing.assert_array_equal(data.take(rows).arrays()["picture"], arrays["picture"][rows])
+    np.testing.assert_array_equal(data.feed(49)["picture"][0], arrays["picture"][49])
+    np.testing.assert_array_equal(np.concatenate(list(data.inputs["picture"].blocks())), arrays["picture"])
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_memory_does_not_grow_with_the_data(tmp_path: Path, save: Callable[..., None]) -> None:
+    """120 MB of samples are read, checked and gone through in a fraction of that."""
+    path = tmp_path / "data.npz"
+    tensor = spec("x", np.dtype(np.float32), (-1, 250_000))
+    save(path, x=np.ones((120, 250_000), np.float32))
+    tracemalloc.start()
+    try:
+        data = datasets.load(path, (tensor,))
+        last = data.feed(119)["x"]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert last[0, 5] == 1
+    assert (len(data), data.facts["x"].high) == (120, 1)
+    assert peak < 40 * 1024**2
+
+
+def test_a_flipped_bit_in_the_archive_is_found(tmp_path: Path) -> None:
+    """A bad disk: the archive's checksum tells, for stored members too."""
+    path = tmp_path / "data.npz"
+    np.savez(path, **{**good(), "picture": np.ones((4, 3, 4), np.float32)})
+    data = bytearray(path.read_bytes())
+    data[data.index(np.ones(4, np.float32).tobytes())] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match="CRC"):
+        datasets.load(path, ALL)
+
+
+def test_a_member_that_is_cut_short_is_named(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    np.save(whole, np.ones((4, 3, 4), np.float32))
+    path = tmp_path / "data.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("picture.npy", whole.getvalue()[:-8])
+    with pytest.raises(DatasetError, match="'picture': expected 192 bytes; got 184"):
+        datasets.load(path, ALL)
 
 
 def test_a_pickled_array_is_never_opened(tmp_path: Path) -> None:
