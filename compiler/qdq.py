@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,17 +14,15 @@ from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_dyna
 from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from compiler import calibration, topology, weight_only
+from compiler import activations, calibration, topology, weight_only
 from compiler.artifacts import Artifact
 from compiler.candidates import FLOAT, Candidate, Scheme
 from compiler.errors import CompileError
 from compiler.normalise import lower_ir
-from compiler.onnx_session import Session, one_line
+from compiler.onnx_session import one_line
 from compiler.ports import Job
 from compiler.sensitivity import most_sensitive
-from compiler.tensors import Arrays
 
 #: Operators whose cost is in their weights: quantizing these alone is the cautious choice.
 HEAVY: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -34,13 +31,9 @@ RECURRENT: Final = ("LSTM", "GRU", "RNN")
 CONVERSIONS: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 FILE: Final = "model.onnx"
 RUNTIME: Final = "onnxruntime"
-CALIBRATION_SAMPLES: Final = 256
 #: How many single nodes may stay in float, in the order in which they are tried.
 LEFT_FLOAT: Final = (1, 2, 4)
 _TYPES: Final = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
-_FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
-
-logger = logging.getLogger(__name__)
 
 
 class QdqWorkshop:
@@ -58,13 +51,7 @@ class QdqWorkshop:
     @functools.cached_property
     def _model(self) -> onnx.ModelProto:
         """The model folded and fused, so that the quantizer sees what will run."""
-        prepared = self._scratch / "prepared.onnx"
-        try:
-            quant_pre_process(str(self._source), str(prepared), skip_symbolic_shape=True)
-        except Exception as error:  # noqa: BLE001 - the tool raises anything; the model works without
-            logger.warning("not optimized before quantization: %s", one_line(error))
-            return onnx.shape_inference.infer_shapes(onnx.load(self._source))
-        return onnx.load(prepared)
+        return activations.folded(self._source, self._scratch)
 
     def plan(self) -> Sequence[Candidate]:
         """Return static, dynamic, weight-only and float candidates."""
@@ -167,26 +154,8 @@ class QdqWorkshop:
 
     def _calibrated(self) -> dict[str, calibration.Histogram]:
         if self._histograms is None:
-            self._histograms = calibration.collect(self._activations())
+            self._histograms = activations.histograms(self._model, self._data, self._scratch)
         return self._histograms
-
-    def _activations(self) -> Callable[[], Iterable[Arrays]]:
-        """Return a function that yields, sample by sample, every float tensor of the graph."""
-        model = _copy(self._model)
-        outputs = {x.name for x in model.graph.output}
-        seen = [x for x in model.graph.value_info if x.type.tensor_type.elem_type in _FLOATS]
-        model.graph.output.extend(x for x in seen if x.name not in outputs)
-        path = self._scratch / "activations.onnx"
-        onnx.save(model, path)
-        session = Session(path, plain=True)
-        rows = np.unique(np.linspace(0, len(self._data) - 1, CALIBRATION_SAMPLES).astype(np.int64))
-
-        def samples() -> Iterable[Arrays]:
-            for row in rows.tolist():
-                feed = self._data.feed(row)
-                yield {**feed, **session.run(feed)}
-
-        return samples
 
     def notes(self, candidate: Candidate) -> list[str]:
         """Return warnings about operators with weights that stay in float."""

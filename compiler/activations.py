@@ -1,0 +1,67 @@
+"""The float model as a quantizer sees it: folded and fused, with the distributions of its activations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from compiler import calibration
+from compiler.datasets import Dataset
+from compiler.onnx_session import Session, one_line
+from compiler.tensors import Arrays
+
+CALIBRATION_SAMPLES: Final = 256
+_FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+
+logger = logging.getLogger(__name__)
+
+
+def folded(source: Path, scratch: Path) -> onnx.ModelProto:
+    """Return a model with its constants folded and its layers fused, as it will run.
+
+    Args:
+        source: the model's file.
+        scratch: a folder for an intermediate file.
+    """
+    prepared = scratch / "prepared.onnx"
+    try:
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    except Exception as error:  # noqa: BLE001 - the tool raises anything; the model works without
+        logger.warning("not optimized before quantization: %s", one_line(error))
+        return onnx.shape_inference.infer_shapes(onnx.load(source))
+    return onnx.load(prepared)
+
+
+def histograms(model: onnx.ModelProto, data: Dataset, scratch: Path) -> dict[str, calibration.Histogram]:
+    """Return the distribution of every float tensor of a graph, over samples spread evenly over the data.
+
+    Args:
+        model: with the shapes of its tensors inferred.
+        data: calibration samples.
+        scratch: a folder for an intermediate file.
+
+    Raises:
+        CompileError: the model does not run.
+    """
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
+    outputs = {x.name for x in shown.graph.output}
+    seen = [x for x in shown.graph.value_info if x.type.tensor_type.elem_type in _FLOATS]
+    shown.graph.output.extend(x for x in seen if x.name not in outputs)
+    path = scratch / "activations.onnx"
+    onnx.save(shown, path)
+    session = Session(path, plain=True)
+    rows = np.unique(np.linspace(0, len(data) - 1, CALIBRATION_SAMPLES).astype(np.int64))
+
+    def samples() -> Iterable[Arrays]:
+        for row in rows.tolist():
+            feed = data.feed(row)
+            yield {**feed, **session.run(feed)}
+
+    return calibration.collect(samples)
