@@ -20,6 +20,9 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
         runtime: the device runtime that loads it.
         inputs, outputs: what it takes and gives, where that is not what the source model does; else ().
         facts: what else a device or a reader should know, such as {"edgetpu_compiled": "false"}.
+        twin: an ONNX file elsewhere that computes nearly the same in ONNX Runtime: to choose among candidates
+            by, where the artifact's own runtime is slow on this machine; what is chosen is still measured
+            in its own.
     """
 
     folder: Path
@@ -29,6 +32,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     facts: dict[str, str] = {}
+    twin: Path | None = None
 
     @property
     def path(self) -> Path:

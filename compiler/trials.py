@@ -174,7 +174,7 @@ class Trials:
         try:
             artifact = self._shops[candidate.backend].workshop.build(candidate, folder)
             self._artifacts[candidate] = artifact
-            got = outputs(self.runner(candidate), self._selection)
+            got = outputs(_quick(artifact, self.backend(candidate)), self._selection)
             comparison = compare(self._floats, got, self.how, self._selection.labels)
             self.measured.append(Measured(candidate=candidate, size=artifact.size(), selection=comparison))
         except CompileError as error:
@@ -193,7 +193,12 @@ class Trials:
 
         def distance(artifact: Artifact) -> float:
             self._tell("find sensitive operators", 0, 0, best.name)
-            return -compare(want, outputs(shop.backend.load(artifact), data), self.how, None).snr
+            return -compare(want, outputs(_quick(artifact, shop.backend), data), self.how, None).snr
 
         for candidate in filter(wanted, shop.workshop.refine(best, distance)):
             self._try(candidate)
+
+
+def _quick(artifact: Artifact, backend: Backend) -> Runner:
+    """Return what answers for an artifact while candidates are compared."""
+    return Session(artifact.twin) if artifact.twin else backend.load(artifact)

@@ -31,6 +31,7 @@ class Precision(str, enum.Enum):
     FLOAT8 = "float8"
     INT16 = "int16"
     INT8 = "int8"
+    INT8_FLOAT16 = "int8-float16"
     INT4 = "int4"
     FLOAT4 = "float4"
 
@@ -111,6 +112,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         precisions: number formats, the preferred one first.
         accelerator: what computes.
         budget: memory and power of the usual board or module.
+        units: other accelerators of the same chip.
         firmware: ranges of versions for which the profile holds.
         quantization: how to quantize for it.
         placement: how the rules of operators become a placement.
@@ -130,6 +132,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     firmware: tuple[FirmwareRange, ...]
     quantization: Quantization
     budget: Budget = Budget()
+    units: tuple[ExtraUnit, ...] = ()
     placement: PlacementPolicy = PlacementPolicy()
     operators: tuple[OperatorRule, ...] = ()
     sources: tuple[str, ...]
@@ -142,13 +145,35 @@ class Accelerator(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         name: as its maker calls it.
         kind: "cpu", "gpu", "npu", "tpu" or "vpu".
         soc: the maker's number of the chip, where the tool-chain asks for it.
+        chip: the chip's name, as the tool-chain writes it into what it makes.
+        system_ids: numbers of the chip in Linux (`/sys/devices/soc0/soc_id`), by which a device knows itself.
         version: the instruction set's or architecture's version, such as "v75".
     """
 
     name: str
     kind: str
     soc: str = ""
+    chip: str = ""
+    system_ids: tuple[int, ...] = ()
     version: str = ""
+
+
+class ExtraUnit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Another accelerator of the same chip, which operator rules name as their `unit`.
+
+    Attributes:
+        name: such as "DLA".
+        cores: how many there are.
+        software: the sets of versions with which it can be used, each part to range.
+        note: what to know about it.
+        source: where that comes from.
+    """
+
+    name: str
+    cores: int
+    software: tuple[dict[str, str], ...]
+    note: str = ""
+    source: str
 
 
 class FirmwareRange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
