@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,11 +15,10 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry
 
-from compiler import activations, calibration, topology, weight_only
+from compiler import activations, calibration, tidying, weight_only
 from compiler.artifacts import Artifact
 from compiler.candidates import FLOAT, Candidate, Scheme
 from compiler.errors import CompileError
-from compiler.normalise import lower_ir
 from compiler.onnx_session import one_line
 from compiler.ports import Job
 from compiler.sensitivity import most_sensitive
@@ -28,7 +27,6 @@ from compiler.sensitivity import most_sensitive
 HEAVY: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 #: Operators with weights that no recipe here quantizes.
 RECURRENT: Final = ("LSTM", "GRU", "RNN")
-CONVERSIONS: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 FILE: Final = "model.onnx"
 RUNTIME: Final = "onnxruntime"
 #: How many single nodes may stay in float, in the order in which they are tried.
@@ -45,7 +43,7 @@ class QdqWorkshop:
         self._scratch: Final = job.scratch
         self._data: Final = job.calibration
         self._source: Final = job.source
-        self._names: Final = _names(job.model)
+        self._names: Final = tidying.names(job.model)
         self._histograms: dict[str, calibration.Histogram] | None = None
 
     @functools.cached_property
@@ -110,8 +108,8 @@ class QdqWorkshop:
         )
         if candidate.scheme is not Scheme.FLOAT and not quantized:
             raise CompileError(f"{candidate.name}: nothing in the model can be quantized this way")
-        _slim(model)
-        _shorten(model, self._names)
+        tidying.slim(model)
+        tidying.shorten(model, self._names)
         onnx.save(model, out)
         quantized_kind = self._profile.artifact if self._profile.runtime == RUNTIME else "onnx-qdq"
         kind = "onnx" if candidate.scheme is Scheme.FLOAT else quantized_kind
@@ -121,10 +119,10 @@ class QdqWorkshop:
         if candidate.scheme is Scheme.FLOAT:
             return onnx.load(self._source)
         if candidate.scheme is Scheme.WEIGHT_ONLY:
-            return weight_only.quantize(_copy(self._model))
+            return weight_only.quantize(tidying.copy(self._model))
         if candidate.scheme is Scheme.DYNAMIC:
             quantize_dynamic(
-                _copy(self._model), out, per_channel=candidate.per_channel, weight_type=QuantType.QInt8
+                tidying.copy(self._model), out, per_channel=candidate.per_channel, weight_type=QuantType.QInt8
             )
             return onnx.load(out)
         return self._static(candidate)
@@ -137,7 +135,7 @@ class QdqWorkshop:
             for name, histogram in self._calibrated().items()
         }
         quantizer = QDQQuantizer(
-            _copy(self._model),
+            tidying.copy(self._model),
             candidate.per_channel,
             False,  # reduce_range: weights keep their 8 bits
             _TYPES[rules.weights],
@@ -161,7 +159,7 @@ class QdqWorkshop:
         """Return warnings about operators with weights that stay in float."""
         if candidate.scheme is Scheme.FLOAT:
             return []
-        counts = Counter(x.op_type for x in _nodes(self._model.graph) if x.op_type in RECURRENT)
+        counts = Counter(x.op_type for x in tidying.nodes(self._model.graph) if x.op_type in RECURRENT)
         return [f"{count} {kind} not quantized: it stays in float" for kind, count in sorted(counts.items())]
 
 
@@ -186,57 +184,3 @@ def _left(candidate: Candidate, left_float: tuple[str, ...]) -> Candidate:
         operators=candidate.operators,
         left_float=left_float,
     )
-
-
-def _names(model: onnx.ModelProto) -> frozenset[str]:
-    """Return the names of the source's inputs, outputs and intermediate tensors."""
-    graph = model.graph
-    made = (x for node in graph.node for x in node.output)
-    return frozenset([*(x.name for x in graph.input), *(x.name for x in graph.output), *made])
-
-
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _nodes(inner)
-
-
-def _slim(model: onnx.ModelProto) -> None:
-    """Drop what only the tools needed, and shorten the names they made: it would travel to every device."""
-    del model.metadata_props[:], model.graph.value_info[:], model.graph.metadata_props[:]
-    lower_ir(model)
-    topology.sort(model.graph)
-    used = {x.domain for x in _nodes(model.graph)} | {""}
-    opsets = [x for x in model.opset_import if x.domain in used]
-    del model.opset_import[:]
-    model.opset_import.extend(opsets)
-    for node in _nodes(model.graph):
-        node.doc_string = ""
-        del node.metadata_props[:]
-    for tensor in model.graph.initializer:
-        tensor.doc_string = ""
-
-
-def _shorten(model: onnx.ModelProto, keep: frozenset[str]) -> None:
-    """Give the quantizer's own tensors and nodes short names; those of the source model stay."""
-    inner = any(x.HasField("g") or x.graphs for node in model.graph.node for x in node.attribute)
-    if inner:
-        return
-    names = dict.fromkeys(x.name for x in model.graph.initializer)
-    names |= dict.fromkeys(x for node in model.graph.node for x in (*node.input, *node.output))
-    short = {x: f"q{i}" for i, x in enumerate(x for x in names if x and x not in keep)}
-    for tensor in model.graph.initializer:
-        tensor.name = short.get(tensor.name, tensor.name)
-    for node in model.graph.node:
-        if node.op_type in CONVERSIONS:
-            node.name = ""
-        node.input[:] = [short.get(x, x) for x in node.input]
-        node.output[:] = [short.get(x, x) for x in node.output]
