@@ -25,7 +25,11 @@ $(UV): requirements/uv.txt
 demo: install    ## run the main job on this machine, then serve the console (ARGS=--once: stop after)
 	$(BIN)/kedge demo $(ARGS)
 
-test: install    ## run every check and test
+toolchains: install  ## install the compile tool-chains that have environments of their own (about 2.5 GB)
+	KEDGE_UV=$(UV) $(BIN)/kedge toolchain install --all --accept-licence
+
+test: install    ## run every check and test, with the tool-chains that this machine can have
+	-@KEDGE_UV=$(UV) $(BIN)/kedge toolchain install --all --accept-licence
 	@tools/system_packages.sh
 	$(MAKE) --no-print-directory lint
 	$(BIN)/pytest $(ARGS)
@@ -51,8 +55,9 @@ lock: $(UV)      ## resolve the requirements again: hashes and names, no registr
 	  --upgrade --quiet --output-file requirements/all.txt
 	echo uv | $(UV) pip compile - --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
 	  --no-header --upgrade --quiet --output-file requirements/uv.txt
+	$(BIN)/python tools/lock_toolchains.py $(UV)
 
 clean:           ## remove what the other commands made
 	rm -rf .venv .tools build dist node_modules server/console/static/vendor
 
-.PHONY: help install demo test lint format bench docs lock clean
+.PHONY: help install demo toolchains test lint format bench docs lock clean

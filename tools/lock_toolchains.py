@@ -13,6 +13,7 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 
 from compiler.toolchains import definitions
+from compiler.toolchains.installing import surroundings
 
 FOLDERS = ("compiler/toolchains/definitions", "tests/bench/peers")
 OPTIONS = ("--universal", "--generate-hashes", "--no-emit-index-url", "--no-emit-find-links")
@@ -33,7 +34,9 @@ def lock(uv: str, name: str, folder: Path) -> None:
         overrides.write_text("\n".join(definition.overrides) + "\n")
         command = (uv, "pip", "compile", given, "--override", overrides, *OPTIONS, *QUIET)
         python = ("--python-version", oldest(definition.python))
-        subprocess.run([*command, *python, "--output-file", folder / f"{name}.txt"], check=True)
+        subprocess.run(
+            [*command, *python, "--output-file", folder / f"{name}.txt"], check=True, env=surroundings()
+        )
 
 
 def main() -> None:

@@ -6,7 +6,9 @@ import click
 import msgspec
 
 from compiler import toolchains
-from compiler.toolchains.store import Store
+from compiler.toolchains.errors import ToolchainInstallError
+from compiler.toolchains.store import Status, Store
+from fleet.errors import KedgeError
 from fleet.text import printable
 
 
@@ -25,8 +27,7 @@ def list_command(*, as_json: bool) -> None:
         return
     width = max((len(x.name) for x in found), default=0)
     for x in found:
-        versions = ", ".join(f"{name} {version}" for name, version in x.versions.items())
-        mark, what = ("installed", versions) if x.installed else ("missing  ", x.command)
+        mark, what = ("installed", _versions(x)) if x.installed else ("missing  ", x.command)
         click.echo(f"{x.name:<{width}}  {mark}  {what}  ({x.purpose}; Python {x.python}, {x.megabytes} MB)")
 
 
@@ -45,15 +46,16 @@ def install_command(*, names: tuple[str, ...], everything: bool, accept_licence:
     chosen = store.names() if everything else list(names)
     for name in chosen:
         _check_terms(store, name, accepted=accept_licence)
-    for name in chosen:
-        store.install(name, _tell, accept_licence=accept_licence)
+    failed = _install(store, chosen, accepted=accept_licence)
     done = [x for x in store.status() if x.name in chosen]
     if as_json:
         click.echo(msgspec.json.encode({"toolchains": done}).decode())
-        return
-    for x in done:
-        versions = ", ".join(f"{name} {version}" for name, version in x.versions.items())
-        click.echo(f"{x.name}  {versions}  in {x.folder}")
+    else:
+        for x in done:
+            if x.installed:
+                click.echo(f"{x.name}  {_versions(x)}  in {x.folder}")
+    if failed:
+        raise ToolchainInstallError(f"{len(failed)} of {len(chosen)} not installed: {'; '.join(failed)}")
 
 
 @toolchain.command("remove")
@@ -70,6 +72,21 @@ def remove_command(*, names: tuple[str, ...], as_json: bool) -> None:
         return
     for name in names:
         click.echo(f"{name}  {'removed' if name in removed else 'was not installed'}")
+
+
+def _install(store: Store, names: list[str], *, accepted: bool) -> list[str]:
+    """Install what can be installed; return what went wrong with the others."""
+    failed = []
+    for name in names:
+        try:
+            store.install(name, _tell, accept_licence=accepted)
+        except KedgeError as error:
+            failed.append(str(error))
+    return failed
+
+
+def _versions(found: Status) -> str:
+    return ", ".join(f"{name} {version}" for name, version in found.versions.items())
 
 
 def _check_terms(store: Store, name: str, *, accepted: bool) -> None:

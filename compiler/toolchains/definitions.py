@@ -45,6 +45,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         requirements: direct requirements, which the lock file is resolved from.
         overrides: requirements of its dependencies to replace; an impossible marker leaves one out.
         licence: terms to accept first, if any.
+        hint: what to know where installing it fails.
         lock: text of the lock file.
     """
 
@@ -56,6 +57,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     requirements: list[str]
     overrides: list[str] = []
     licence: Licence | None = None
+    hint: str = ""
     lock: str = ""
 
     @property

@@ -32,6 +32,11 @@ Tell = Callable[[str, int, int, str], None]
 MARKER: Final = "kedge-toolchain.json"
 _HEALTH_LIMITS: Final = Limits(memory_bytes=16 * GIB, cpu_s=120, wall_s=240.0)
 _LINES_SHOWN: Final = 4
+_PIP_TO_UV: Final = {
+    "PIP_INDEX_URL": "UV_DEFAULT_INDEX",
+    "PIP_EXTRA_INDEX_URL": "UV_INDEX",
+    "PIP_FIND_LINKS": "UV_FIND_LINKS",
+}
 _STEPS: Final = 3
 
 
@@ -71,10 +76,10 @@ def install(definition: Definition, folder: Path, workers: Path, tell: Tell) -> 
     try:
         tell(stage, 0, _STEPS, f"make an environment with {python}")
         steps = _commands(python, folder, lock)
-        _run(definition.name, steps[0])
+        _run(definition, steps[0])
         size = f"{definition.distributions} distributions, about {definition.megabytes} MB"
         tell(stage, 1, _STEPS, f"install {size}")
-        _run(definition.name, steps[1])
+        _run(definition, steps[1])
         tell(stage, 2, _STEPS, "check that it works")
         environment = Environment(name=definition.name, folder=folder, workers=workers)
         ready = _checked(definition, environment)
@@ -130,15 +135,31 @@ def _commands(python: Path, folder: Path, lock: Path) -> tuple[Sequence[object],
     )
 
 
-def _run(name: str, command: Sequence[object]) -> None:
+def _run(definition: Definition, command: Sequence[object]) -> None:
     words = [str(x) for x in command]
     done = subprocess.run(
-        words, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, close_fds=False
+        words,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        close_fds=False,
+        env=surroundings(),
     )
     if done.returncode:
         lines = [x.strip() for x in (done.stderr or done.stdout).split("\n") if x.strip()]
         said = " | ".join(lines[-_LINES_SHOWN:]) or "it said nothing"
-        raise ToolchainInstallError(f"tool-chain {name!r}: `{' '.join(words[:4])} ...` failed: {said}")
+        hint = f" ({definition.hint})" if definition.hint else ""
+        raise ToolchainInstallError(
+            f"tool-chain {definition.name!r}: `{' '.join(words[:3])} ...` failed: {said}{hint}"
+        )
+
+
+def surroundings() -> dict[str, str]:
+    """Return the environment of the installer: where a person told pip to look, uv looks too."""
+    told = {theirs: os.environ[ours] for ours, theirs in _PIP_TO_UV.items() if os.environ.get(ours)}
+    commas = {name: ",".join(x.split()) if name == "UV_FIND_LINKS" else x for name, x in told.items()}
+    return {**commas, **os.environ}
 
 
 def _checked(definition: Definition, environment: Environment) -> Ready:

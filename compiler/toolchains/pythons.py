@@ -42,7 +42,7 @@ def find(wanted: str, places: Iterable[Path]) -> Path | None:
 
 
 def example(wanted: str) -> str:
-    """Return a version of Python to recommend: the oldest that is wanted, as most have been tested with it."""
+    """Return a version of Python to recommend: the oldest that is wanted, as most was tested with it."""
     specifier = SpecifierSet(wanted)
     return next((f"3.{x}" for x in reversed(MINORS) if specifier.contains(f"3.{x}.99")), "3")
 
