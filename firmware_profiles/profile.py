@@ -148,6 +148,7 @@ class Accelerator(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         chip: the chip's name, as the tool-chain writes it into what it makes.
         system_ids: numbers of the chip in Linux (`/sys/devices/soc0/soc_id`), by which a device knows itself.
         version: the instruction set's or architecture's version, such as "v75".
+        vtcm_mib: memory inside the accelerator that the tool-chain plans with; 0 where it tells none.
     """
 
     name: str
@@ -156,6 +157,7 @@ class Accelerator(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     chip: str = ""
     system_ids: tuple[int, ...] = ()
     version: str = ""
+    vtcm_mib: int = 0
 
 
 class ExtraUnit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
