@@ -1,0 +1,1 @@
+"""TensorFlow Lite files: reading, checking, rewriting, quantizing and running them."""

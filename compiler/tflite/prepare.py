@@ -1,0 +1,212 @@
+"""Bringing an ONNX model into the form that becomes an integer TensorFlow Lite graph without detours.
+
+The Edge TPU runs a prefix of the graph: one operator that it does not take sends all after it to the CPU. So
+what exporters write in a roundabout way is said directly first. Every rewriting is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper, numpy_helper
+
+from compiler import onnx_session
+from compiler.errors import CompileError
+
+_SPATIAL: Final = [2, 3]
+_RANK: Final = 4
+
+
+def prepare(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """Return the model with one sample, every shape fixed, constants folded, and rewritten.
+
+    Args:
+        model: in the normal form.
+        folder: for intermediate files.
+
+    Raises:
+        CompileError: a shape depends on more than the number of samples; names the tensor.
+    """
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for value in fixed.graph.input:
+        _fix(value)
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    folded = _folded(fixed, folder)
+    for rewriting in _REWRITINGS:
+        rewriting(folded)
+    return _inferred(folded)
+
+
+def _fix(value: onnx.ValueInfoProto) -> None:
+    dims = value.type.tensor_type.shape.dim
+    for place, dim in enumerate(dims):
+        if dim.HasField("dim_value") and dim.dim_value > 0:
+            continue
+        if place:
+            shape = [x.dim_value if x.HasField("dim_value") else "?" for x in dims]
+            raise CompileError(
+                f"input {value.name!r}: the target takes fixed shapes only; expected every dimension after "
+                f"the first to be fixed, got {shape}"
+            )
+        dim.dim_value = 1
+
+
+def _folded(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    source, folded = folder / "fixed.onnx", folder / "folded.onnx"
+    onnx.save(model, source)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(folded)
+    onnx_session.opened(source, options)
+    found = onnx.load(folded)
+    used = {x.domain for x in found.graph.node} | {""}
+    opsets = [x for x in found.opset_import if x.domain in used]
+    del found.opset_import[:]
+    found.opset_import.extend(opsets)
+    return found
+
+
+def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del model.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    for value in inferred.graph.output:
+        dims = value.type.tensor_type.shape.dim
+        if not all(x.HasField("dim_value") and x.dim_value > 0 for x in dims):
+            raise CompileError(f"output {value.name!r}: the target takes fixed shapes only; got a dynamic one")
+    return inferred
+
+
+def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    return {x.name: x for x in graph.initializer}
+
+
+def _readers(graph: onnx.GraphProto, name: str) -> list[onnx.NodeProto]:
+    return [x for x in graph.node if name in x.input]
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: object) -> object:
+    return next((helper.get_attribute_value(x) for x in node.attribute if x.name == name), default)
+
+
+def _replace(graph: onnx.GraphProto, old: onnx.NodeProto, new: list[onnx.NodeProto]) -> None:
+    nodes = [y for x in graph.node for y in (new if x is old else [x])]
+    copies = [onnx.NodeProto.FromString(x.SerializeToString()) for x in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _each(graph: onnx.GraphProto, operator: str) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of one kind while the graph changes under way."""
+    for name in [x.output[0] for x in graph.node if x.op_type == operator]:
+        found = next((x for x in graph.node if x.output[0] == name), None)
+        if found is not None and found.op_type == operator:
+            yield found
+
+
+def _pool_means(model: onnx.ModelProto) -> None:
+    """A mean over height and width is a global average pooling, which no layout change hides."""
+    graph = model.graph
+    constants, ranks = _constants(graph), _ranks(model)
+    for node in _each(graph, "ReduceMean"):
+        axes = _attribute(node, "axes", None)
+        if axes is None and len(node.input) > 1 and node.input[1] in constants:
+            axes = numpy_helper.to_array(constants[node.input[1]]).tolist()
+        if not isinstance(axes, list) or ranks.get(node.input[0]) != _RANK:
+            continue
+        if sorted(x % _RANK for x in axes) != _SPATIAL:
+            continue
+        name, out = node.name or node.output[0], node.output[0]
+        if _attribute(node, "keepdims", 1):
+            _replace(graph, node, [helper.make_node("GlobalAveragePool", [node.input[0]], [out], name)])
+            continue
+        pooled, shape = f"{out}_pooled", f"{out}_shape"
+        graph.initializer.append(numpy_helper.from_array(np.array([0, -1], np.int64), shape))
+        parts = [
+            helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name),
+            helper.make_node("Reshape", [pooled, shape], [out], f"{name}_flat"),
+        ]
+        _replace(graph, node, parts)
+
+
+def _drop_identity_gathers(model: onnx.ModelProto) -> None:
+    """Picking every element of a vector in its order is a reshape; torch's `as_strided` becomes that."""
+    graph = model.graph
+    constants, shapes = _constants(graph), _shapes(model)
+    for node in _each(graph, "Gather"):
+        if node.input[1] not in constants:
+            continue
+        indices = numpy_helper.to_array(constants[node.input[1]])
+        if shapes.get(node.input[0]) != [indices.size]:
+            continue
+        if not np.array_equal(indices.reshape(-1), np.arange(indices.size)):
+            continue
+        shape = f"{node.output[0]}_shape"
+        graph.initializer.append(numpy_helper.from_array(np.array(indices.shape, np.int64), shape))
+        _replace(graph, node, [helper.make_node("Reshape", [node.input[0], shape], [node.output[0]], node.name)])
+
+
+def _join_reshapes(model: onnx.ModelProto) -> None:
+    """Of several reshapes in a row the last one is enough."""
+    graph = model.graph
+    constants, shapes = _constants(graph), _shapes(model)
+    outputs = {x.name for x in graph.output}
+    for node in _each(graph, "Reshape"):
+        target = shapes.get(node.output[0])
+        if node.input[1] not in constants or not target or min(target) < 1:
+            continue
+        source = node.input[0]
+        while (
+            (before := next((x for x in graph.node if source in x.output), None)) is not None
+            and before.op_type == "Reshape"
+            and source not in outputs
+            and len(_readers(graph, source)) == 1
+        ):
+            source = before.input[0]
+            _replace(graph, before, [])
+        if source == node.input[0]:
+            continue
+        shape = f"{node.output[0]}_joined"
+        graph.initializer.append(numpy_helper.from_array(np.array(target, np.int64), shape))
+        last = next(x for x in graph.node if x.output[0] == node.output[0])
+        _replace(graph, last, [helper.make_node("Reshape", [source, shape], [last.output[0]], last.name)])
+
+
+def _connect_products(model: onnx.ModelProto) -> None:
+    """A matrix product with a constant is a fully connected layer without a bias."""
+    graph = model.graph
+    constants, ranks = _constants(graph), _ranks(model)
+    for node in _each(graph, "MatMul"):
+        weight = constants.get(node.input[1])
+        if weight is not None and len(weight.dims) == ranks.get(node.input[0]) == 2:  # noqa: PLR2004 - matrices
+            _replace(graph, node, [helper.make_node("Gemm", list(node.input), list(node.output), node.name)])
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    return {
+        x.name: [d.dim_value if d.HasField("dim_value") else -1 for d in x.type.tensor_type.shape.dim]
+        for x in (*inferred.value_info, *inferred.input, *inferred.output)
+        if x.type.tensor_type.HasField("shape")
+    }
+
+
+def _ranks(model: onnx.ModelProto) -> dict[str, int]:
+    return {name: len(shape) for name, shape in _shapes(model).items()}
+
+
+_REWRITINGS: Final[tuple[Callable[[onnx.ModelProto], None], ...]] = (
+    _pool_means,
+    _drop_identity_gathers,
+    _join_reshapes,
+    _connect_products,
+)

@@ -1,0 +1,131 @@
+"""Running TensorFlow Lite files in LiteRT, on one thread: the numbers must not depend on scheduling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from compiler.errors import CompileError
+from compiler.tensors import Array, Arrays
+from compiler.tflite.model import EXTRA
+from fleet.bundle import interface
+from fleet.bundle.interface import Interface, Port, Stored
+from fleet.errors import MissingExtraError
+
+
+class LiteRt:
+    """A file loaded in LiteRT, which takes and gives what the source model does."""
+
+    def __init__(self, path: Path, ports: Interface, *, plain: bool = False) -> None:
+        """Load it.
+
+        Args:
+            path: the file.
+            ports: what an application feeds and gets.
+            plain: compute with the reference kernels, which are written for clarity alone.
+
+        Raises:
+            CompileError: LiteRT cannot load it.
+        """
+        self._interpreter: Final = opened(path, plain=plain)
+        self._inputs: Final = _bound(ports.inputs, self._interpreter.get_input_details())
+        self._outputs: Final = _bound(ports.outputs, self._interpreter.get_output_details())
+
+    def run(self, feed: Arrays) -> Arrays:
+        """Return the outputs for one sample."""
+        for port, stored, index in self._inputs:
+            self._interpreter.set_tensor(index, interface.inward(port, feed[port.name], stored))
+        self._interpreter.invoke()
+        return {
+            port.name: interface.outward(port, self._interpreter.get_tensor(index), stored)
+            for port, stored, index in self._outputs
+        }
+
+
+class Watched:
+    """A float file of whose inner tensors every value can be seen."""
+
+    def __init__(self, path: Path, ports: Interface) -> None:
+        """Load it.
+
+        Raises:
+            CompileError: LiteRT cannot load it.
+        """
+        self._interpreter: Final = opened(path, watched=True)
+        self._inputs: Final = _bound(ports.inputs, self._interpreter.get_input_details())
+        self._outputs: Final = [int(x["index"]) for x in self._interpreter.get_output_details()]
+        constant = _constants(self._interpreter)
+        self._seen: Final = [
+            (str(x["name"]), int(x["index"]))
+            for x in self._interpreter.get_tensor_details()
+            if x["dtype"] == np.float32 and x["name"] and x["index"] not in constant
+        ]
+
+    def answer(self, feed: Arrays) -> list[Array]:
+        """Return the outputs for one sample, as they lie in the file, in its order."""
+        self._invoke(feed)
+        return [self._interpreter.get_tensor(index) for index in self._outputs]
+
+    def run(self, feed: Arrays) -> Arrays:
+        """Return every float tensor that is no constant, for one sample, as it lies in the file."""
+        self._invoke(feed)
+        return {name: self._interpreter.get_tensor(index) for name, index in self._seen}
+
+    def _invoke(self, feed: Arrays) -> None:
+        for port, stored, index in self._inputs:
+            self._interpreter.set_tensor(index, interface.inward(port, feed[port.name], stored))
+        self._interpreter.invoke()
+
+
+def opened(path: Path, *, plain: bool = False, watched: bool = False) -> Any:  # noqa: ANN401 - no annotations
+    """Return LiteRT's interpreter of a file, its tensors allocated.
+
+    Raises:
+        CompileError: LiteRT cannot load it.
+        MissingExtraError: LiteRT is not installed.
+    """
+    try:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("TensorFlow Lite", EXTRA) from error
+    kernels = OpResolverType.BUILTIN_REF if plain else OpResolverType.AUTO
+    if watched:
+        # The accelerated kernels keep what lies between fused operators to themselves.
+        kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    try:
+        interpreter = Interpreter(
+            model_path=str(path),
+            num_threads=1,
+            experimental_op_resolver_type=kernels,
+            experimental_preserve_all_tensors=watched,
+        )
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise CompileError(f"LiteRT cannot load {path.name}: {' '.join(str(error).split())[:300]}") from error
+    return interpreter
+
+
+def _bound(ports: Sequence[Port], details: Sequence[dict[str, Any]]) -> list[tuple[Port, Stored, int]]:
+    """Return for each port how its numbers are stored, and the place of its tensor."""
+    if len(ports) != len(details):
+        raise CompileError(f"{interface.PATH}: expected {len(details)} tensors; got {len(ports)}")
+    found = []
+    for port, detail in zip(ports, details, strict=True):
+        axes = port.axes or tuple(range(len(port.shape)))
+        want, got = [port.shape[x] for x in axes], [int(x) for x in detail["shape"]]
+        if want != got:
+            raise CompileError(f"{interface.PATH}: {port.name!r}: expected shape {got}; got {want}")
+        scale, zero_point = detail["quantization"]
+        stored = Stored(dtype=np.dtype(detail["dtype"]).name, scale=float(scale), zero_point=int(zero_point))
+        found.append((port, stored, int(detail["index"])))
+    return found
+
+
+def _constants(interpreter: Any) -> set[int]:  # noqa: ANN401 - no annotations
+    """Return the places of the tensors that no operator makes and nobody feeds."""
+    made = {int(i) for x in interpreter._get_ops_details() for i in x["outputs"]}  # noqa: SLF001 - no other way
+    fed = {int(x["index"]) for x in interpreter.get_input_details()}
+    return {int(x["index"]) for x in interpreter.get_tensor_details()} - made - fed
