@@ -1,0 +1,147 @@
+"""One model on its way to TensorRT: int8 by its rules, float16 as it types it, a plan for the engine."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import onnx
+
+from compiler import activations, normalise, symmetric, tidying
+from compiler.artifacts import Artifact
+from compiler.calibration import Histogram
+from compiler.candidates import Candidate, Scheme
+from compiler.errors import CompileError
+from compiler.ports import Job
+from compiler.qdq import LEFT_FLOAT, RECURRENT
+from compiler.sensitivity import most_sensitive
+from compiler.tensorrt import half, insertion, plans, rules
+from compiler.tensorrt.graphs import DEQUANTIZE, WEIGHTED
+from fleet.bundle import engine_plan
+
+NAME: Final = "tensorrt"
+FILE: Final = "model.onnx"
+INT8: Final = "int8"
+MIXED: Final = "int8-float16"
+FLOAT16: Final = Candidate(name="float16", precision="float16", scheme=Scheme.HALF, backend=NAME)
+FLOAT32: Final = Candidate(name="float32", precision="float32", scheme=Scheme.FLOAT, backend=NAME)
+_METHODS: Final = ("minmax", "percentile", "mse")
+_KINDS: Final = {Scheme.STATIC: "onnx-qdq-symmetric", Scheme.HALF: "onnx-float16", Scheme.FLOAT: "onnx"}
+
+
+class TensorRtWorkshop:
+    """Calibrates once, and builds each candidate from the same histograms."""
+
+    def __init__(self, job: Job) -> None:
+        """Take the model; nothing is computed yet."""
+        self._job: Final = job
+        self._names: Final = tidying.names(job.model)
+
+    @functools.cached_property
+    def _model(self) -> onnx.ModelProto:
+        """The model folded and fused, every node with a name of its own."""
+        model = activations.folded(self._job.source, self._job.scratch)
+        taken = {x.name for x in model.graph.node}
+        for place, node in enumerate(model.graph.node):
+            node.name = node.name or next(
+                x for x in (f"{node.op_type}_{place}", f"{node.op_type}_{place}_") if x not in taken
+            )
+        return model
+
+    @functools.cached_property
+    def _histograms(self) -> dict[str, Histogram]:
+        return activations.histograms(self._model, self._job.calibration, self._job.scratch)
+
+    def _magnitudes(self, method: str) -> dict[str, float]:
+        read = symmetric.METHODS[method]
+        return {name: read(histogram) for name, histogram in self._histograms.items()}
+
+    def plan(self) -> Sequence[Candidate]:
+        """Return int8 with float16 or float32 between, float16 and float32."""
+        static = [
+            Candidate(
+                name=f"{precision}-{method}",
+                precision=precision,
+                scheme=Scheme.STATIC,
+                backend=NAME,
+                per_channel=True,
+                calibration=method,
+            )
+            for precision in (MIXED, INT8)
+            for method in _METHODS
+        ]
+        return [*static, FLOAT16, FLOAT32]
+
+    def refine(self, best: Candidate, distance: Callable[[Artifact], float]) -> Sequence[Candidate]:
+        """Return variants of the best one whose most sensitive operators stay in float."""
+        nodes = [x.name for x in self._model.graph.node if x.op_type in WEIGHTED]
+        trial = self._job.scratch / "trial"
+        trial.mkdir(exist_ok=True)
+
+        def without(left_float: tuple[str, ...]) -> float:
+            return distance(self.build(_left(best, left_float), trial))
+
+        order = most_sensitive(nodes, without, keep=max(LEFT_FLOAT))
+        return [_left(best, order[:count]) for count in LEFT_FLOAT if count < len(nodes)]
+
+    def build(self, candidate: Candidate, folder: Path) -> Artifact:
+        """Write the candidate's model and the plan for its engine.
+
+        Raises:
+            CompileError: it cannot be built, or breaks a rule of TensorRT's.
+        """
+        return finish(self._job, self._names, self._typed(candidate), candidate, folder)
+
+    def _typed(self, candidate: Candidate) -> onnx.ModelProto:
+        if candidate.scheme is Scheme.FLOAT:
+            return onnx.load(self._job.source)
+        model = tidying.copy(self._model)
+        if candidate.scheme is Scheme.STATIC:
+            insertion.quantize(model, self._magnitudes(candidate.calibration), candidate.left_float)
+            if not any(x.op_type == DEQUANTIZE for x in model.graph.node):
+                raise CompileError(f"{candidate.name}: nothing in the model can be quantized this way")
+        if candidate.precision in {MIXED, FLOAT16.precision}:
+            model = half.convert(model, self._magnitudes("minmax"))
+        return model
+
+    def notes(self, candidate: Candidate) -> list[str]:
+        """Return warnings about operators with weights that stay in float."""
+        if candidate.scheme is not Scheme.STATIC:
+            return []
+        kinds = [x.op_type for x in tidying.nodes(self._model.graph)]
+        return [
+            f"{kinds.count(kind)} {kind} not quantized: it stays in float"
+            for kind in RECURRENT
+            if kind in kinds
+        ]
+
+
+def finish(
+    job: Job, names: frozenset[str], model: onnx.ModelProto, candidate: Candidate, folder: Path
+) -> Artifact:
+    """Tidy a model up, prove that it keeps the rules, and write it with the plan for its engine.
+
+    Raises:
+        CompileError: it breaks a rule; names node and rule.
+    """
+    tidying.slim(model)
+    tidying.shorten(model, names)
+    broken = rules.check(model)
+    if broken:
+        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+        raise CompileError(f"{candidate.name}: {broken[0]}{more}")
+    data = model.SerializeToString(deterministic=True)
+    (folder / FILE).write_bytes(data)
+    inputs, _ = normalise.tensors(job.model)
+    sample = {name: x.shape for name, x in job.calibration.feed(0).items()}
+    plan = plans.make(job.profile, data, candidate.precision, inputs, sample)
+    (folder / engine_plan.PATH).write_bytes(engine_plan.encode(plan))
+    return Artifact(folder=folder, main=FILE, kind=_KINDS[candidate.scheme], runtime=NAME)
+
+
+def _left(candidate: Candidate, left_float: tuple[str, ...]) -> Candidate:
+    name = f"{candidate.name}-float{len(left_float)}"
+    return msgspec.structs.replace(candidate, name=name, left_float=left_float)

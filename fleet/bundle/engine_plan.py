@@ -1,0 +1,102 @@
+"""`engine_plan.json`: how a device builds a TensorRT engine from the model beside it.
+
+Engines hold for one model, one TensorRT, one GPU and one set of options, and two builds differ (NVIDIA
+TensorRT documentation, "Engine portability" and "Determinism"): so a bundle carries the plan, and each
+device builds its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+import msgspec
+
+from fleet.errors import BundleError
+from fleet.ids import plain
+
+PATH: Final = "engine_plan.json"
+SCHEMA: Final = 1
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """TensorRT's optimization profile: the shapes that an engine takes, by input that has dynamic ones."""
+
+    least: Shapes
+    usual: Shapes
+    most: Shapes
+
+
+class Build(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to build with some versions of TensorRT.
+
+    Attributes:
+        unit: "GPU", or another of the chip's, such as "DLA".
+        software: versions of TensorRT, and of what else decides, that take these options: part to range.
+        provider: options of ONNX Runtime's TensorRT execution provider; the agent adds where its caches lie.
+        trtexec: the same as a command line, for people: `{model}`, `{engine}` and `{timing}` are files.
+    """
+
+    unit: str
+    software: dict[str, str]
+    provider: dict[str, str]
+    trtexec: tuple[str, ...]
+
+
+class EnginePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a device builds its engine.
+
+    Attributes:
+        model: digest of the model file.
+        precision: of the model.
+        compute_capability: of the GPU, such as "8.7".
+        tensorrt, jetpack: versions that the model was made for.
+        workspace_bytes: the most that a kernel may use beside weights and activations.
+        profile: shapes.
+        builds: ways to build it; for a unit, the first whose versions fit.
+    """
+
+    schema: int = SCHEMA
+    model: str
+    precision: str
+    compute_capability: str
+    tensorrt: str
+    jetpack: str
+    workspace_bytes: int
+    profile: Profile
+    builds: tuple[Build, ...]
+
+
+def cache_key(plan: EnginePlan, build: Build, *, tensorrt: str, compute_capability: str) -> str:
+    """Return the name under which an engine is kept: of everything that it holds for alone."""
+    parts = {
+        "model": plan.model,
+        "provider": build.provider,
+        "unit": build.unit,
+        "tensorrt": tensorrt,
+        "compute_capability": compute_capability,
+    }
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()
+
+
+def encode(plan: EnginePlan) -> bytes:
+    """Return the file's bytes: the same plan always gives the same bytes."""
+    body = msgspec.json.encode(plan, order="deterministic", enc_hook=plain)
+    return msgspec.json.format(body, indent=1) + b"\n"
+
+
+def decode(data: bytes) -> EnginePlan:
+    """Read the file.
+
+    Raises:
+        BundleError: malformed, or of another schema.
+    """
+    try:
+        plan = msgspec.json.decode(data, type=EnginePlan)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BundleError(f"{PATH}: {error}") from error
+    if plan.schema != SCHEMA:
+        raise BundleError(f"{PATH}: expected schema {SCHEMA}, got {plan.schema}")
+    return plan
