@@ -21,7 +21,7 @@ def quantize(model: onnx.ModelProto) -> onnx.ModelProto:
     used: dict[str, int] = {}
     for node in model.graph.node:
         if node.op_type in AXES and len(node.input) > 1 and node.input[1] in weights:
-            used.setdefault(node.input[1], _axis(node, len(weights[node.input[1]].dims)))
+            used.setdefault(node.input[1], channel_axis(node, len(weights[node.input[1]].dims)))
     before: list[onnx.NodeProto] = []
     for name, axis in used.items():
         if weights[name].data_type != onnx.TensorProto.FLOAT:
@@ -40,7 +40,8 @@ def quantize(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _axis(node: onnx.NodeProto, dimensions: int) -> int:
+def channel_axis(node: onnx.NodeProto, dimensions: int) -> int:
+    """Return the axis of a heavy operator's weight that counts output channels."""
     if node.op_type == "Gemm":
         transposed = any(x.name == "transB" and x.i for x in node.attribute)
         return 0 if transposed else 1

@@ -141,7 +141,7 @@ def quantized() -> onnx.ModelProto:
 
 
 def test_quantized_pairs_are_drawn_into_the_nodes() -> None:
-    """An accelerator sees one integer convolution, not five nodes; a conversion stays where floats come in."""
+    """An accelerator sees one integer convolution, not five nodes; floats come in by a conversion."""
     graph = onnx_graph.read(quantized())
     assert [x.operator for x in graph.nodes] == ["QuantizeLinear", "Conv", "Relu", "GlobalAveragePool"]
     conv, relu = graph.nodes[1:3]
