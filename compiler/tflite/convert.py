@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +14,7 @@ from compiler import toolchains
 from compiler.datasets import Dataset, spread
 from compiler.errors import CompileError
 from compiler.onnx_session import Session
+from compiler.placement.facts import NodeFact, TensorFact
 from compiler.placement.rules import Unit, decide
 from compiler.ports import Job
 from compiler.tensors import Array, datatype
@@ -61,17 +62,25 @@ def convert(job: Job) -> Converted:
         scratch=job.scratch,
         limits=job.limits,
     )
-    found, errors = [], []
-    for layout in ("turned", "kept"):
-        try:
-            if not answer[layout]:
-                raise CompileError(str(answer[f"{layout}_error"]))
-            found.append(_checked(Path(str(answer[layout])), prepared, source, job, turned=layout == "turned"))
-        except CompileError as error:
-            errors.append(str(error))
+    tried = [
+        _layout(answer, layout, prepared=prepared, source=source, job=job) for layout in ("turned", "kept")
+    ]
+    found = [x for x in tried if isinstance(x, Converted)]
     if not found:
-        raise CompileError(f"the model cannot be converted to TensorFlow Lite: {errors[-1]}")
+        raise CompileError(f"the model cannot be converted to TensorFlow Lite: {tried[-1]}")
     return max(found, key=lambda x: _merit(x, job.profile))
+
+
+def _layout(
+    answer: Mapping[str, object], layout: str, *, prepared: onnx.ModelProto, source: Path, job: Job
+) -> Converted | CompileError:
+    """Return one of the converter's files, checked, or what is wrong with it."""
+    if not answer[layout]:
+        return CompileError(str(answer[f"{layout}_error"]))
+    try:
+        return _checked(Path(str(answer[layout])), prepared, source, job, turned=layout == "turned")
+    except CompileError as error:
+        return error
 
 
 def _merit(converted: Converted, profile: Profile) -> tuple[int, int]:
@@ -86,8 +95,8 @@ def _merit(converted: Converted, profile: Profile) -> tuple[int, int]:
     return macs, -len(nodes)
 
 
-def _as_int8(node: facts.NodeFact) -> facts.NodeFact:
-    def swapped(tensors: tuple[facts.TensorFact, ...]) -> tuple[facts.TensorFact, ...]:
+def _as_int8(node: NodeFact) -> NodeFact:
+    def swapped(tensors: tuple[TensorFact, ...]) -> tuple[TensorFact, ...]:
         return tuple(msgspec.structs.replace(x, dtype="INT8") if x.dtype == "FP32" else x for x in tensors)
 
     return msgspec.structs.replace(node, inputs=swapped(node.inputs), outputs=swapped(node.outputs))
@@ -105,7 +114,9 @@ def _checked(path: Path, model: onnx.ModelProto, source: Path, job: Job, *, turn
     if set(inputs) != set(given) or set(outputs) != set(made):
         raise CompileError(f"expected the inputs {sorted(given)} and outputs {sorted(made)}; got others")
     ports = Interface(
-        inputs=tuple(_input(given[x], graph.tensors[i], turned) for x, i in zip(inputs, graph.inputs, strict=True)),
+        inputs=tuple(
+            _input(given[x], graph.tensors[i], turned) for x, i in zip(inputs, graph.inputs, strict=True)
+        ),
         outputs=tuple(_output(made[x]) for x in outputs),
     )
     return Converted(path=path, interface=_compared(path, ports, source, job.calibration), graph=graph)
@@ -115,7 +126,9 @@ def _input(value: onnx.ValueInfoProto, tensor: tflite.Tensor, turned: bool) -> P
     port = _output(value)
     axes = _CHANNELS_LAST.get(len(port.shape), ()) if turned else ()
     if tensor.shape != tuple(port.shape[x] for x in axes or range(len(port.shape))):
-        raise CompileError(f"input {port.name!r}: expected shape {list(port.shape)}; got {list(tensor.shape)}")
+        raise CompileError(
+            f"input {port.name!r}: expected shape {list(port.shape)}; got {list(tensor.shape)}"
+        )
     return msgspec.structs.replace(port, axes=axes)
 
 
@@ -132,7 +145,10 @@ def _compared(path: Path, ports: Interface, source: Path, data: Dataset) -> Inte
     feeds = [data.feed(int(i)) for i in rows]
     want = [original.run(x) for x in feeds]
     got = [runner.answer(x) for x in feeds]
-    outputs = tuple(_turned(port, [x[port.name] for x in want], [x[i] for x in got]) for i, port in enumerate(ports.outputs))
+    outputs = tuple(
+        _turned(port, [x[port.name] for x in want], [x[i] for x in got])
+        for i, port in enumerate(ports.outputs)
+    )
     return msgspec.structs.replace(ports, outputs=outputs)
 
 
@@ -144,7 +160,9 @@ def _turned(port: Port, want: Sequence[Array], got: Sequence[Array]) -> Port:
             seen = [outward(turned, x, Stored(dtype=x.dtype.name)) for x in got]
             choices.append((_decibels(want, seen), turned))
     if not choices:
-        raise CompileError(f"output {port.name!r}: expected shape {list(port.shape)}; got {list(got[0].shape)}")
+        raise CompileError(
+            f"output {port.name!r}: expected shape {list(port.shape)}; got {list(got[0].shape)}"
+        )
     best, turned = max(choices, key=lambda x: x[0])
     if best < PARITY_DB:
         raise CompileError(

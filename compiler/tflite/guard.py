@@ -37,9 +37,7 @@ REFUSED: Final = frozenset(
     }
 )  # fmt: skip
 _FOREIGN: Final = ((b"version https://git-lfs", "a Git LFS pointer (run `git lfs pull`)"),)
-_SIZES: Final = {
-    kind: size for kind, size in ELEMENT_BYTES.items() if kind not in {"INT4", "UINT4", "FP8"}
-}
+_SIZES: Final = {kind: size for kind, size in ELEMENT_BYTES.items() if kind not in {"INT4", "UINT4", "FP8"}}
 
 
 def read(path: Path, *, custom: Collection[str] = ()) -> Graph:

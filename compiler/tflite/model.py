@@ -22,6 +22,7 @@ EXTRA: Final = "compiler-edgetpu"
 IDENTIFIER: Final = b"TFL3"
 #: Larger constants are data, no parameters of an operator.
 SMALL: Final = 64
+_ALIGNMENT: Final = 16
 _DATATYPES: Final = {
     "FLOAT64": "FP64",
     "FLOAT32": "FP32",
@@ -135,11 +136,37 @@ def unpack(data: bytes) -> Any:  # noqa: ANN401 - generated code without types
 
 def pack(model: Any) -> bytes:  # noqa: ANN401 - generated code without types
     """Return the bytes of the generated reader's object."""
-    import flatbuffers
-
-    builder = flatbuffers.Builder(1 << 20)
+    builder = _builder()(1 << 20)
     builder.Finish(model.Pack(builder), IDENTIFIER)
     return bytes(builder.Output())
+
+
+@functools.cache
+def _builder() -> Any:  # noqa: ANN401 - a library without annotations
+    import flatbuffers
+
+    class Aligned(flatbuffers.Builder):  # type: ignore[misc]  # the library has no annotations
+        """Puts weights where the schema wants them (`force_align: 16`), which its Python code forgets."""
+
+        def StartVector(self, size: int, count: int, alignment: int) -> int:  # noqa: N802 - the library's name
+            start: int = super().StartVector(size, count, _ALIGNMENT if size == 1 else alignment)
+            return start
+
+    return Aligned
+
+
+def inlined(data: bytes) -> bytes:
+    """Return a file with its weights inside the flatbuffer.
+
+    Tools put the weights of larger models behind it, where `edgetpu_compiler` and older interpreters do not
+    look.
+    """
+    model = unpack(data)
+    for buffer in model.buffers:
+        if buffer.offset > 1:
+            buffer.data = np.frombuffer(data, np.uint8, int(buffer.size), int(buffer.offset))
+        buffer.offset = buffer.size = 0
+    return pack(model)
 
 
 def parse(data: bytes) -> Graph:

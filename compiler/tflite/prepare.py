@@ -82,7 +82,9 @@ def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
     for value in inferred.graph.output:
         dims = value.type.tensor_type.shape.dim
         if not all(x.HasField("dim_value") and x.dim_value > 0 for x in dims):
-            raise CompileError(f"output {value.name!r}: the target takes fixed shapes only; got a dynamic one")
+            raise CompileError(
+                f"output {value.name!r}: the target takes fixed shapes only; got a dynamic one"
+            )
     return inferred
 
 
@@ -152,7 +154,9 @@ def _drop_identity_gathers(model: onnx.ModelProto) -> None:
             continue
         shape = f"{node.output[0]}_shape"
         graph.initializer.append(numpy_helper.from_array(np.array(indices.shape, np.int64), shape))
-        _replace(graph, node, [helper.make_node("Reshape", [node.input[0], shape], [node.output[0]], node.name)])
+        _replace(
+            graph, node, [helper.make_node("Reshape", [node.input[0], shape], [node.output[0]], node.name)]
+        )
 
 
 def _join_reshapes(model: onnx.ModelProto) -> None:

@@ -47,7 +47,9 @@ def quantize(model: bytes, ranges: Ranges, left_float: Collection[str] = ()) -> 
         for name, (low, high) in ranges.items()
     }
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints a summary
+        # It prints a summary, and warns of its own use of LiteRT.
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             made = tool.Quantizer(model, rules).quantize(statistics).quantized_model
     except Exception as error:  # it raises anything; the search goes on without the candidate
         text = " ".join(str(error).split())[:300]

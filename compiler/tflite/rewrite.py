@@ -53,8 +53,9 @@ def rewrite(data: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> bytes
 
     Args:
         data: the file.
-        inputs, outputs: names of the source model's inputs and outputs. They become those of the tensors:
-            signatures, which hold them as well, are lost where `edgetpu_compiler` rewrites the file.
+        inputs: names of the source model's inputs. They become those of the tensors: signatures, which hold
+            them as well, are lost where `edgetpu_compiler` rewrites the file.
+        outputs: names of its outputs.
 
     Raises:
         ModelRefusedError: no TensorFlow Lite file.
@@ -69,7 +70,7 @@ def rewrite(data: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> bytes
 
 
 def order(data: bytes) -> tuple[list[str], list[str]]:
-    """Return the names that the file's signature gives its inputs and outputs, in the order of its tensors."""
+    """Return the names that the signature gives inputs and outputs, in the order of the file's tensors."""
     model = tflite.unpack(data)
     graph = model.subgraphs[0]
     signature = model.signatureDefs[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -96,12 +97,14 @@ def opened(path: Path, *, plain: bool = False, watched: bool = False) -> Any:  #
         # The accelerated kernels keep what lies between fused operators to themselves.
         kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
-        interpreter = Interpreter(
-            model_path=str(path),
-            num_threads=1,
-            experimental_op_resolver_type=kernels,
-            experimental_preserve_all_tensors=watched,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that watching takes memory
+            interpreter = Interpreter(
+                model_path=str(path),
+                num_threads=1,
+                experimental_op_resolver_type=kernels,
+                experimental_preserve_all_tensors=watched,
+            )
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise CompileError(f"LiteRT cannot load {path.name}: {' '.join(str(error).split())[:300]}") from error
