@@ -5,38 +5,87 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
+import textwrap
 from importlib import metadata
-from typing import Final
+from typing import Final, Literal
 
 import click
 import msgspec
+from packaging.requirements import Requirement
 
+from compiler import toolchains
 from kedge import __version__
 
-#: Extra to the distributions that it brings and the command that needs it.
-PARTS: Final[dict[str, tuple[tuple[str, ...], str]]] = {
-    "onnxruntime": (("onnxruntime",), "kedge agent run, for ONNX models"),
-    "tflite": (("tflite-runtime", "ai-edge-litert"), "kedge agent run, for TensorFlow Lite models"),
-    "openvino": (("openvino",), "kedge agent run, for OpenVINO models"),
-    "compiler": (("onnx", "onnxruntime"), "kedge compile"),
-    "server": (("litestar", "sqlmodel", "alembic", "amqtt"), "kedge serve"),
-    "postgres": (("psycopg",), "kedge serve --database postgresql://..."),
-    "demo": (("mlserver",), "kedge demo"),
+#: Extra to what needs it; what an extra brings is written in the distribution's own metadata.
+EXTRAS: Final = {
+    "onnxruntime": "kedge agent run, for ONNX models",
+    "tflite": "kedge agent run, for TensorFlow Lite models",
+    "openvino": "kedge agent run, for OpenVINO models",
+    "compiler": "kedge compile",
+    "compiler-coreml": "kedge compile, for Apple's targets",
+    "compiler-edgetpu": "kedge compile, for the Edge TPU",
+    "compiler-openvino": "kedge compile, for OpenVINO's candidates and targets",
+    "signing": "kedge sign",
+    "server": "kedge serve",
+    "postgres": "kedge serve --database postgresql://...",
+    "demo": "kedge demo",
 }
-#: Program to the Debian package that brings it and what it is for.
+#: Program to the command that brings it and what it is for.
 PROGRAMS: Final = {
-    "mosquitto": ("mosquitto", "a broker for production (kedge serve --broker)"),
-    "chromium": ("chromium", "the browser tests"),
+    "mosquitto": ("sudo apt-get install mosquitto", "a broker for production (kedge serve --broker)"),
+    "chromium": ("sudo apt-get install chromium", "the browser tests"),
+    "edgetpu_compiler": (
+        "sudo apt-get install edgetpu-compiler, from Coral's package source",
+        "kedge compile, to place models on the Edge TPU",
+    ),
+    "trtexec": (
+        "sudo apt-get install nvidia-jetpack, on a Jetson",
+        "kedge agent run, to build TensorRT engines on a Jetson",
+    ),
 }
+_PLACES: Final = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin:/usr/src/tensorrt/bin"
+_WIDTH: Final = 90
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was looked for."""
+    """One thing that was looked for.
 
+    Attributes:
+        kind: how it is installed: an extra of this distribution, a tool-chain's environment, a program.
+        found: versions or path, "" where it is missing.
+        install: the command for what is missing.
+    """
+
+    kind: Literal["extra", "toolchain", "program"]
     name: str
     needed_for: str
     found: str
     install: str
+
+
+def findings() -> list[Finding]:
+    """Return what is there and what is missing: extras, then tool-chains, then programs."""
+    programs = [_program(name, *about) for name, about in PROGRAMS.items()]
+    return [*(_extra(*x) for x in EXTRAS.items()), *(_toolchain(x) for x in toolchains.status()), *programs]
+
+
+def brought_by(extra: str) -> list[str]:
+    """Return the distributions that an extra brings on this machine."""
+    wanted = [Requirement(x) for x in metadata.requires("kedge") or ()]
+    optional = [x for x in wanted if x.marker and not x.marker.evaluate({"extra": ""})]
+    return list(dict.fromkeys(x.name for x in optional if x.marker and x.marker.evaluate({"extra": extra})))
+
+
+def _extra(extra: str, needed_for: str) -> Finding:
+    versions = {name: _version(name) for name in brought_by(extra)}
+    have = bool(versions) and all(versions.values())
+    return Finding(
+        kind="extra",
+        name=extra,
+        needed_for=needed_for,
+        found=", ".join(f"{name} {version}" for name, version in versions.items()) if have else "",
+        install="" if have else f"pip install 'kedge[{extra}]'",
+    )
 
 
 def _version(distribution: str) -> str:
@@ -46,25 +95,21 @@ def _version(distribution: str) -> str:
         return ""
 
 
-def findings() -> list[Finding]:
-    """Return what is there and what is missing, extras first."""
-    found = []
-    for extra, (distributions, needed_for) in PARTS.items():
-        versions = {name: _version(name) for name in distributions}
-        have = all(versions.values())
-        found.append(
-            Finding(
-                name=extra,
-                needed_for=needed_for,
-                found=", ".join(f"{name} {version}" for name, version in versions.items()) if have else "",
-                install="" if have else f"pip install 'kedge[{extra}]'",
-            )
-        )
-    for program, (package, needed_for) in PROGRAMS.items():
-        path = shutil.which(program, path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin") or ""
-        install = "" if path else f"sudo apt-get install {package}"
-        found.append(Finding(name=program, needed_for=needed_for, found=path, install=install))
-    return found
+def _toolchain(status: toolchains.Status) -> Finding:
+    return Finding(
+        kind="toolchain",
+        name=status.name,
+        needed_for=f"kedge compile; {status.purpose}",
+        found=", ".join(f"{name} {version}" for name, version in status.versions.items()),
+        install=status.command,
+    )
+
+
+def _program(name: str, install: str, needed_for: str) -> Finding:
+    path = shutil.which(name) or shutil.which(name, path=_PLACES) or ""
+    return Finding(
+        kind="program", name=name, needed_for=needed_for, found=path, install="" if path else install
+    )
 
 
 @click.command()
@@ -79,6 +124,8 @@ def doctor(*, as_json: bool) -> None:
     click.echo(
         f"kedge {__version__} on Python {platform.python_version()}, {sys.platform} {platform.machine()}"
     )
+    width = max(len(part.name) for part in found)
     for part in found:
         mark, what = ("ok     ", part.found) if part.found else ("missing", part.install)
-        click.echo(f"{mark} {part.name:<12} {what}  ({part.needed_for})")
+        short = textwrap.shorten(what, _WIDTH, placeholder=" ...") if part.found else what
+        click.echo(f"{mark} {part.name:<{width}} {short}  ({part.needed_for})")

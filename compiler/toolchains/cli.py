@@ -76,13 +76,16 @@ def remove_command(*, names: tuple[str, ...], as_json: bool) -> None:
 
 def _install(store: Store, names: list[str], *, accepted: bool) -> list[str]:
     """Install what can be installed; return what went wrong with the others."""
-    failed = []
-    for name in names:
-        try:
-            store.install(name, _tell, accept_licence=accepted)
-        except KedgeError as error:
-            failed.append(str(error))
-    return failed
+    said = [_install_one(store, name, accepted=accepted) for name in names]
+    return [x for x in said if x]
+
+
+def _install_one(store: Store, name: str, *, accepted: bool) -> str:
+    try:
+        store.install(name, _tell, accept_licence=accepted)
+    except KedgeError as error:
+        return str(error)
+    return ""
 
 
 def _versions(found: Status) -> str:

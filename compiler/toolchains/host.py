@@ -9,7 +9,7 @@ by their bytes.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import resource
@@ -29,6 +29,8 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 #: Longest line of JSON that either end takes.
 LINE_LIMIT: Final = 64 * 1024**2
+#: Name that the folder of the workers gets here: nothing that is installed has it.
+_PACKAGE: Final = "kedge_workers"
 _KINDS: Final = "biufc"
 
 
@@ -157,14 +159,11 @@ def _die_with_parent(lifeline: int) -> None:
 
 
 def _load(file: Path) -> ModuleType:
-    """Import a worker by its file; what workers share stands beside them, behind everything installed."""
-    sys.path.append(str(file.parent))
-    spec = importlib.util.spec_from_file_location(f"worker_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{file}: expected a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """Import a worker by its file, in a package of the files beside it, which it may import relatively."""
+    package = ModuleType(_PACKAGE)
+    package.__path__ = [str(file.parent)]
+    sys.modules[_PACKAGE] = package
+    return importlib.import_module(f"{_PACKAGE}.{file.stem}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ Tell = Callable[[str, int, int, str], None]
 
 MARKER: Final = "kedge-toolchain.json"
 _HEALTH_LIMITS: Final = Limits(memory_bytes=16 * GIB, cpu_s=120, wall_s=240.0)
-_LINES_SHOWN: Final = 4
+_LINES_SHOWN: Final = 8
 _PIP_TO_UV: Final = {
     "PIP_INDEX_URL": "UV_DEFAULT_INDEX",
     "PIP_EXTRA_INDEX_URL": "UV_INDEX",

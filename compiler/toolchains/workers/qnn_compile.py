@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-import qnn_provider
+from . import qnn_provider
 
 _UNSUPPORTED: Final = re.compile(r"\{ name: (.*?), type: (\w+) \}")
 _TRACE: Final = "qnn_op_trace.json"
