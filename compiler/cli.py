@@ -1,4 +1,4 @@
-"""`kedge compile`, `targets`, `inspect` and `run`."""
+"""`kedge compile`."""
 
 from __future__ import annotations
 
@@ -6,39 +6,35 @@ import math
 import re
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Final
 
 import click
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
-from compiler import backends, client
-from compiler.bundle import layout
-from compiler.errors import ModelRefusedError, OptionError
+from compiler import backends, cache, client, earlier, rebuild, several, show
+from compiler.errors import CompileError, ModelRefusedError, OptionError
 from compiler.limits import GIB, Limits
 from compiler.requests import CompileRequest, CompileResult
-from compiler.requests import Progress as Step
 from firmware_profiles import registry
 from fleet.ids import Name
 from fleet.options import FiniteRange
-from fleet.text import printable
 
 _PATH: Final = click.Path(path_type=Path)
 
 
 @click.command("compile")
 @click.argument("model", type=_PATH)
-@click.option("--target", required=True, help="What to compile for; `kedge targets` lists them.")
 @click.option(
-    "--calibration", type=_PATH, required=True, help="Samples that ranges are calibrated on (.npz)."
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="TARGET",
+    help="What to compile for: a name of `kedge targets`, or a pattern such as 'jetson-*'; may be repeated.",
 )
-@click.option(
-    "--evaluation", type=_PATH, required=True, help="Samples to measure on, with labels if any (.npz)."
-)
+@click.option("--calibration", type=_PATH, help="Samples that ranges are calibrated on (.npz).")
+@click.option("--evaluation", type=_PATH, help="Samples to measure on, with labels if any (.npz).")
 @click.option(
     "--max-drop",
     type=FiniteRange(0, 100),
@@ -47,7 +43,11 @@ _PATH: Final = click.Path(path_type=Path)
     metavar="POINTS",
     help="Accuracy that may be lost against float, in percentage points.",
 )
-@click.option("--out", type=_PATH, help="Folder of the bundle; default: MODEL-TARGET.bundle here.")
+@click.option(
+    "--out",
+    type=_PATH,
+    help="Folder of the bundle; of the bundles, for several targets. Default: MODEL-TARGET.bundle here.",
+)
 @click.option("--name", default="", help="The model's name in releases; default: the file's.")
 @click.option("--precision", default="", help="Only candidates of this precision, such as int8 or float32.")
 @click.option("--candidate", default="", help="Only the candidate of this name: repeats an earlier choice.")
@@ -69,13 +69,20 @@ _PATH: Final = click.Path(path_type=Path)
     metavar="SECONDS",
     help="Time that compiling may take.",
 )
+@click.option(
+    "--verify",
+    type=_PATH,
+    metavar="BUNDLE",
+    help="Build this bundle again from the same model and data, and compare every byte.",
+)
+@click.option("--no-cache", is_flag=True, help="Do everything again, also what was done before.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def compile_command(
     *,
     model: Path,
-    target: str,
-    calibration: Path,
-    evaluation: Path,
+    targets: tuple[str, ...],
+    calibration: Path | None,
+    evaluation: Path | None,
     max_drop: float,
     out: Path | None,
     name: str,
@@ -85,6 +92,8 @@ def compile_command(
     licence: str,
     memory_limit: float,
     time_limit: float,
+    verify: Path | None,
+    no_cache: bool,
     as_json: bool,
 ) -> None:
     """Quantize and package a model for a target.
@@ -92,17 +101,21 @@ def compile_command(
     Tries several ways to quantize, keeps the best that holds the accuracy budget, and writes a bundle: the
     model, what proves it, and what was measured.
     """
-    backends.require(registry.load(target))
+    names = several.expand(targets)
+    if bool(names) == (verify is not None):
+        raise OptionError(f"expected --target or --verify; got {'both' if verify else 'neither'}")
+    for x in names:
+        backends.require(registry.load(x))
     called = str(Name(name) if name else model_name(model))
     if not model.is_file():
         raise ModelRefusedError(f"{model}: expected an ONNX file; got none")
     request = CompileRequest(
         model=str(model.absolute()),
-        target=target,
-        calibration=str(calibration.absolute()),
-        evaluation=str(evaluation.absolute()),
+        target="",
+        calibration=_absolute(calibration),
+        evaluation=_absolute(evaluation),
         max_drop=max_drop,
-        out=str((out or Path(f"{called}-{target}.bundle")).absolute()),
+        out="",
         name=called,
         precision=precision,
         candidate=candidate,
@@ -111,14 +124,71 @@ def compile_command(
         limits=Limits(
             memory_bytes=int(memory_limit * GIB), cpu_s=math.ceil(4 * time_limit), wall_s=time_limit
         ),
+        cache="" if no_cache else str(cache.place()),
     )
     # Without this a worker's files would stay behind.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    result = _with_progress(request)
-    if as_json:
-        click.echo(msgspec.json.encode(result).decode())
+    if verify is not None:
+        _verify(verify, request, as_json=as_json)
+    elif len(names) == 1 and not several.is_pattern(targets):
+        result = _compiled(_for(request, names[0], out or Path(f"{called}-{names[0]}.bundle")))
+        if as_json:
+            click.echo(msgspec.json.encode(result).decode())
+        else:
+            show.one(result)
     else:
-        _show(result)
+        _several(request, names, out or Path(), as_json=as_json)
+
+
+def _for(request: CompileRequest, target: str, out: Path) -> CompileRequest:
+    return msgspec.structs.replace(request, target=target, out=str(out.absolute()))
+
+
+def _compiled(request: CompileRequest, label: str = "") -> CompileResult:
+    with show.progress(label) as tell:
+        found = earlier.find(request)
+        if found is None:
+            client.prepare(registry.load(request.target), tell)
+            found = client.compile_model(request, tell)
+            earlier.keep(request, found)
+    return found
+
+
+def _several(request: CompileRequest, names: list[str], folder: Path, *, as_json: bool) -> None:
+    def compile_for(target: str) -> CompileResult:
+        return _compiled(_for(request, target, folder / f"{request.name}-{target}.bundle"), target)
+
+    outcomes = several.each(names, compile_for)
+    if as_json:
+        click.echo(msgspec.json.encode({"targets": outcomes}).decode())
+    else:
+        show.several(outcomes)
+    failed = [x.target for x in outcomes if x.result is None]
+    if failed:
+        raise CompileError(f"{len(failed)} of {len(outcomes)} targets failed: {', '.join(failed)}")
+
+
+def _verify(bundle: Path, request: CompileRequest, *, as_json: bool) -> None:
+    with tempfile.TemporaryDirectory(prefix="kedge-verify-") as folder:
+        again = msgspec.structs.replace(request, out=str(Path(folder) / "again.bundle"), cache="")
+        found = rebuild.rebuild(bundle, again, _compiled)
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
+    elif found.same:
+        click.echo(f"same      {found.digest}")
+    if not found.same:
+        tools = "; ".join(
+            f"{x} {then or 'none'} then, {now or 'none'} here" for x, (then, now) in found.tools.items()
+        )
+        raise CompileError(
+            f"{bundle}: built again it is {found.rebuilt}; not the same: {', '.join(found.different)}"
+            + (f" (tools: {tools})" if tools else "")
+        )
+
+
+def _absolute(path: Path | None) -> str:
+    """Return a path that holds in any folder; the worker says what is missing, as it knows the model."""
+    return str(path.absolute()) if path else ""
 
 
 def model_name(file: Path) -> Name:
@@ -131,122 +201,3 @@ def model_name(file: Path) -> Name:
     if not text:
         raise OptionError(f"--name: expected a name, as none can be made of {file.name!r}")
     return Name(text)
-
-
-def _with_progress(request: CompileRequest) -> CompileResult:
-    console = Console(stderr=True)
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.fields[detail]}", markup=False),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with bar:
-        task = bar.add_task("start", total=1, detail="")
-
-        def tell(step: Step) -> None:
-            bar.update(
-                task,
-                description=step.stage,
-                completed=step.done,
-                total=step.total or None,
-                detail=step.detail,
-            )
-
-        return client.compile_model(request, tell)
-
-
-def _show(result: CompileResult) -> None:
-    table = Table("candidate", "verdict", "size", "points lost", "agreement", "latency")
-    for x in result.candidates:
-        table.add_row(
-            x.name,
-            Text(printable(f"{x.status}: {x.reason}" if x.reason else x.status)),
-            "" if x.size_bytes is None else f"{x.size_bytes:,}",
-            "" if x.drop_points is None else f"{x.drop_points:+.2f}",
-            "" if x.agreement is None else f"{100 * x.agreement:.2f} %",
-            "" if x.latency_ms is None else f"{x.latency_ms:.3f} ms",
-            style="bold green" if x.status == "chosen" else None,
-        )
-    Console(stderr=True).print(table)
-    for warning in result.warnings:
-        click.echo(f"warning: {printable(warning)}", err=True)
-    a, low, high = result.accuracy, *result.accuracy.interval
-    if a.compiled is not None and a.original is not None:
-        click.echo(
-            f"accuracy  {100 * a.compiled:.2f} % (float {100 * a.original:.2f} %, "
-            f"{a.drop_points:+.2f} points lost, 95 % interval {low:+.2f} to {high:+.2f})"
-        )
-    click.echo(f"agreement {100 * a.agreement:.2f} % with float, on {a.samples} samples kept for this")
-    size = result.size_bytes
-    click.echo(f"size      {size.compiled:,} bytes (float {size.original:,})")
-    ours, theirs = result.latency_ms.compiled, result.latency_ms.original
-    if ours is not None and theirs is not None:
-        click.echo(f"latency   {ours:.3f} ms (float {theirs:.3f} ms)")
-    click.echo(f"bundle    {result.bundle.path}\n          {result.bundle.digest}")
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def targets(*, as_json: bool) -> None:
-    """List the targets that models can be compiled for."""
-    profiles = [registry.load(name) for name in registry.names()]
-    available = backends.names()
-    if as_json:
-        rows = [{**msgspec.to_builtins(x), "available": x.backends[0] in available} for x in profiles]
-        click.echo(msgspec.json.encode({"targets": rows}).decode())
-        return
-    for x in profiles:
-        note = "" if x.backends[0] in available else f" (not yet: needs the backend {x.backends[0]!r})"
-        click.echo(f"{x.name:20}{x.description}{note}")
-
-
-@click.command()
-@click.argument("bundle", type=_PATH)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(*, bundle: Path, as_json: bool) -> None:
-    """Show what a bundle holds, after verifying every byte."""
-    opened = layout.read(bundle)
-    size = layout.verify(bundle, opened)
-    files = [
-        {"path": x.path, "role": x.annotations.get("dev.kedge.role", ""), "size": x.size, "digest": x.digest}
-        for x in opened.manifest.layers
-    ]
-    if as_json:
-        facts = {
-            "digest": str(opened.digest),
-            "verified_bytes": size,
-            "files": files,
-            "description": msgspec.to_builtins(opened.description),
-        }
-        click.echo(msgspec.json.encode(facts).decode())
-        return
-    about = opened.description
-    click.echo(
-        f"{about.model} for {about.target}: {about.precision}, {about.kind}, runs in {about.requires.runtime}"
-    )
-    click.echo(f"{opened.digest}, {size:,} bytes verified")
-    table = Table("file", "role", "bytes", "digest")
-    for x in files:
-        table.add_row(str(x["path"]), str(x["role"]), f"{x['size']:,}", str(x["digest"])[:19])
-    Console(soft_wrap=True).print(table)
-
-
-@click.command()
-@click.argument("bundle", type=_PATH)
-@click.option("--input", "input_", type=_PATH, required=True, help="Inputs (.npz, as for calibration).")
-@click.option("--output", type=_PATH, required=True, help="Where the outputs go (.npz).")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def run(*, bundle: Path, input_: Path, output: Path, as_json: bool) -> None:
-    """Run a bundle on inputs from a file, in the runtime that its device uses."""
-    from compiler import running
-
-    result = running.run(bundle, input_, output)
-    if as_json:
-        click.echo(msgspec.json.encode(result).decode())
-    else:
-        click.echo(f"{result.samples} samples: {printable(', '.join(result.outputs))} -> {result.output}")

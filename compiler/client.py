@@ -17,10 +17,11 @@ from typing import IO, Final
 
 import msgspec
 
-from compiler import errors
+from compiler import backends, errors, toolchains
 from compiler.limits import for_import
 from compiler.requests import CompileRequest, CompileResult, Failed, Finished, Message, Progress
 from firmware_profiles import errors as profile_errors
+from firmware_profiles.profile import Profile
 from fleet import errors as fleet_errors
 from fleet.errors import KedgeError
 
@@ -35,6 +36,20 @@ _STDERR_SHOWN: Final = 4000
 
 class WorkerBugError(Exception):
     """The worker met a bug; the message is its traceback."""
+
+
+def prepare(profile: Profile, tell: Callable[[Progress], None]) -> None:
+    """Install the tool-chains that a target needs and that nobody has to agree to, where they are missing.
+
+    Raises:
+        UserError: one cannot be installed without the user; says how.
+    """
+    for name in backends.load(profile.backends[0]).toolchains:
+        toolchains.ensure(name, lambda *step: tell(_step(*step)))
+
+
+def _step(stage: str, done: int, total: int, detail: str) -> Progress:
+    return Progress(stage=stage, done=done, total=total, detail=detail)
 
 
 def compile_model(request: CompileRequest, tell: Callable[[Progress], None]) -> CompileResult:

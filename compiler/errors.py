@@ -7,7 +7,8 @@
     │   ├── ModelRefusedError    the model is malformed, hostile or beyond what Kedge takes
     │   ├── DatasetError         calibration or evaluation data do not keep the contract
     │   ├── NoBackendError       the target is known, but nothing compiles for it yet
-    │   └── OptionError          an option asks for something impossible
+    │   ├── OptionError          an option asks for something impossible
+    │   └── SignatureError       a bundle's signature cannot be made, or does not verify
     └── CompileError
         └── LimitError           the work took more memory or time than it was given
 """
@@ -38,6 +39,10 @@ class NoBackendError(UserError):
 
 class OptionError(UserError):
     """An option asks for something impossible."""
+
+
+class SignatureError(UserError):
+    """A bundle's signature cannot be made, or does not verify."""
 
 
 class CompileError(KedgeError):

@@ -49,14 +49,22 @@ def for_import(model: Path, *data: str) -> Limits:
 
 def _size(model: Path) -> int:
     """Return the bytes of a model and of the files beside it that it names as external data."""
+    return sum(x.stat().st_size for x in parts(model))
+
+
+def parts(model: Path) -> list[Path]:
+    """Return the files of a model: its own, and those beside it that it seems to name as external data.
+
+    Nothing is parsed: what merely looks like a name counts too. A file that cannot be read has no parts.
+    """
     try:
         with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             if data.find(_EXTERNAL) < 0:
-                return len(data)
-            beside = [x for x in model.parent.iterdir() if x != model and x.is_file()]
-            return len(data) + sum(x.stat().st_size for x in beside if data.find(os.fsencode(x.name)) >= 0)
+                return [model]
+            beside = sorted(x for x in model.parent.iterdir() if x != model and x.is_file())
+            return [model, *(x for x in beside if data.find(os.fsencode(x.name)) >= 0)]
     except (OSError, ValueError):  # an empty file cannot be mapped
-        return 0
+        return []
 
 
 def apply(limits: Limits) -> None:

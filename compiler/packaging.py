@@ -53,6 +53,7 @@ def package(
         baseline=insight.baseline_of(calibrated, trials.how, offload),
         sizes=Sizes(original=given.source_size, compiled=artifact.size()),
         verdicts=verdicts.of(trials, winner.refused, chosen, request.max_drop),
+        confirmed=(*(x.name for x in winner.refused), chosen.name),
         placement=backend.placement(artifact, job),
         warnings=_warnings(trials, given, winner),
         tools=backend.versions(),

@@ -19,6 +19,7 @@ from compiler.errors import CompileError, ModelRefusedError, OptionError
 from compiler.evaluate import compare, outputs
 from compiler.ports import Backend, Job
 from compiler.requests import CompileRequest, CompileResult
+from compiler.search import Measured
 from compiler.stages import Inputs, Winner
 from compiler.trials import Shop, Tell, Trials
 from firmware_profiles import registry
@@ -135,17 +136,7 @@ def _confirm(
         CompileError: what was asked for by name does not keep the budget.
     """
     asked = request.candidate or request.precision
-    ranked = [
-        x
-        for x in search.ranking(
-            trials.measured,
-            trials.original,
-            request.max_drop,
-            precisions=profile.precisions,
-            veto=not asked,
-        )
-        if _wanted(x.candidate, request)
-    ]
+    ranked = _in_order(trials, request, profile)
     floats = trials.floats(report)
     refused: dict[Candidate, str] = {}
     for look, measured in enumerate(ranked, 1):
@@ -161,3 +152,18 @@ def _confirm(
         f"{request.target}: no {asked + ' ' if asked else ''}candidate keeps the budget of "
         f"{request.max_drop:g} points and is smaller than float: {what}"
     )
+
+
+def _in_order(trials: Trials, request: CompileRequest, profile: Profile) -> list[Measured]:
+    """Return the candidates to confirm, the best first."""
+    if request.pinned:
+        named = {x.candidate.name: x for x in trials.measured}
+        return [named[x] for x in request.pinned if x in named]
+    ranked = search.ranking(
+        trials.measured,
+        trials.original,
+        request.max_drop,
+        precisions=profile.precisions,
+        veto=not (request.candidate or request.precision),
+    )
+    return [x for x in ranked if _wanted(x.candidate, request)]

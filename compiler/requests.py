@@ -23,6 +23,9 @@ class CompileRequest(msgspec.Struct, frozen=True, kw_only=True):
         labels: class names, where known.
         licence: SPDX expression of the model, or "".
         limits: of the whole work.
+        cache: folder of the cache, or "" for none.
+        pinned: the candidates to confirm, in this order, instead of those that rank first: repeats a choice
+            that depended on measured times.
         scratch: folder for intermediate files; the parent's, since a worker that is killed cleans up nothing.
     """
 
@@ -39,6 +42,8 @@ class CompileRequest(msgspec.Struct, frozen=True, kw_only=True):
     licence: str = ""
     limits: Limits = COMPILE_LIMITS
     scratch: str = ""
+    cache: str = ""
+    pinned: tuple[str, ...] = ()
 
 
 class BundleFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +102,11 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CompileResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What `kedge compile --json` prints."""
+    """What `kedge compile --json` prints.
+
+    Attributes:
+        cached: it was compiled before, from the same files with the same tools; latencies are of then.
+    """
 
     model: str
     target: str
@@ -109,6 +118,7 @@ class CompileResult(msgspec.Struct, frozen=True, kw_only=True):
     candidates: tuple[Verdict, ...]
     placement: Placement
     warnings: tuple[str, ...]
+    cached: bool = False
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):

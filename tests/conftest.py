@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,15 @@ SHARED_MODELS = ROOT.parent / "shared" / "models"
 # examples are the same every time, so that a red run can be repeated.
 settings.register_profile("kedge", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
 settings.load_profile("kedge")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_compilations() -> Iterator[None]:
+    """Give the tests a cache of their own: empty at the start, shared by all of them."""
+    with tempfile.TemporaryDirectory(prefix="kedge-cache-") as folder:
+        os.environ["KEDGE_CACHE"] = folder
+        yield
+        del os.environ["KEDGE_CACHE"]
 
 
 @pytest.fixture(scope="session")

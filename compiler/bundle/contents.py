@@ -32,6 +32,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
         source_digest, calibration_digest, evaluation_digest: of the files that went in.
         artifact: the compiled model.
         tools: name to version.
+        confirmed: candidates that were looked at on the report half; the last one was chosen.
         firmware: what the artifact needs beyond the profile.
     """
 
@@ -50,6 +51,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     baseline: bytes | None
     sizes: Sizes
     verdicts: tuple[Verdict, ...]
+    confirmed: tuple[str, ...]
     placement: Placement
     warnings: tuple[str, ...]
     tools: dict[str, str]
@@ -105,7 +107,8 @@ def facts(found: Finding) -> report.Facts:
             "calibration": str(found.calibration_digest),
             "evaluation": str(found.evaluation_digest),
         },
-        max_drop=found.request.max_drop,
+        request=found.request,
+        confirmed=found.confirmed,
     )
 
 

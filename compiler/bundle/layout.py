@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +21,8 @@ MARK: Final = "oci-layout"
 INDEX: Final = "index.json"
 #: Timings and pages made of them: of this machine on that day, so no part of what the digest covers.
 MEASUREMENTS: Final = "measurements"
+#: A signature over the other files (`compiler.bundle.signature`).
+SIGNATURE: Final = "model.sig"
 _MARK: Final = b'{"imageLayoutVersion":"1.0.0"}'
 #: No blob is larger; a folder that says otherwise is not read.
 BLOB_LIMIT: Final = 4 * 1024**3
@@ -77,13 +79,33 @@ def write(folder: Path, files: Files, config: bytes, annotations: dict[str, str]
 
 
 def _place(folder: Path, files: Mapping[str, bytes]) -> None:
+    def fill(part: Path) -> None:
+        (part / "blobs" / "sha256").mkdir(parents=True)
+        for path, data in files.items():
+            (part / path).write_bytes(data)
+
+    _whole(folder, fill)
+
+
+def place(folder: Path, source: Path) -> None:
+    """Copy a bundle, with what lies beside its files, to where nothing or another bundle is.
+
+    Raises:
+        BundleError: the folder holds something else, or cannot be written.
+    """
+    check_free(folder)
+    try:
+        _whole(folder, lambda part: shutil.copytree(source, part))
+    except OSError as error:
+        raise BundleError(f"{folder}: {error.strerror or error}") from error
+
+
+def _whole(folder: Path, fill: Callable[[Path], object]) -> None:
     folder = folder.resolve()  # a link to a bundle stays, and the bundle is replaced
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        (part / "blobs" / "sha256").mkdir(parents=True)
-        for path, data in files.items():
-            (part / path).write_bytes(data)
+        fill(part)
         if folder.exists():
             shutil.rmtree(folder)
         part.rename(folder)
@@ -164,7 +186,7 @@ def verify(folder: Path, bundle: Bundle) -> int:
     bundle.verify()
     named = {bundle.digest.hex, Digest(bundle.manifest.config.digest).hex}
     named |= {Digest(x.digest).hex for x in bundle.manifest.layers}
-    allowed = {MARK, INDEX, *(f"blobs/sha256/{x}" for x in named)}
+    allowed = {MARK, INDEX, SIGNATURE, *(f"blobs/sha256/{x}" for x in named)}
     total = 0
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder).as_posix()

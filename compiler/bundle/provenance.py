@@ -32,9 +32,13 @@ def encode(facts: Facts, subjects: Mapping[str, Digest]) -> bytes:
                 "model": facts.about.model,
                 "target": facts.profile.name,
                 "maxDrop": facts.max_drop,
-                "candidate": facts.candidate.name,
+                "precision": facts.asked_precision,
+                "candidate": facts.asked_candidate,
+                "classes": list(facts.about.labels),
+                "licence": facts.about.licence,
             },
-            "internalParameters": {},
+            # Looked at on the second half in this order; the last one is the bundle's.
+            "internalParameters": {"confirmed": list(facts.confirmed)},
             "resolvedDependencies": [
                 *(
                     {"name": name, "digest": {"sha256": Digest(x).hex}}

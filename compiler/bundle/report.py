@@ -11,7 +11,7 @@ import msgspec
 from compiler.bundle import scatter
 from compiler.candidates import Candidate
 from compiler.placement.summary import Placement
-from compiler.requests import Sizes, Verdict
+from compiler.requests import CompileRequest, Sizes, Verdict
 from compiler.verdicts import ELIGIBLE, TOO_SLOW
 from firmware_profiles.profile import Profile
 from fleet.bundle.description import BundleDescription
@@ -27,6 +27,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         verdicts: without latencies in the bundle, with them in the page beside it.
         inputs: digests of the files that went in.
         tools: name to version.
+        asked_precision, asked_candidate: what the user restricted the search to, or "".
+        confirmed: candidates that were looked at on the report half; the last one was chosen.
         latency_note: on what the latencies were measured; "" where there are none.
     """
 
@@ -40,6 +42,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     tools: dict[str, str]
     inputs: dict[str, str]
     max_drop: float
+    asked_precision: str
+    asked_candidate: str
+    confirmed: tuple[str, ...]
     latency_note: str = ""
 
 
@@ -54,7 +59,8 @@ def facts(
     warnings: tuple[str, ...],
     tools: dict[str, str],
     inputs: dict[str, str],
-    max_drop: float,
+    request: CompileRequest,
+    confirmed: tuple[str, ...],
 ) -> Facts:
     """Return the facts that are the same for the same inputs: those without latencies."""
     return Facts(
@@ -67,7 +73,10 @@ def facts(
         warnings=warnings,
         tools=tools,
         inputs=inputs,
-        max_drop=max_drop,
+        max_drop=request.max_drop,
+        asked_precision=request.precision,
+        asked_candidate=request.candidate,
+        confirmed=confirmed,
     )
 
 

@@ -63,7 +63,7 @@ def measure() -> list[dict[str, object]]:
             ours.append(
                 _seconds(
                     [
-                        *(KEDGE, "compile", files.model, "--target", "laptop-x86"),
+                        *(KEDGE, "compile", files.model, "--target", "laptop-x86", "--no-cache"),
                         *("--calibration", files.calibration, "--evaluation", files.evaluation),
                         *("--out", folder / f"{run}.bundle"),
                     ]

@@ -72,7 +72,7 @@ def test_the_same_inputs_give_the_same_digest(
     files: SmallModel, compiled: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     """Two processes, two folders, other timings: the same bytes."""
-    again = compile_(files, tmp_path / "again.bundle")
+    again = compile_(files, tmp_path / "again.bundle", "--no-cache")
     assert again["bundle"]["digest"] == compiled[1]["bundle"]["digest"]
 
 
@@ -242,7 +242,7 @@ def test_a_target_of_another_machine_says_where_latency_was_measured(
         (["--target", "laptop-x86", "--name", "Bad Name"], "name"),
         (["--target", "laptop-x86", "--calibration", "none.npz"], "none.npz"),
         (["--target", "laptop-x86", "--classes", "cat,dog"], "expected 10 names; got 2"),
-        (["--target", "laptop-x86", "--time-limit", "0.1"], "within 0.1 s"),
+        (["--target", "laptop-x86", "--time-limit", "0.1", "--no-cache"], "within 0.1 s"),
         (["--target", "laptop-x86", "--out", "/proc/nowhere/b"], "/proc/nowhere/b"),
         (["--target", "laptop-x86", "--max-drop", "nan"], "--max-drop"),
         (["--target", "laptop-x86", "--memory-limit", "nan"], "--memory-limit"),
@@ -301,7 +301,7 @@ def test_stopped_in_the_middle_it_leaves_nothing_behind(
     process = subprocess.Popen(
         [
             *(KEDGE, "compile", files.model, "--target", "laptop-x86", "--calibration", files.calibration),
-            *("--evaluation", files.evaluation, "--out", tmp_path / "b"),
+            *("--evaluation", files.evaluation, "--out", tmp_path / "b", "--no-cache"),
         ],
         env={**os.environ, "TMPDIR": str(tmp_path)},
         stderr=subprocess.DEVNULL,

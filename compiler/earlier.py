@@ -1,0 +1,87 @@
+"""Whole compilations that were done before: the same files, options, code and tools give the same bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from compiler import cache, limits
+from compiler.bundle import layout
+from compiler.cache import Cache
+from compiler.requests import BundleFacts, CompileRequest, CompileResult
+from firmware_profiles import registry
+
+_RESULT: Final = "result.json"
+_BUNDLE: Final = "bundle"
+#: Programs that people install themselves and that change what comes out.
+_PROGRAMS: Final = ("edgetpu_compiler",)
+_SETTINGS: Final = ("KEDGE_EDGETPU_COMPILER", "KEDGE_TOOLCHAINS")
+
+
+def find(request: CompileRequest) -> CompileResult | None:
+    """Return the result of the same request from before, its bundle placed where this one wants it."""
+    name = _key(request)
+    entry = Cache(Path(request.cache)).find(name) if name else None
+    if entry is None:
+        return None
+    result = msgspec.json.decode((entry / _RESULT).read_bytes(), type=CompileResult)
+    layout.place(Path(request.out), entry / _BUNDLE)
+    return msgspec.structs.replace(
+        result, bundle=BundleFacts(path=request.out, digest=result.bundle.digest), cached=True
+    )
+
+
+def keep(request: CompileRequest, result: CompileResult) -> None:
+    """Keep a result for the next time."""
+    name = _key(request)
+    if not name:
+        return
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(request.out, folder / _BUNDLE)
+        (folder / _RESULT).write_bytes(msgspec.json.encode(result))
+
+    Cache(Path(request.cache)).put(name, fill)
+
+
+def _key(request: CompileRequest) -> str:
+    """Return the name of the entry, "" where nothing is kept or a file cannot be read."""
+    if not request.cache:
+        return ""
+    paths = [*limits.parts(Path(request.model)), Path(request.calibration), Path(request.evaluation)]
+    try:
+        digests = [_digest(x) for x in paths]
+    except OSError:
+        return ""
+    asked = msgspec.structs.replace(
+        request,
+        model="",
+        calibration="",
+        evaluation="",
+        out="",
+        scratch="",
+        cache="",
+        limits=limits.COMPILE_LIMITS,  # they decide whether there is a result, not which
+    )
+    tools = [shutil.which(x) for x in _PROGRAMS] + [os.environ.get(x) for x in _SETTINGS]
+    return cache.key("compilation", digests, asked, registry.load(request.target), tools, _toolchains())
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1024**2):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _toolchains() -> list[str]:
+    from compiler import toolchains
+
+    root = toolchains.root()
+    return sorted(x.name for x in root.iterdir()) if root.is_dir() else []
