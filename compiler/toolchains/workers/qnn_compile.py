@@ -1,6 +1,6 @@
 """Compiles an ONNX model into an HTP context binary for one chip.
 
-One call, one process: the compiler numbers what it makes from counters that go on as long as the process does,
+One call, one process: the compiler numbers what it makes from counters that go on as long as the process,
 so that only the first binary of a process is the same each time.
 """
 
@@ -22,8 +22,8 @@ def call(request: dict[str, Any]) -> dict[str, Any]:
     """Compile a model.
 
     Args:
-        request: `model` and `out`, files; `soc_model` and `htp_arch`, the chip's numbers; `log` and `trace`, a
-            file and a folder for what the provider says.
+        request: `model` and `out`, files; `soc_model` and `htp_arch`, the chip's numbers; `log` and `trace`,
+            a file and a folder for what the provider says.
 
     Returns:
         `placed`: each operator of the binary, with the nodes of the model that it stands for; `refused`: the

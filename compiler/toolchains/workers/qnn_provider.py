@@ -20,7 +20,7 @@ def session(
     """Return a session in which nothing runs on the CPU.
 
     Args:
-        model: the ONNX file; it is given as bytes, for its path would enter the names inside a context binary.
+        model: the ONNX file; it is given as bytes: its path would enter the names inside a binary.
         htp: options of the provider for the HTP.
         settings: of the session.
         severity: of what is logged, `ERROR` or `FATAL`.

@@ -1,0 +1,60 @@
+"""Where the nodes of a compiled graph run: the compiler's own word for each. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from compiler.placement.facts import GraphFacts, NodeFact, TensorFact
+from compiler.placement.rules import Decision, Unit
+from compiler.placement.summary import MEASURED, Placement, summarise
+from compiler.qnn.compiling import Operator
+from firmware_profiles.profile import Profile
+
+_SOURCE: Final = "the HTP compiler's trace"
+#: What ONNX Runtime appends to the names of nodes that it makes anew.
+_RENAMED: Final = re.compile(r"_token_\d+$")
+
+
+def placement(profile: Profile, graph: GraphFacts, operators: Sequence[Operator]) -> Placement:
+    """Return the placement of a graph that was compiled with the fallback to the CPU disabled: all or none.
+
+    Args:
+        profile: of the target.
+        graph: that was compiled.
+        operators: of the binary.
+    """
+    made = {_RENAMED.sub("", name): x.operator for x in operators for name in x.nodes}
+    decisions = [
+        Decision(unit=Unit.ACCELERATOR, rule=_rule(made.get(x.name, "")), source=_SOURCE) for x in graph.nodes
+    ]
+    half = not any(x.operator == "QuantizeLinear" for x in graph.nodes)
+    note = f"{len(operators)} HTP operators; {profile.placement.note}"
+    return summarise(
+        profile, _halved(graph) if half else graph, decisions, profile.accelerator.name, MEASURED, note
+    )
+
+
+def _rule(operator: str) -> str:
+    return f"became {operator}" if operator else "folded into another operator"
+
+
+def _halved(graph: GraphFacts) -> GraphFacts:
+    """Return the graph as the HTP computes a float model: in float16."""
+
+    def half(tensor: TensorFact) -> TensorFact:
+        return msgspec.structs.replace(tensor, dtype="FP16") if tensor.dtype == "FP32" else tensor
+
+    def node(fact: NodeFact) -> NodeFact:
+        return msgspec.structs.replace(
+            fact,
+            inputs=tuple(map(half, fact.inputs)),
+            outputs=tuple(map(half, fact.outputs)),
+            weight_bytes=fact.weight_bytes // 2,
+        )
+
+    nodes = tuple(map(node, graph.nodes))
+    return msgspec.structs.replace(graph, nodes=nodes, weights_bytes=graph.weights_bytes // 2)

@@ -1,0 +1,163 @@
+"""One model being compiled for the HTP: calibrated once, quantized once per recipe, compiled for one chip.
+
+Only the last step knows the chip. The quantized model is kept as the artifact's twin: ONNX Runtime computes
+on it in a millisecond what takes the emulation ten.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import onnx
+
+from compiler import activations, normalise
+from compiler.artifacts import Artifact
+from compiler.calibration import Histogram
+from compiler.candidates import Candidate, Scheme
+from compiler.errors import CompileError, ModelRefusedError
+from compiler.onnx_session import Session, one_line
+from compiler.placement import onnx_graph
+from compiler.placement.rules import Unit, decide
+from compiler.ports import Job
+from compiler.qnn import compiling, quantizing, recipes
+from compiler.qnn.contexts import Context
+from compiler.sensitivity import most_sensitive
+from firmware_profiles.profile import Precision
+
+KIND: Final = "qnn-context"
+RUNTIME: Final = "qnn"
+FILE: Final = "model.onnx"
+#: How many single nodes may compute in float16, in the order in which they are tried.
+LEFT_FLOAT: Final = (1, 2, 4)
+_MEASURED: Final = (
+    "chosen among candidates in ONNX Runtime; accuracy, golden vectors and thresholds are those of the "
+    "context binary in Qualcomm's HTP emulation; nothing was measured on the chip itself"
+)
+HEAVY: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+
+class HtpWorkshop:
+    """The workshop."""
+
+    def __init__(self, job: Job) -> None:
+        """Take the model; nothing is computed yet."""
+        self._job: Final = job
+        self._twins: Final = job.scratch / "twins"
+        self._twins.mkdir()
+
+    @functools.cached_property
+    def _fixed(self) -> tuple[onnx.ModelProto, list[str]]:
+        feed = self._job.calibration.feed(0)
+        return quantizing.fixed(self._job.model, {**feed, **Session(self._job.source).run(feed)})
+
+    @functools.cached_property
+    def _float(self) -> onnx.ModelProto:
+        return quantizing.prepared(self._fixed[0], self._job.scratch)
+
+    @functools.cached_property
+    def _histograms(self) -> Mapping[str, Histogram]:
+        return activations.histograms(self._float, self._job.calibration, self._job.scratch)
+
+    def plan(self) -> Sequence[Candidate]:
+        """Return candidates of every number format that the chip computes in.
+
+        Raises:
+            ModelRefusedError: the HTP takes some operators in no number format.
+        """
+        graph = onnx_graph.read(self._float)
+        found = zip(graph.nodes, decide(self._job.profile, graph.nodes), strict=True)
+        refused = {node.name: (node.operator, x) for node, x in found if x.unit is not Unit.ACCELERATOR}
+        if refused:
+            kinds = {name: operator for name, (operator, _) in refused.items()}
+            source = next(x.source for _, x in refused.values())
+            raise ModelRefusedError(
+                f"{self._job.profile.name}: expected operators that the HTP takes; "
+                f"got {compiling.listed(kinds)} [{source}]"
+            )
+        return recipes.plan(self._job.profile.precisions)
+
+    def refine(self, best: Candidate, distance: Callable[[Artifact], float]) -> Sequence[Candidate]:
+        """Return variants of the best one whose most sensitive nodes compute in float16, if the chip can."""
+        if Precision.FLOAT16 not in self._job.profile.precisions:
+            return []
+        nodes = [x.name for x in self._float.graph.node if x.op_type in HEAVY and x.name]
+
+        def without(left_float: tuple[str, ...]) -> float:
+            candidate = _left(best, left_float)
+            return distance(self._described(candidate, self._twins, self._twin(candidate)))
+
+        order = most_sensitive(nodes, without, keep=max(LEFT_FLOAT))
+        return [_left(best, order[:count]) for count in LEFT_FLOAT if count <= len(order)]
+
+    def build(self, candidate: Candidate, folder: Path) -> Artifact:
+        """Quantize, compile for the chip, and check the stamp.
+
+        Raises:
+            CompileError: it cannot be built.
+        """
+        twin = self._twin(candidate)
+        scratch = self._twins / f"{candidate.name}.work"
+        scratch.mkdir()
+        context, operators = compiling.compile_model(
+            twin, folder / FILE, self._job.profile.accelerator, scratch, self._job.limits
+        )
+        placed_file(twin).write_bytes(msgspec.json.encode(operators))
+        return self._described(candidate, folder, twin, context)
+
+    def _twin(self, candidate: Candidate) -> Path:
+        """Write the model that is compiled, as ONNX Runtime can run it too."""
+        try:
+            model = self._float
+            if candidate.scheme is Scheme.STATIC:
+                model = quantizing.quantized(model, self._histograms, candidate)
+        except CompileError:
+            raise
+        except Exception as error:  # the quantizer raises anything; the search goes on without the candidate
+            raise CompileError(f"{candidate.name}: {one_line(error)}") from error
+        twin = self._twins / f"{candidate.name}.onnx"
+        onnx.save(model, twin)
+        return twin
+
+    def _described(
+        self, candidate: Candidate, folder: Path, twin: Path, context: Context | None = None
+    ) -> Artifact:
+        inputs, outputs = normalise.tensors(self._fixed[0])
+        facts = {"scheme": candidate.scheme.value}
+        if context:
+            stamp = context.stamp
+            facts = {
+                "chip": stamp.chip,
+                "htp-arch": str(stamp.arch),
+                "vtcm-mib": str(stamp.vtcm_mib),
+                "qnn-sdk": context.sdk,
+                "evaluated": "in Qualcomm's HTP emulation on x86-64; never on the chip",
+            }
+        return Artifact(
+            folder=folder,
+            main=FILE,
+            kind=KIND,
+            runtime=RUNTIME,
+            inputs=inputs,
+            outputs=outputs,
+            facts=facts,
+            twin=twin,
+        )
+
+    def notes(self, candidate: Candidate) -> list[str]:
+        """Return what was fixed, and where accuracy comes from."""
+        del candidate
+        return [*self._fixed[1], _MEASURED]
+
+
+def placed_file(twin: Path) -> Path:
+    """Return where the operators of a context binary are listed, beside its twin."""
+    return twin.with_suffix(".placed.json")
+
+
+def _left(candidate: Candidate, left_float: tuple[str, ...]) -> Candidate:
+    name = f"{candidate.name}-float{len(left_float)}"
+    return msgspec.structs.replace(candidate, name=name, left_float=left_float)
