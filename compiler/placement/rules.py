@@ -51,10 +51,12 @@ def decide(profile: Profile, nodes: Sequence[NodeFact], unit: str = "") -> list[
     Args:
         profile: with the rules, and how they become a placement.
         nodes: in the order in which they run.
-        unit: another accelerator of the target; "" for the first.
+        unit: another accelerator of the target, which takes only what a rule names; "" for the first.
     """
     rules = [x for x in profile.operators if x.unit == unit]
     policy = profile.placement
+    if unit:
+        policy = msgspec.structs.replace(policy, listed_only=True)
     found = [_one(rules, policy, node) for node in nodes]
     refused = [i for i, x in enumerate(found) if x.unit is not Unit.ACCELERATOR]
     if not refused or policy.partition is Partition.EACH:

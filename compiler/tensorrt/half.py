@@ -54,11 +54,23 @@ def convert(
     """
     quantized = any(x.op_type == QUANTIZE for x in model.graph.node)
     model = _raised(model) if quantized else _copy(model)
+    _round_scales(model)
     chosen = choose(model, magnitudes, left_float)
     if not chosen:
         raise CompileError("no operator can be float16")
     _Typing(model, chosen).run()
     return model
+
+
+def _round_scales(model: onnx.ModelProto) -> None:
+    """Round the scales of activations as float16 does, so that Q and DQ agree whichever type each has."""
+    scales = {x.input[1] for x in model.graph.node if x.op_type == QUANTIZE}
+    for tensor in model.graph.initializer:
+        if tensor.name in scales and tensor.data_type == TensorProto.FLOAT:
+            value = numpy_helper.to_array(tensor)
+            if value.min() >= SMALLEST_SCALE and value.max() <= LIMIT:
+                rounded = value.astype(np.float16).astype(np.float32)
+                tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
 
 
 def choose(
@@ -80,16 +92,19 @@ def choose(
 
 
 def _pairs(graph: Graph, chosen: set[int]) -> set[int]:
-    """Return the Q/DQ nodes around float16 operators: each pair with its readers, so that it can fuse."""
+    """Return the Q/DQ nodes that become float16: each as what it is fused with."""
     places = {id(x): i for i, x in enumerate(graph.nodes)}
     found = set()
     for place, node in enumerate(graph.nodes):
-        if node.op_type == DEQUANTIZE and any(places[id(x)] in chosen for x in graph.readers[node.output[0]]):
-            found.add(place)
-            quantize = graph.maker(node.input[0])
-            if quantize is not None:
-                found |= {places[id(quantize)]}
-                found |= {places[id(x)] for x in graph.readers[quantize.output[0]]}
+        if node.op_type == DEQUANTIZE:
+            readers = graph.readers[node.output[0]]
+            if readers and all(places[id(x)] in chosen for x in readers):
+                found.add(place)
+        elif node.op_type == QUANTIZE:
+            maker, scale = graph.maker(node.input[0]), graph.array(node.input[1])
+            small = scale is None or float(np.asarray(scale, np.float64).min()) < SMALLEST_SCALE
+            if maker is not None and places[id(maker)] in chosen and not small:
+                found.add(place)
     return found
 
 
@@ -101,7 +116,7 @@ def _holds(graph: Graph, name: str, magnitudes: Mapping[str, float]) -> bool:
     source = graph.dequantized(name)
     if source is not None:
         scale = graph.array(source.input[1])
-        return scale is not None and float(scale.min()) >= SMALLEST_SCALE
+        return scale is not None and float(np.asarray(scale, np.float64).min()) >= SMALLEST_SCALE
     return magnitudes.get(name, 0.0) <= LIMIT
 
 

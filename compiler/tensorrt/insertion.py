@@ -16,8 +16,16 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from compiler import weight_only
-from compiler.tensorrt.graphs import COMMUTING, DEQUANTIZE, QUANTIZE, WEIGHTED, Graph, channel_axis
+from compiler import topology, weight_only
+from compiler.tensorrt.graphs import (
+    COMMUTING,
+    DEQUANTIZE,
+    QUANTIZE,
+    WEIGHTED,
+    Graph,
+    captured,
+    channel_axis,
+)
 
 POOLS: Final = ("AveragePool", "GlobalAveragePool")
 LARGEST: Final = 127
@@ -164,7 +172,9 @@ class _Writer:
 
     def finish(self) -> None:
         self._graph.node.extend(self._nodes)
-        read = {x for node in self._graph.node for x in node.input} | {x.name for x in self._graph.output}
+        read = {x for node in self._graph.node for x in (*node.input, *captured(node))}
+        read |= {x.name for x in self._graph.output}
         unused = [x for x in self._weights.values() if x.name not in read]
         for tensor in unused:
             self._graph.initializer.remove(tensor)
+        topology.sort(self._graph)
