@@ -74,8 +74,9 @@ class EdgeTpu:
             guard.read(artifact.folder / ports.accelerated, custom={edgetpu_compiler.OPERATOR})
 
     def requires(self, artifact: Artifact) -> dict[str, str]:
-        """Return what the compiled file needs: the library that speaks with the Edge TPU."""
-        return {"libedgetpu": ">=16"} if _interface(artifact).accelerated else {}
+        """Return nothing: the runtime itself tells whether the device has an Edge TPU and its library."""
+        del artifact
+        return {}
 
     def load(self, artifact: Artifact) -> Runner:
         """Load the file that any CPU can run: no Edge TPU is emulated."""

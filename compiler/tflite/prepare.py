@@ -6,6 +6,7 @@ what exporters write in a roundabout way is said directly first. Every rewriting
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -195,6 +196,44 @@ def _connect_products(model: onnx.ModelProto) -> None:
             _replace(graph, node, [helper.make_node("Gemm", list(node.input), list(node.output), node.name)])
 
 
+def _flatten_channels_last(model: onnx.ModelProto) -> None:
+    """Let a dense layer behind flattened pictures read them channels last: its weights change places."""
+    graph = model.graph
+    constants, shapes = _constants(graph), _shapes(model)
+    for node in _each(graph, "Gemm"):
+        flat = next((x for x in graph.node if node.input[0] in x.output), None)
+        weight = constants.get(node.input[1])
+        if flat is None or weight is None or flat.op_type not in {"Flatten", "Reshape"}:
+            continue
+        picture, rows = shapes.get(flat.input[0], []), shapes.get(flat.output[0], [])
+        shared = len(_readers(graph, flat.output[0])) > 1 or len(_readers(graph, weight.name)) > 1
+        if shared or not _is_flattened(picture, rows) or _attribute(node, "transA", 0):
+            continue
+        turned, shape = f"{flat.output[0]}_turned", f"{flat.output[0]}_shape"
+        axis = 1 if _attribute(node, "transB", 0) else 0
+        weight.CopyFrom(_permuted(weight, picture, axis))
+        graph.initializer.append(numpy_helper.from_array(np.array(rows, np.int64), shape))
+        parts = [
+            helper.make_node("Transpose", [flat.input[0]], [turned], f"{flat.name}_turn", perm=[0, 2, 3, 1]),
+            helper.make_node("Reshape", [turned, shape], [flat.output[0]], flat.name),
+        ]
+        _replace(graph, flat, parts)
+
+
+def _is_flattened(picture: list[int], rows: list[int]) -> bool:
+    """Return whether one shape is that of `[1, channels, height, width]` and the other its only row."""
+    if len(picture) != _RANK or min(picture) < 1 or picture[0] != 1:
+        return False
+    return rows == [1, math.prod(picture)] and picture[1] > 1 and picture[2] * picture[3] > 1
+
+
+def _permuted(weight: onnx.TensorProto, picture: list[int], axis: int) -> onnx.TensorProto:
+    """Return a dense layer's weights with its inputs, along an axis, in the order of channels last."""
+    values = numpy_helper.to_array(weight)
+    order = np.arange(math.prod(picture)).reshape(picture[1:]).transpose(1, 2, 0).reshape(-1)
+    return numpy_helper.from_array(np.ascontiguousarray(values.take(order, axis=axis)), weight.name)
+
+
 def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     return {
@@ -213,4 +252,5 @@ _REWRITINGS: Final[tuple[Callable[[onnx.ModelProto], None], ...]] = (
     _drop_identity_gathers,
     _join_reshapes,
     _connect_products,
+    _flatten_channels_last,
 )

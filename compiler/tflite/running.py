@@ -13,8 +13,8 @@ from compiler.errors import CompileError
 from compiler.tensors import Array, Arrays
 from compiler.tflite.model import EXTRA
 from fleet.bundle import interface
-from fleet.bundle.interface import Interface, Port, Stored
-from fleet.errors import MissingExtraError
+from fleet.bundle.interface import Bound, Interface, Port
+from fleet.errors import BundleError, MissingExtraError
 
 
 class LiteRt:
@@ -37,12 +37,11 @@ class LiteRt:
 
     def run(self, feed: Arrays) -> Arrays:
         """Return the outputs for one sample."""
-        for port, stored, index in self._inputs:
-            self._interpreter.set_tensor(index, interface.inward(port, feed[port.name], stored))
+        _feed(self._interpreter, self._inputs, feed)
         self._interpreter.invoke()
         return {
-            port.name: interface.outward(port, self._interpreter.get_tensor(index), stored)
-            for port, stored, index in self._outputs
+            x.port.name: interface.outward(x.port, self._interpreter.get_tensor(x.index), x.stored)
+            for x in self._outputs
         }
 
 
@@ -76,8 +75,7 @@ class Watched:
         return {name: self._interpreter.get_tensor(index) for name, index in self._seen}
 
     def _invoke(self, feed: Arrays) -> None:
-        for port, stored, index in self._inputs:
-            self._interpreter.set_tensor(index, interface.inward(port, feed[port.name], stored))
+        _feed(self._interpreter, self._inputs, feed)
         self._interpreter.invoke()
 
 
@@ -111,20 +109,16 @@ def opened(path: Path, *, plain: bool = False, watched: bool = False) -> Any:  #
     return interpreter
 
 
-def _bound(ports: Sequence[Port], details: Sequence[dict[str, Any]]) -> list[tuple[Port, Stored, int]]:
-    """Return for each port how its numbers are stored, and the place of its tensor."""
-    if len(ports) != len(details):
-        raise CompileError(f"{interface.PATH}: expected {len(details)} tensors; got {len(ports)}")
-    found = []
-    for port, detail in zip(ports, details, strict=True):
-        axes = port.axes or tuple(range(len(port.shape)))
-        want, got = [port.shape[x] for x in axes], [int(x) for x in detail["shape"]]
-        if want != got:
-            raise CompileError(f"{interface.PATH}: {port.name!r}: expected shape {got}; got {want}")
-        scale, zero_point = detail["quantization"]
-        stored = Stored(dtype=np.dtype(detail["dtype"]).name, scale=float(scale), zero_point=int(zero_point))
-        found.append((port, stored, int(detail["index"])))
-    return found
+def _feed(interpreter: Any, inputs: Sequence[Bound], feed: Arrays) -> None:  # noqa: ANN401 - no annotations
+    for x in inputs:
+        interpreter.set_tensor(x.index, interface.inward(x.port, feed[x.port.name], x.stored))
+
+
+def _bound(ports: Sequence[Port], details: Sequence[dict[str, Any]]) -> list[Bound]:
+    try:
+        return interface.bind(ports, details)
+    except BundleError as error:
+        raise CompileError(str(error)) from error
 
 
 def _constants(interpreter: Any) -> set[int]:  # noqa: ANN401 - no annotations

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
+from typing import Final
 
 from device_agent.errors import RuntimeFailure
 from device_agent.ports import Runtime
 from fleet.errors import MissingExtraError
+
+#: The distributions that bring a runtime, where they are not called like it.
+_DISTRIBUTIONS: Final = {"tflite": ("tflite-runtime", "ai-edge-litert")}
 
 
 def names() -> list[str]:
@@ -40,7 +45,7 @@ def installed() -> dict[str, str]:
 
 
 def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+    for distribution in _DISTRIBUTIONS.get(name, (name,)):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(distribution)
+    return ""

@@ -8,6 +8,7 @@ the other on the CPU: with `inward` before it, and with `outward` behind it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fleet.errors import BundleError
-from fleet.wire.tensors import dtype_of
+from fleet.wire.tensors import DTYPES, NAMES, dtype_of
 
 PATH: Final = "interface.json"
 SCHEMA: Final = 1
@@ -67,6 +68,14 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     zero_point: int = 0
 
 
+class Bound(msgspec.Struct, frozen=True, kw_only=True):
+    """A tensor, how it is stored, and its place in the interpreter."""
+
+    port: Port
+    stored: Stored
+    index: int
+
+
 def encode(interface: Interface) -> bytes:
     """Return the file's bytes."""
     return msgspec.json.format(msgspec.json.encode(interface, order="deterministic"), indent=1) + b"\n"
@@ -95,6 +104,49 @@ def _check(port: Port) -> None:
     dtype_of(port.datatype)
     if port.axes and sorted(port.axes) != list(range(len(port.shape))):
         raise BundleError(f"{PATH}: {port.name!r}: expected an order of its axes, got {list(port.axes)}")
+
+
+def bind(ports: Sequence[Port], details: Sequence[Mapping[str, Any]]) -> list[Bound]:
+    """Bring ports and an interpreter's tensors together.
+
+    Args:
+        ports: in the model file's order.
+        details: of the tensors, as TensorFlow Lite's interpreter tells them.
+
+    Raises:
+        BundleError: they do not belong together.
+    """
+    if len(ports) != len(details):
+        raise BundleError(f"{PATH}: expected {len(details)} tensors, got {len(ports)}")
+    found = []
+    for port, detail in zip(ports, details, strict=True):
+        want = [port.shape[x] for x in port.axes] if port.axes else list(port.shape)
+        got = [int(x) for x in detail["shape"]]
+        if want != got:
+            raise BundleError(f"{PATH}: {port.name!r}: expected shape {got}, got {want}")
+        scale, zero_point = detail["quantization"]
+        kind = np.dtype(detail["dtype"]).name
+        stored = Stored(dtype=kind, scale=float(scale), zero_point=int(zero_point))
+        found.append(Bound(port=port, stored=stored, index=int(detail["index"])))
+    return found
+
+
+def of_file(details: Sequence[Mapping[str, Any]]) -> tuple[Port, ...]:
+    """Return the ports of a file that has no interface beside it: its tensors as they are.
+
+    Raises:
+        BundleError: one has a type that no application can feed.
+    """
+    found = []
+    for detail in details:
+        kind = np.dtype(detail["dtype"])
+        if kind not in NAMES:
+            raise BundleError(
+                f"tensor {detail['name']!r}: expected a type of {', '.join(DTYPES)}, got {kind}"
+            )
+        shape = tuple(int(x) for x in detail["shape"])
+        found.append(Port(name=str(detail["name"]), datatype=NAMES[kind], shape=shape))
+    return tuple(found)
 
 
 def inward(port: Port, values: Array, stored: Stored) -> Array:
