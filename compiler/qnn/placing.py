@@ -31,11 +31,8 @@ def placement(profile: Profile, graph: GraphFacts, operators: Sequence[Operator]
     decisions = [
         Decision(unit=Unit.ACCELERATOR, rule=_rule(made.get(x.name, "")), source=_SOURCE) for x in graph.nodes
     ]
-    half = not any(x.operator == "QuantizeLinear" for x in graph.nodes)
     note = f"{len(operators)} HTP operators; {profile.placement.note}"
-    return summarise(
-        profile, _halved(graph) if half else graph, decisions, profile.accelerator.name, MEASURED, note
-    )
+    return summarise(profile, _halved(graph), decisions, profile.accelerator.name, MEASURED, note)
 
 
 def _rule(operator: str) -> str:
@@ -43,18 +40,20 @@ def _rule(operator: str) -> str:
 
 
 def _halved(graph: GraphFacts) -> GraphFacts:
-    """Return the graph as the HTP computes a float model: in float16."""
+    """Return the graph as the HTP computes it: floats are float16."""
+    floats = {x.name: x.size for node in graph.nodes for x in node.inputs if x.constant and x.dtype == "FP32"}
 
     def half(tensor: TensorFact) -> TensorFact:
         return msgspec.structs.replace(tensor, dtype="FP16") if tensor.dtype == "FP32" else tensor
 
     def node(fact: NodeFact) -> NodeFact:
+        inputs = tuple(map(half, fact.inputs))
         return msgspec.structs.replace(
             fact,
-            inputs=tuple(map(half, fact.inputs)),
+            inputs=inputs,
             outputs=tuple(map(half, fact.outputs)),
-            weight_bytes=fact.weight_bytes // 2,
+            weight_bytes=sum(x.size for x in inputs if x.constant),
         )
 
-    nodes = tuple(map(node, graph.nodes))
-    return msgspec.structs.replace(graph, nodes=nodes, weights_bytes=graph.weights_bytes // 2)
+    weights = graph.weights_bytes - sum(floats.values()) // 2
+    return msgspec.structs.replace(graph, nodes=tuple(map(node, graph.nodes)), weights_bytes=weights)
