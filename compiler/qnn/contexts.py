@@ -9,9 +9,10 @@ import msgspec
 import onnx
 
 from compiler import files
-from compiler.errors import CompileError, ModelRefusedError
-from compiler.qnn import stamps
-from compiler.qnn.stamps import Stamp
+from compiler.errors import ModelRefusedError
+from fleet.bundle import htp_stamp
+from fleet.bundle.htp_stamp import HtpStamp
+from fleet.errors import BundleError
 
 #: A protobuf message ends here.
 SIZE_LIMIT: Final = 2 * 1024**3 - 1
@@ -27,7 +28,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         sdk: version of QNN that made it, such as "2.51.0".
     """
 
-    stamp: Stamp
+    stamp: HtpStamp
     sdk: str
 
 
@@ -50,8 +51,8 @@ def read(path: Path) -> Context:
     if values.get("embed_mode") != 1 or not isinstance(binary, bytes) or not binary:
         raise ModelRefusedError(f"{path.name}: expected the context binary inside; got a reference to one")
     try:
-        stamp = stamps.read(binary)
-    except CompileError as error:
+        stamp = htp_stamp.read(binary)
+    except BundleError as error:
         raise ModelRefusedError(f"{path.name}: {error}") from error
     return Context(stamp=stamp, sdk=_sdk(values.get("ep_sdk_version", b"")))
 

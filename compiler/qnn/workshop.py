@@ -27,6 +27,7 @@ from compiler.qnn import compiling, quantizing, recipes
 from compiler.qnn.contexts import Context
 from compiler.sensitivity import most_sensitive
 from firmware_profiles.profile import Precision
+from fleet.bundle.description import TensorSpec
 
 KIND: Final = "qnn-context"
 RUNTIME: Final = "qnn"
@@ -87,8 +88,7 @@ class HtpWorkshop:
         nodes = [x.name for x in self._float.graph.node if x.op_type in HEAVY and x.name]
 
         def without(left_float: tuple[str, ...]) -> float:
-            candidate = _left(best, left_float)
-            return distance(self._described(candidate, self._twins, self._twin(candidate)))
+            return distance(self._described(self._twins, self._twin(_left(best, left_float))))
 
         order = most_sensitive(nodes, without, keep=max(LEFT_FLOAT))
         return [_left(best, order[:count]) for count in LEFT_FLOAT if count <= len(order)]
@@ -106,7 +106,7 @@ class HtpWorkshop:
             twin, folder / FILE, self._job.profile.accelerator, scratch, self._job.limits
         )
         placed_file(twin).write_bytes(msgspec.json.encode(operators))
-        return self._described(candidate, folder, twin, context)
+        return self._described(folder, twin, context)
 
     def _twin(self, candidate: Candidate) -> Path:
         """Write the model that is compiled, as ONNX Runtime can run it too."""
@@ -122,20 +122,8 @@ class HtpWorkshop:
         onnx.save(model, twin)
         return twin
 
-    def _described(
-        self, candidate: Candidate, folder: Path, twin: Path, context: Context | None = None
-    ) -> Artifact:
-        inputs, outputs = normalise.tensors(self._fixed[0])
-        facts = {"scheme": candidate.scheme.value}
-        if context:
-            stamp = context.stamp
-            facts = {
-                "chip": stamp.chip,
-                "htp-arch": str(stamp.arch),
-                "vtcm-mib": str(stamp.vtcm_mib),
-                "qnn-sdk": context.sdk,
-                "evaluated": "in Qualcomm's HTP emulation on x86-64; never on the chip",
-            }
+    def _described(self, folder: Path, twin: Path, context: Context | None = None) -> Artifact:
+        inputs, outputs = map(_batches, normalise.tensors(self._fixed[0]), normalise.tensors(self._job.model))
         return Artifact(
             folder=folder,
             main=FILE,
@@ -143,7 +131,7 @@ class HtpWorkshop:
             runtime=RUNTIME,
             inputs=inputs,
             outputs=outputs,
-            facts=facts,
+            facts=_facts(context) if context else {},
             twin=twin,
         )
 
@@ -156,6 +144,23 @@ class HtpWorkshop:
 def placed_file(twin: Path) -> Path:
     """Return where the operators of a context binary are listed, beside its twin."""
     return twin.with_suffix(".placed.json")
+
+
+def _facts(context: Context) -> dict[str, str]:
+    return {
+        "chip": context.stamp.chip,
+        "htp-arch": str(context.stamp.arch),
+        "vtcm-mib": str(context.stamp.vtcm_mib),
+        "qnn-sdk": context.sdk,
+    }
+
+
+def _batches(fixed: tuple[TensorSpec, ...], source: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """Return tensors of fixed shapes, but any number of samples where the source takes it: devices run each."""
+    return tuple(
+        msgspec.structs.replace(x, shape=(y.shape[0], *x.shape[1:])) if y.batched else x
+        for x, y in zip(fixed, source, strict=True)
+    )
 
 
 def _left(candidate: Candidate, left_float: tuple[str, ...]) -> Candidate:
