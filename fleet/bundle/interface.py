@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from fleet.errors import BundleError
+from fleet.errors import BundleError, WireError
 from fleet.wire.tensors import DTYPES, NAMES, dtype_of
 
 PATH: Final = "interface.json"
@@ -91,7 +91,7 @@ def decode(data: bytes) -> Interface:
         found = msgspec.json.decode(data, type=Interface)
         for port in (*found.inputs, *found.outputs):
             _check(port)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError, WireError) as error:
         raise BundleError(f"{PATH}: {error}") from error
     if found.schema != SCHEMA:
         raise BundleError(f"{PATH}: expected schema {SCHEMA}, got {found.schema}")
@@ -153,7 +153,7 @@ def inward(port: Port, values: Array, stored: Stored) -> Array:
     """Return an application's tensor as the model file takes it.
 
     Raises:
-        BundleError: it has another type or shape than the source model's input.
+        BundleError: it has another type or shape than the source model's input, or holds NaN.
     """
     want = dtype_of(port.datatype)
     if values.dtype != want or values.shape != port.shape:
@@ -171,7 +171,10 @@ def _quantized(values: Array, stored: Stored) -> Array:
         return values.astype(kind, copy=False)
     limits = np.iinfo(kind)
     # In place: a device's camera pictures are the largest arrays that it handles.
-    numbers = values / np.float32(stored.scale)
+    with np.errstate(over="ignore"):  # what overflows is clipped
+        numbers = values / np.float32(stored.scale)
+    if np.isnan(numbers).any():
+        raise BundleError("expected numbers, got NaN")
     np.rint(numbers, out=numbers)
     numbers += stored.zero_point
     np.clip(numbers, limits.min, limits.max, out=numbers)

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
+import small_tflite
 from device_agent import runtimes
 from device_agent.errors import RuntimeFailure
 from device_agent.ports import Array, LoadedModel
@@ -31,15 +32,21 @@ def _ir(folder: Path) -> Path:
     return folder / "model.xml"
 
 
-#: Runtime to what makes the small model's artifact.
-MAKERS: dict[str, Callable[[Path], Path]] = {"onnxruntime": _onnx, "openvino": _ir}
+#: Runtime to what makes the small model's artifact, and to the packages of which one must be installed.
+MAKERS: dict[str, Callable[[Path], Path]] = {
+    "onnxruntime": _onnx,
+    "openvino": _ir,
+    "tflite": small_tflite.write,
+}
+PACKAGES = {"tflite": ("ai_edge_litert", "tflite_runtime")}
 
 
 @pytest.fixture(params=sorted(MAKERS))
 def runtime(request: pytest.FixtureRequest) -> str:
     name = str(request.param)
-    if importlib.util.find_spec(name) is None:
-        pytest.skip(f"the package {name} is not installed")
+    packages = PACKAGES.get(name, (name,))
+    if not any(map(importlib.util.find_spec, packages)):
+        pytest.skip(f"the package {packages[0]} is not installed")
     return name
 
 
@@ -122,8 +129,9 @@ def test_what_is_no_model_is_one_line(runtime: str, tmp_path: Path) -> None:
 
 
 def test_a_runtime_that_is_not_installed_names_its_extra(runtime: str) -> None:
+    packages = PACKAGES.get(runtime, (runtime,))
     code = (
-        f"import sys; sys.modules['{runtime}'] = None\n"
+        f"import sys; sys.modules.update(dict.fromkeys({packages!r}))\n"
         "from device_agent import runtimes\n"
         "from fleet.errors import MissingExtraError\n"
         f"try: runtimes.find('{runtime}')\n"
