@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,7 @@ def draft() -> Draft:
     return file
 
 
+@functools.cache
 def int8() -> bytes:
     """Return the classifier in int8."""
     pictures, _ = small_models.samples(32, 3)
