@@ -8,12 +8,16 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from compiler import suitability, verdicts
-from compiler.bundle import contents, golden, insight, layout, measurements
+from compiler import activations, parity, suitability, verdicts
+from compiler.bundle import contents, data, golden, insight, layout, measurements
 from compiler.candidates import Scheme
+from compiler.errors import CompileError, ModelRefusedError
 from compiler.evaluate import Kind, outputs
+from compiler.placement.memory import MIB
+from compiler.placement.summary import Placement
 from compiler.ports import Job, Runner
 from compiler.requests import BundleFacts, Chosen, CompileRequest, CompileResult, Latencies, Sizes
+from compiler.sensitivity import Sensitivity, measure
 from compiler.stages import Inputs, Winner
 from compiler.tensors import Arrays
 from compiler.trials import Trials
@@ -37,6 +41,7 @@ def package(
     calibrated = outputs(trials.runner(chosen), given.calibration)
     specs = _observed(given.outputs, calibrated)
     offload = insight.offload(winner.outputs, trials.how, given.report.labels)
+    sensitive, doubts = _sensitivity(job, trials)
     found = contents.Finding(
         request=request,
         profile=profile,
@@ -54,8 +59,11 @@ def package(
         sizes=Sizes(original=given.source_size, compiled=artifact.size()),
         verdicts=verdicts.of(trials, winner.refused, chosen, request.max_drop),
         confirmed=(*(x.name for x in winner.refused), chosen.name),
-        placement=backend.placement(artifact, job),
-        warnings=_warnings(trials, given, winner),
+        placement=fitting(backend.placement(artifact, job), profile.name),
+        parity=parity.parity(winner.floats, winner.outputs, trials.how, backend.runs_in),
+        sensitivity=sensitive,
+        data=data.of(given),
+        warnings=(*_warnings(trials, given, winner), *doubts),
         tools=backend.versions(),
         firmware=backend.requires(artifact),
     )
@@ -80,8 +88,35 @@ def package(
         latency_ms=Latencies(original=original.latency_ms, compiled=winner.measured.latency_ms),
         candidates=found.verdicts,
         placement=found.placement,
+        parity=found.parity,
+        sensitivity=found.sensitivity,
         warnings=(*found.warnings, *timing),
     )
+
+
+def fitting(found: Placement, target: str) -> Placement:
+    """Return a placement that the target has the memory for.
+
+    Raises:
+        ModelRefusedError: it has not; says by how much.
+    """
+    x = found.memory
+    if not x.fits:
+        raise ModelRefusedError(
+            f"model: expected at most {x.budget_bytes / MIB:,.0f} MiB, the memory of {target}; got "
+            f"{(x.weights_bytes + x.activations_bytes) / MIB:,.1f} MiB of weights and activations: "
+            f"{x.over_bytes / MIB:,.1f} MiB too many"
+        )
+    return found
+
+
+def _sensitivity(job: Job, trials: Trials) -> tuple[Sensitivity | None, list[str]]:
+    """Return what each node loses by quantization, or a warning that this could not be measured."""
+    try:
+        model = activations.folded(job.source, job.scratch)
+        return measure(model, job.calibration, job.profile.quantization, trials.how, job.scratch), []
+    except CompileError as error:
+        return None, [f"the sensitivity of single nodes was not measured: {error}"]
 
 
 def _observed(declared: tuple[TensorSpec, ...], got: Arrays) -> tuple[TensorSpec, ...]:

@@ -144,7 +144,14 @@ def _confirm(
         got = outputs(trials.runner(measured.candidate), report)
         comparison = compare(floats, got, trials.how, report.labels)
         if comparison.keeps(request.max_drop):
-            return Winner(measured=measured, comparison=comparison, looks=look, outputs=got, refused=refused)
+            return Winner(
+                measured=measured,
+                comparison=comparison,
+                looks=look,
+                outputs=got,
+                floats=floats,
+                refused=refused,
+            )
         refused[measured.candidate] = f"{comparison.drop_points():+.2f} points on the other half"
     tried = verdicts.of(trials, refused, None, request.max_drop)
     what = ", ".join(f"{x.name} {x.status}" for x in tried if x.name != FLOAT.name)

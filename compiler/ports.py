@@ -80,12 +80,18 @@ class Backend(Protocol):
 
     Attributes:
         timed: latency measured on this machine says something about the device.
+        runs_in: what `load` runs artifacts in, here: the device's own runtime, or what stands in for it.
         toolchains: environments that it needs (`compiler.toolchains`).
     """
 
     @property
     def timed(self) -> bool:
         """Whether latency measured on this machine says something about the device."""
+        ...
+
+    @property
+    def runs_in(self) -> str:
+        """What `load` runs artifacts in, here: the device's own runtime, or what stands in for it."""
         ...
 
     @property

@@ -5,7 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from compiler.limits import COMPILE_LIMITS, Limits
+from compiler.parity import Parity
 from compiler.placement.summary import Placement
+from compiler.sensitivity import Sensitivity
 from fleet.bundle.description import Accuracy
 
 
@@ -105,6 +107,8 @@ class CompileResult(msgspec.Struct, frozen=True, kw_only=True):
     """What `kedge compile --json` prints.
 
     Attributes:
+        parity: the artifact's outputs against float's, on the report half.
+        sensitivity: what each node loses by quantization; None where that says nothing.
         cached: it was compiled before, from the same files with the same tools; latencies are of then.
     """
 
@@ -117,6 +121,8 @@ class CompileResult(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: Latencies
     candidates: tuple[Verdict, ...]
     placement: Placement
+    parity: Parity
+    sensitivity: Sensitivity | None
     warnings: tuple[str, ...]
     cached: bool = False
 

@@ -44,6 +44,7 @@ class Winner(msgspec.Struct, frozen=True, kw_only=True):
         comparison: on the report half.
         looks: how many candidates have been looked at there.
         outputs: its outputs there.
+        floats: the float model's there.
         refused: those that did not keep the budget there, with what they lost.
     """
 
@@ -51,4 +52,5 @@ class Winner(msgspec.Struct, frozen=True, kw_only=True):
     comparison: Comparison
     looks: int
     outputs: Arrays
+    floats: Arrays
     refused: dict[Candidate, str]

@@ -46,6 +46,7 @@ class EdgeTpu:
     """The backend."""
 
     timed: Final = False
+    runs_in: Final = "LiteRT on this CPU, in place of the Edge TPU"
     toolchains: Final = (convert.TOOLCHAIN,)
 
     def versions(self) -> dict[str, str]:

@@ -29,6 +29,7 @@ class OnnxRuntime:
     """The backend."""
 
     timed: Final = True
+    runs_in: Final = "ONNX Runtime, the device's own runtime, on this CPU"
     toolchains: Final[tuple[str, ...]] = ()
 
     def versions(self) -> dict[str, str]:

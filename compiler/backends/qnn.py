@@ -28,6 +28,7 @@ class Qnn:
     """The backend."""
 
     timed: Final = False
+    runs_in: Final = "Qualcomm's emulation of the Hexagon NPU"
     toolchains: Final = (compiling.TOOLCHAIN,)
 
     def versions(self) -> dict[str, str]:

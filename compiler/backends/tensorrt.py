@@ -35,6 +35,7 @@ class TensorRt:
 
     #: A symmetric file runs slower than float on a CPU, and a Jetson is none.
     timed: Final = False
+    runs_in: Final = "ONNX Runtime on this CPU, in place of TensorRT on the GPU"
     toolchains: Final[tuple[str, ...]] = ()
 
     def versions(self) -> dict[str, str]:

@@ -10,9 +10,13 @@ import msgspec
 
 from compiler.artifacts import Artifact
 from compiler.bundle import golden, layout, model_config, provenance, report, sbom
+from compiler.bundle.data import DataFacts
+from compiler.bundle.page import render
 from compiler.candidates import Candidate
+from compiler.parity import Parity
 from compiler.placement.summary import Placement
 from compiler.requests import CompileRequest, Sizes, Verdict
+from compiler.sensitivity import Sensitivity
 from firmware_profiles.profile import Profile
 from fleet.bundle import description, manifest
 from fleet.bundle.description import Accuracy, BundleDescription, OffloadCalibration, Requirements, TensorSpec
@@ -53,6 +57,9 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     verdicts: tuple[Verdict, ...]
     confirmed: tuple[str, ...]
     placement: Placement
+    parity: Parity
+    sensitivity: Sensitivity | None
+    data: DataFacts
     warnings: tuple[str, ...]
     tools: dict[str, str]
     firmware: dict[str, str]
@@ -93,13 +100,16 @@ def describe(found: Finding) -> BundleDescription:
 
 def facts(found: Finding) -> report.Facts:
     """Return what the report in the bundle says: the same for the same inputs, so without latencies."""
-    return report.facts(
+    return report.Facts(
         about=describe(found),
         profile=found.profile,
         candidate=found.candidate,
         sizes=found.sizes,
-        verdicts=found.verdicts,
+        verdicts=tuple(map(report.untimed, found.verdicts)),
         placement=found.placement,
+        parity=found.parity,
+        sensitivity=found.sensitivity,
+        data=found.data,
         warnings=found.warnings,
         tools=found.tools,
         inputs={
@@ -107,7 +117,9 @@ def facts(found: Finding) -> report.Facts:
             "calibration": str(found.calibration_digest),
             "evaluation": str(found.evaluation_digest),
         },
-        request=found.request,
+        max_drop=found.request.max_drop,
+        asked_precision=found.request.precision,
+        asked_candidate=found.request.candidate,
         confirmed=found.confirmed,
     )
 
@@ -126,7 +138,7 @@ def write(found: Finding, folder: Path) -> Digest:
         files[baseline.PATH] = (Role.BASELINE, found.baseline)
     about_it = facts(found)
     files[report.JSON] = (Role.REPORT, report.as_json(about_it))
-    files[report.HTML] = (Role.REPORT, report.as_html(about_it))
+    files[report.HTML] = (Role.REPORT, render.as_html(about_it))
     files[sbom.PATH] = (Role.SBOM, sbom.encode(about_it, model))
     subjects = {path: Digest.of(data) for path, (_, data) in sorted(files.items())}
     files[provenance.PATH] = (Role.PROVENANCE, provenance.encode(about_it, subjects))

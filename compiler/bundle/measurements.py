@@ -11,6 +11,7 @@ import msgspec
 
 from compiler.bundle import contents, report
 from compiler.bundle.contents import Finding
+from compiler.bundle.page import render
 
 LATENCY: Final = "latency.json"
 
@@ -32,4 +33,4 @@ def write(found: Finding, warnings: tuple[str, ...], folder: Path) -> None:
         warnings=(*found.warnings, *warnings),
         latency_note=note,
     )
-    (folder / report.HTML).write_bytes(report.as_html(facts))
+    (folder / report.HTML).write_bytes(render.as_html(facts))

@@ -1,17 +1,17 @@
-"""The report of a compilation, as JSON and as a page that needs no network."""
+"""What the report of a compilation says, and its form as JSON; `compiler.bundle.page` makes the page."""
 
 from __future__ import annotations
 
-import importlib.resources
 from typing import Final
 
-import jinja2
 import msgspec
 
-from compiler.bundle import scatter
+from compiler.bundle.data import DataFacts
 from compiler.candidates import Candidate
+from compiler.parity import Parity
 from compiler.placement.summary import Placement
-from compiler.requests import CompileRequest, Sizes, Verdict
+from compiler.requests import Sizes, Verdict
+from compiler.sensitivity import Sensitivity
 from compiler.verdicts import ELIGIBLE, TOO_SLOW
 from firmware_profiles.profile import Profile
 from fleet.bundle.description import BundleDescription
@@ -25,6 +25,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         verdicts: without latencies in the bundle, with them in the page beside it.
+        parity: the artifact's outputs against float's on the report half.
+        sensitivity: what each node loses by quantization; None where that says nothing.
+        data: what it was calibrated, chosen and judged on.
         inputs: digests of the files that went in.
         tools: name to version.
         asked_precision, asked_candidate: what the user restricted the search to, or "".
@@ -38,6 +41,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     sizes: Sizes
     verdicts: tuple[Verdict, ...]
     placement: Placement
+    parity: Parity
+    sensitivity: Sensitivity | None
+    data: DataFacts
     warnings: tuple[str, ...]
     tools: dict[str, str]
     inputs: dict[str, str]
@@ -48,39 +54,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     latency_note: str = ""
 
 
-def facts(
-    *,
-    about: BundleDescription,
-    profile: Profile,
-    candidate: Candidate,
-    sizes: Sizes,
-    verdicts: tuple[Verdict, ...],
-    placement: Placement,
-    warnings: tuple[str, ...],
-    tools: dict[str, str],
-    inputs: dict[str, str],
-    request: CompileRequest,
-    confirmed: tuple[str, ...],
-) -> Facts:
-    """Return the facts that are the same for the same inputs: those without latencies."""
-    return Facts(
-        about=about,
-        profile=profile,
-        candidate=candidate,
-        sizes=sizes,
-        verdicts=tuple(map(_untimed, verdicts)),
-        placement=placement,
-        warnings=warnings,
-        tools=tools,
-        inputs=inputs,
-        max_drop=request.max_drop,
-        asked_precision=request.precision,
-        asked_candidate=request.candidate,
-        confirmed=confirmed,
-    )
-
-
-def _untimed(verdict: Verdict) -> Verdict:
+def untimed(verdict: Verdict) -> Verdict:
+    """Return a verdict as every machine would give it."""
     status = ELIGIBLE if verdict.status == TOO_SLOW else verdict.status
     return msgspec.structs.replace(verdict, status=status, latency_ms=None)
 
@@ -88,22 +63,3 @@ def _untimed(verdict: Verdict) -> Verdict:
 def as_json(found: Facts) -> bytes:
     """Return the report as JSON."""
     return msgspec.json.format(msgspec.json.encode(found, order="deterministic"), indent=1) + b"\n"
-
-
-def as_html(found: Facts) -> bytes:
-    """Return the report as one page: styles and pictures inside, light and dark."""
-    text = importlib.resources.files("compiler.bundle").joinpath("report.html.jinja").read_text("utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["size"] = size
-    return environment.from_string(text).render(f=found, picture=scatter.svg(found.verdicts)).encode()
-
-
-def size(count: int | None) -> str:
-    """Return a number of bytes for a person."""
-    if count is None:
-        return "-"
-    if count < 10 * 1024:
-        return f"{count} B"
-    return f"{count / 1024:.0f} KiB" if count < 10 * 1024**2 else f"{count / 1024**2:.1f} MiB"

@@ -1,0 +1,175 @@
+"""A picture of candidates: what each loses against what it takes, as SVG. Pure.
+
+Points carry the numbers of the rows of the table below, which says the same in words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+from markupsafe import Markup
+
+WIDTH: Final = 460
+HEIGHT: Final = 320
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 18, 16, 46
+_STEPS: Final = 4
+#: Points nearer to each other than this share a label, in pixels.
+_NEAR: Final = 15
+_RADIUS: Final = 6
+
+
+class Point(msgspec.Struct, frozen=True, kw_only=True):
+    """One candidate.
+
+    Attributes:
+        number: of its row in the table.
+        x: what it takes.
+        y: what it gives: upwards is better.
+        kind: "chosen", "front", "kept" or "over", for its looks.
+        text: what a pointer over it shows.
+    """
+
+    number: int
+    x: float
+    y: float
+    kind: str
+    text: str
+
+
+class Axes(msgspec.Struct, frozen=True, kw_only=True):
+    """What the axes say.
+
+    Attributes:
+        title: of the picture, for those who do not see it.
+        x, y: labels, with units.
+        x_scale: by which values along are divided for their labels.
+        low, high: the ends of the upward axis; points beyond it lie on its edge, as arrows.
+        y_sign: -1 where the labels count downwards.
+        line: a mark across, with its label; None for none.
+    """
+
+    title: str
+    x: str
+    y: str
+    x_scale: float = 1.0
+    low: float
+    high: float
+    y_sign: int = 1
+    line: tuple[float, str] | None = None
+
+
+def svg(points: Sequence[Point], axes: Axes) -> Markup:
+    """Return the picture, or nothing where there is no point."""
+    if not points:
+        return Markup()
+    frame = _Frame(axes, _ceiling(max(x.x for x in points)))
+    order = sorted(points, key=lambda x: ("over", "kept", "front", "chosen").index(x.kind))
+    parts = [*frame.grid(), *frame.path(points), *map(frame.point, order), *frame.labels(points)]
+    return Markup(
+        '<svg viewBox="0 0 {} {}" role="img" aria-label="{}. The table below has the same numbers.">{}</svg>'
+    ).format(WIDTH, HEIGHT, axes.title, Markup("\n").join(parts))
+
+
+def _ceiling(value: float) -> float:
+    """Return the next round number above a value: 1, 2, 2.5 or 5 times a power of ten, in quarters."""
+    power = 10.0 ** math.floor(math.log10(value)) if value > 0 else 1.0
+    return next(power * x for x in (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10, 12) if power * x >= value * 1.02)
+
+
+class _Frame:
+    """The coordinates of one picture."""
+
+    def __init__(self, axes: Axes, most: float) -> None:
+        self._axes: Final = axes
+        self._most: Final = most
+
+    def _x(self, value: float) -> float:
+        return _LEFT + (WIDTH - _LEFT - _RIGHT) * value / self._most
+
+    def _y(self, value: float) -> float:
+        share = (value - self._axes.low) / (self._axes.high - self._axes.low)
+        return _TOP + (HEIGHT - _TOP - _BOTTOM) * (1.0 - min(1.0, max(0.0, share)))
+
+    def grid(self) -> list[Markup]:
+        axes, parts = self._axes, []
+        for step in range(_STEPS + 1):
+            value = axes.low + (axes.high - axes.low) * step / _STEPS
+            parts.append(_line("grid", _LEFT, self._y(value), WIDTH - _RIGHT, self._y(value)))
+            parts.append(_text(_LEFT - 8, self._y(value) + 4, "end", _short(axes.y_sign * value)))
+            along = self._most * step / _STEPS
+            label = _short(along / axes.x_scale)
+            parts.append(_text(self._x(along), HEIGHT - _BOTTOM + 18, "middle", label))
+        if axes.line is not None and axes.low <= axes.line[0] <= axes.high:
+            y = self._y(axes.line[0])
+            parts.append(_line("limit", _LEFT, y, WIDTH - _RIGHT, y))
+            parts.append(_text(WIDTH - _RIGHT, y - 5, "end", axes.line[1], "limit"))
+        parts.append(_text((_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 8, "middle", axes.x))
+        middle = (_TOP + HEIGHT - _BOTTOM) / 2
+        turned = Markup(
+            '<text x="12" y="{:.1f}" text-anchor="middle" transform="rotate(-90 12 {:.1f})">{}</text>'
+        )
+        parts.append(turned.format(middle, middle, axes.y))
+        return parts
+
+    def path(self, points: Sequence[Point]) -> list[Markup]:
+        """Join the best at each size: what a larger candidate gives that no smaller one does."""
+        best: list[Point] = []
+        for point in sorted(points, key=lambda x: (x.x, -x.y)):
+            if not best or point.y > best[-1].y:
+                best.append(point)
+        if len(best) < 2:  # noqa: PLR2004 - a line has two ends
+            return []
+        corners = " ".join(f"{self._x(p.x):.1f},{self._y(p.y):.1f}" for p in best)
+        return [Markup('<polyline class="front" points="{}"/>').format(corners)]
+
+    def point(self, point: Point) -> Markup:
+        x, y = self._x(point.x), self._y(point.y)
+        if point.y < self._axes.low:
+            r = _RADIUS
+            corners = f"{x - r:.1f},{y - r:.1f} {x + r:.1f},{y - r:.1f} {x:.1f},{y + r - 1:.1f}"
+            return Markup('<polygon class="{}" points="{}"><title>{}</title></polygon>').format(
+                point.kind, corners, point.text
+            )
+        radius = _RADIUS + 2 if point.kind == "chosen" else _RADIUS
+        return Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{}"><title>{}</title></circle>').format(
+            point.kind, x, y, radius, point.text
+        )
+
+    def labels(self, points: Sequence[Point]) -> list[Markup]:
+        """Write the numbers of points beside them; those that lie together share one text."""
+        groups: list[tuple[float, float, list[Point]]] = []
+        for point in sorted(points, key=lambda x: x.number):
+            x, y = self._x(point.x), self._y(point.y)
+            near = next((g for g in groups if math.hypot(g[0] - x, g[1] - y) < _NEAR), None)
+            if near is None:
+                groups.append((x, y, [point]))
+            else:
+                near[2].append(point)
+        parts = []
+        for x, y, members in groups:
+            text = ", ".join(str(p.number) for p in members)
+            right = x < (WIDTH + _LEFT) / 2
+            chosen = "number chosen" if any(p.kind == "chosen" for p in members) else "number"
+            place = x + 11 if right else x - 11
+            parts.append(_text(place, y - 7, "start" if right else "end", text, chosen))
+        return parts
+
+
+def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
+    return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(
+        kind, x1, y1, x2, y2
+    )
+
+
+def _text(x: float, y: float, anchor: str, text: str, kind: str = "axis") -> Markup:
+    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
+        kind, x, y, anchor, text
+    )
+
+
+def _short(value: float) -> str:
+    text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"  # noqa: PLR2004 - digits that fit
+    return "0" if text == "-0" else text.replace("-", "\N{MINUS SIGN}")
