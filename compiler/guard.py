@@ -17,13 +17,13 @@ import numpy as np
 import onnx
 from onnx import external_data_helper, inliner, numpy_helper
 
-from compiler import files
+from compiler import breadth, files
 from compiler.errors import ModelRefusedError
 from fleet.ids import Digest
 
 #: A protobuf message ends here, and so does a model in one file.
 FILE_LIMIT: Final = 2 * 1024**3 - 1
-#: Bytes that all weights together, or one intermediate tensor of known shape, may take.
+#: Bytes that all weights together may take.
 TENSOR_LIMIT: Final = FILE_LIMIT
 NODE_LIMIT: Final = 100_000
 #: Loading time of nested subgraphs doubles with each level.
@@ -80,7 +80,7 @@ def read(path: Path) -> Source:
     for tensor in tensors:
         beside += _inline(tensor, path.parent)
         _check_weights(tensor)
-    _check_structure(model)
+    _check_structure(model, len(data) + beside)
     digest = Digest.of(model.SerializeToString(deterministic=True) if beside else data)
     return Source(model, digest, len(data) + beside)
 
@@ -281,7 +281,7 @@ def _check_weights(tensor: onnx.TensorProto) -> None:
         raise ModelRefusedError(f"weight {tensor.name[:80]!r}: expected finite numbers; got NaN or infinity")
 
 
-def _check_structure(model: onnx.ModelProto) -> None:
+def _check_structure(model: onnx.ModelProto, size: int) -> None:
     try:
         onnx.checker.check_model(model)
         inferred = onnx.shape_inference.infer_shapes(
@@ -289,12 +289,7 @@ def _check_structure(model: onnx.ModelProto) -> None:
         )
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise ModelRefusedError(f"model: {_line(error)}") from error
-    for value in (*inferred.graph.value_info, *inferred.graph.output, *inferred.graph.input):
-        shape = [x.dim_value for x in value.type.tensor_type.shape.dim if x.HasField("dim_value")]
-        if math.prod(x for x in shape if x > 0) > TENSOR_LIMIT:
-            raise ModelRefusedError(
-                f"tensor {value.name[:80]!r}: expected at most {TENSOR_LIMIT} elements; got shape {shape}"
-            )
+    breadth.check(inferred, size)
 
 
 def _line(error: BaseException) -> str:

@@ -43,8 +43,8 @@ def for_import(model: Path, *data: str) -> Limits:
     """
     size = min(_size(model), GROW_TO)
     reading = sum(Path(x).stat().st_size for x in data if Path(x).is_file())
-    cpu_s = 6 + size // (25 * MIB) + reading // (20 * MIB)
-    return Limits(memory_bytes=4 * GIB + 6 * size, cpu_s=cpu_s, wall_s=10.0 + 3 * cpu_s)
+    cpu_s = 5 + size // (25 * MIB) + reading // (20 * MIB)
+    return Limits(memory_bytes=GIB + 6 * size, cpu_s=cpu_s, wall_s=10.0 + 3 * cpu_s)
 
 
 def _size(model: Path) -> int:

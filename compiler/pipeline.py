@@ -16,12 +16,13 @@ from compiler.bundle import layout
 from compiler.candidates import FLOAT, Candidate
 from compiler.datasets import Dataset
 from compiler.errors import CompileError, ModelRefusedError, OptionError
-from compiler.evaluate import compare, outputs
+from compiler.evaluate import check_finite, compare, outputs
+from compiler.onnx_session import Session
 from compiler.ports import Backend, Job
 from compiler.requests import CompileRequest, CompileResult
 from compiler.search import Measured
 from compiler.stages import Inputs, Winner
-from compiler.trials import Shop, Tell, Trials
+from compiler.trials import Original, Shop, Tell, Trials
 from firmware_profiles import registry
 from firmware_profiles.profile import Profile
 
@@ -42,7 +43,6 @@ def run(request: CompileRequest, tell: Tell) -> CompileResult:
     backends.require(profile)
     layout.check_free(Path(request.out))
     trials, given, job = _prepare(request, profile, Path(request.scratch), tell)
-    limits.apply(request.limits)
     trials.search(lambda x: _wanted(x, request))
     _check_classes(trials, request)
     trials.time()
@@ -54,7 +54,10 @@ def run(request: CompileRequest, tell: Tell) -> CompileResult:
 def _prepare(
     request: CompileRequest, profile: Profile, scratch: Path, tell: Tell
 ) -> tuple[Trials, Inputs, Job]:
-    """Read everything and run the float model once, under the tight limits for unvouched files."""
+    """Read everything and run the float model once, under the tight limits for unvouched files.
+
+    Then, under those that the person set, let the tool-chains see it.
+    """
     tell(READ, 0, 1, Path(request.model).name)
     source = Path(request.model)
     tools, missing = backends.of(profile)
@@ -76,18 +79,18 @@ def _prepare(
         scratch=scratch,
         limits=request.limits,
     )
-    try:
-        trials = Trials(
-            shops={name: _shop(name, backend, job) for name, backend in tools.items()},
-            source=normal,
-            folder=_made(scratch / "candidates"),
-            calibration=calibration,
-            selection=selection,
-            max_drop=request.max_drop,
-            tell=tell,
-        )
-    except CompileError as error:
-        raise ModelRefusedError(f"{source.name}: the model does not run: {error}") from error
+    original = _running(normal, calibration, source.name)
+    limits.apply(request.limits)
+    tell("prepare", 0, 1, profile.name)
+    trials = Trials(
+        shops={name: _shop(name, backend, job) for name, backend in tools.items()},
+        original=Original(path=normal, session=original),
+        folder=_made(scratch / "candidates"),
+        calibration=calibration,
+        selection=selection,
+        max_drop=request.max_drop,
+        tell=tell,
+    )
     given = Inputs(
         source_digest=read.digest,
         source_size=read.size,
@@ -102,6 +105,16 @@ def _prepare(
         missing=missing,
     )
     return trials, given, job
+
+
+def _running(model: Path, data: Dataset, name: str) -> Session:
+    """Return the float model, loaded, after it ran once and gave numbers."""
+    try:
+        session = Session(model)
+        check_finite(outputs(session, data.take(datasets.spread(data, 1))))
+    except CompileError as error:
+        raise ModelRefusedError(f"{name}: the model does not run: {error}") from error
+    return session
 
 
 def _shop(name: str, backend: Backend, job: Job) -> Shop:

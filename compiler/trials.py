@@ -6,7 +6,7 @@ import functools
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -34,6 +34,13 @@ class Shop(msgspec.Struct, frozen=True, kw_only=True):
     workshop: Workshop
 
 
+class Original(NamedTuple):
+    """The float model: its file, and loaded in ONNX Runtime."""
+
+    path: Path
+    session: Session
+
+
 class Trials:
     """The candidates of one model: each is built once, run on the selection half, and timed."""
 
@@ -41,30 +48,26 @@ class Trials:
         self,
         *,
         shops: Mapping[str, Shop],
-        source: Path,
+        original: Original,
         folder: Path,
         calibration: Dataset,
         selection: Dataset,
         max_drop: float,
         tell: Tell,
     ) -> None:
-        """Load the float model, and run it once.
+        """Take what there is; nothing is built yet.
 
         Args:
             shops: the tool-chains by name.
-            source: the float model, an ONNX file.
+            original: the float model.
             folder: where artifacts go.
             calibration: samples that ranges are found on.
             selection: the half of the evaluation data to choose on.
             max_drop: the budget in percentage points.
             tell: is told how far the work is.
-
-        Raises:
-            CompileError: the model does not run.
-            ModelRefusedError: it gives what is no number.
         """
         self._shops: Final = shops
-        self._source: Final = source
+        self._source: Final = original.path
         self._folder: Final = folder
         self._calibration: Final = calibration
         self._selection: Final = selection
@@ -73,8 +76,7 @@ class Trials:
         self._artifacts: Final[dict[Candidate, Artifact]] = {}
         self.measured: Final[list[Measured]] = []
         self.failed: Final[dict[Candidate, str]] = {}
-        self._float: Final = Session(source)
-        self.floats(calibration.take(spread(calibration, 1)))
+        self._float: Final = original.session
 
     @functools.cached_property
     def _floats(self) -> Arrays:
