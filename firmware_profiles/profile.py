@@ -23,7 +23,10 @@ class Family(str, enum.Enum):
 
 
 class Precision(str, enum.Enum):
-    """Number formats that a target computes in."""
+    """Number formats that a target computes in.
+
+    "int8-float16" is int8 with float16 where that is not int8; "xint8" AMD's int8 with power-of-two scales.
+    """
 
     FLOAT32 = "float32"
     FLOAT16 = "float16"
@@ -32,6 +35,7 @@ class Precision(str, enum.Enum):
     INT16 = "int16"
     INT8 = "int8"
     INT8_FLOAT16 = "int8-float16"
+    XINT8 = "xint8"
     INT4 = "int4"
     FLOAT4 = "float4"
 

@@ -11,7 +11,7 @@ from typing import Final
 import onnx
 import onnxruntime
 
-from compiler import guard
+from compiler import guard, rounding
 from compiler.artifacts import Artifact
 from compiler.errors import CompileError, ModelRefusedError
 from compiler.onnx_session import observed
@@ -19,7 +19,7 @@ from compiler.placement import onnx_graph
 from compiler.placement.facts import GraphFacts
 from compiler.placement.summary import Placement, by_rules
 from compiler.ports import Backend, Job, Runner, Workshop
-from compiler.tensorrt import emulation, rules
+from compiler.tensorrt import rules
 from compiler.tensorrt.workshop import TensorRtWorkshop
 from fleet.bundle import engine_plan
 from fleet.errors import BundleError
@@ -71,11 +71,11 @@ class TensorRt:
 
     def load(self, artifact: Artifact) -> Runner:
         """Load an artifact in ONNX Runtime on the CPU, float16 rounded as it is written."""
-        return emulation.session(artifact.path)
+        return rounding.session(artifact.path)
 
     def load_reference(self, artifact: Artifact) -> Runner:
         """Load an artifact without integer kernels and fusions."""
-        return emulation.session(artifact.path, plain=True)
+        return rounding.session(artifact.path, plain=True)
 
     def placement(self, artifact: Artifact, job: Job) -> Placement:
         """Return where the profile's rules say that the nodes run."""

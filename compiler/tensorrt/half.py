@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from compiler.errors import CompileError
-from compiler.tensorrt.graphs import DEQUANTIZE, QUANTIZE, Graph, captured
+from compiler.graphs import DEQUANTIZE, QUANTIZE, Graph, captured
 
 #: Operators all of whose float inputs and outputs have one type, and whose numbers stay of a size.
 HALF: Final = frozenset({

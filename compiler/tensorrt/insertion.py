@@ -17,7 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from compiler import topology, weight_only
-from compiler.tensorrt.graphs import (
+from compiler.graphs import (
     COMMUTING,
     DEQUANTIZE,
     QUANTIZE,

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import onnx
 
-from compiler.tensorrt.graphs import (
+from compiler.graphs import (
     ACTIVATIONS,
     COMMUTING,
     DEQUANTIZE,

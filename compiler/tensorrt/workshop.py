@@ -15,11 +15,11 @@ from compiler.artifacts import Artifact
 from compiler.calibration import Histogram
 from compiler.candidates import Candidate, Scheme
 from compiler.errors import CompileError
+from compiler.graphs import DEQUANTIZE, WEIGHTED
 from compiler.ports import Job
 from compiler.qdq import LEFT_FLOAT, RECURRENT
 from compiler.sensitivity import most_sensitive
 from compiler.tensorrt import half, insertion, plans, rules
-from compiler.tensorrt.graphs import DEQUANTIZE, WEIGHTED
 from fleet.bundle import engine_plan
 
 NAME: Final = "tensorrt"
