@@ -182,8 +182,8 @@ def parse(data: bytes) -> Graph:
     graph = graphs[0]
     try:
         return Graph(
-            tensors=tuple(_tensor(x, model.buffers) for x in _list(graph.tensors)),
-            operators=tuple(_operator(x, model.operatorCodes) for x in _list(graph.operators)),
+            tensors=tuple(_tensor(x, _list(model.buffers)) for x in _list(graph.tensors)),
+            operators=tuple(_operator(x, _list(model.operatorCodes)) for x in _list(graph.operators)),
             inputs=_ints(graph.inputs),
             outputs=_ints(graph.outputs),
         )
@@ -213,9 +213,9 @@ def names_of(enumeration: str) -> dict[int, str]:
 def _tensor(tensor: Any, buffers: Any) -> Tensor:  # noqa: ANN401 - generated code without types
     kind = names_of("TensorType")[tensor.type]
     shape = _ints(tensor.shapeSignature if tensor.shapeSignature is not None else tensor.shape)
-    if not 0 <= tensor.buffer < len(buffers):
+    if not 0 <= tensor.buffer < max(1, len(buffers)):
         raise IndexError(f"buffer {tensor.buffer} of {len(buffers)}")
-    data = buffers[tensor.buffer].data
+    data = buffers[tensor.buffer].data if tensor.buffer else None  # the first one stands for "none"
     scaling = tensor.quantization
     return Tensor(
         name=_text(tensor.name),

@@ -10,6 +10,7 @@ import pytest
 
 import small_tflite
 from compiler.errors import ModelRefusedError
+from compiler.tensors import Arrays
 from compiler.tflite import facts, guard, rewrite
 from compiler.tflite import model as tflite
 from compiler.tflite.running import LiteRt
@@ -85,7 +86,7 @@ def test_versions_and_names_are_written_and_the_file_answers_as_before(tmp_path:
     ]
     assert graph.tensors[graph.inputs[0]].name == "image"
     assert graph.tensors[graph.outputs[0]].name == "logits"
-    feed = {"picture": np.random.default_rng(0).normal(size=(1, 1, SIDE, SIDE)).astype(np.float32)}
+    feed: Arrays = {"picture": np.random.default_rng(0).normal(size=(1, 1, SIDE, SIDE)).astype(np.float32)}
     before = LiteRt(write(tmp_path, source), small_tflite.INTERFACE).run(feed)
     after = LiteRt(write(tmp_path, made), small_tflite.INTERFACE).run(feed)
     np.testing.assert_array_equal(before["scores"], after["scores"])
