@@ -113,7 +113,15 @@ def _build(unit: str, software: Mapping[str, str], precision: str, workspace: in
         ):
             provider[option] = _text(part)
             command.append(f"{flag}={_text(part)}")
-    return Build(unit=unit, software=dict(software), provider=provider, trtexec=tuple(command))
+    exact = precision == "float32"
+    return Build(
+        unit=unit,
+        software=dict(software),
+        # TensorRT may shorten float32 to the 10 bits of TF32, which would miss what was verified here.
+        environment={"NVIDIA_TF32_OVERRIDE": "0"} if exact else {},
+        provider=provider,
+        trtexec=(*command, "--noTF32") if exact else tuple(command),
+    )
 
 
 def _text(shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from device_agent import chips
+from device_agent import chips, jetson
 
 _MIB: Final = 1024 * 1024
 #: Below this much free memory, disk, or battery, and above this temperature, an update waits.
@@ -41,7 +41,7 @@ class SystemFacts:
 
     def firmware(self) -> dict[str, str]:
         """Return the versions of the parts that a bundle may ask for."""
-        facts = {**self._runtimes, **chips.firmware(self._system)}
+        facts = {**self._runtimes, **chips.firmware(self._system), **jetson.firmware(self._system)}
         facts["kernel"] = platform.release()
         facts["python"] = platform.python_version()
         facts["os"] = self._operating_system()

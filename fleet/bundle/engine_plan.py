@@ -8,9 +8,12 @@ device builds its own.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion
 
 from fleet.errors import BundleError
 from fleet.ids import plain
@@ -35,12 +38,14 @@ class Build(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     Attributes:
         unit: "GPU", or another of the chip's, such as "DLA".
         software: versions of TensorRT, and of what else decides, that take these options: part to range.
+        environment: variables that libraries read while they build.
         provider: options of ONNX Runtime's TensorRT execution provider; the agent adds where its caches lie.
         trtexec: the same as a command line, for people: `{model}`, `{engine}` and `{timing}` are files.
     """
 
     unit: str
     software: dict[str, str]
+    environment: dict[str, str] = {}
     provider: dict[str, str]
     trtexec: tuple[str, ...]
 
@@ -69,12 +74,44 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     builds: tuple[Build, ...]
 
 
+def choose(plan: EnginePlan, unit: str, software: Mapping[str, str]) -> Build:
+    """Return the first way to build for a unit that a device's software takes.
+
+    Args:
+        plan: of the bundle.
+        unit: what shall run the engine.
+        software: versions by part.
+
+    Raises:
+        BundleError: there is none; says expected and got.
+    """
+    ours = [x for x in plan.builds if x.unit == unit]
+    if not ours:
+        units = ", ".join(dict.fromkeys(x.unit for x in plan.builds))
+        raise BundleError(f"{PATH}: expected a build for the {unit}, got one for {units}")
+    for build in ours:
+        if all(_within(software.get(part, ""), versions) for part, versions in build.software.items()):
+            return build
+    wanted = " or ".join(", ".join(f"{x} {y}" for x, y in each.software.items()) for each in ours)
+    parts = dict.fromkeys(part for each in ours for part in each.software)
+    got = ", ".join(f"{x} {software.get(x) or 'unknown'}" for x in parts)
+    raise BundleError(f"{PATH}: for the {unit}: expected {wanted}, got {got}")
+
+
+def _within(version: str, versions: str) -> bool:
+    try:
+        return SpecifierSet(versions).contains(version, prereleases=True)
+    except (InvalidSpecifier, InvalidVersion):
+        return False
+
+
 def cache_key(plan: EnginePlan, build: Build, *, tensorrt: str, compute_capability: str) -> str:
     """Return the name under which an engine is kept: of everything that it holds for alone."""
     parts = {
         "model": plan.model,
         "provider": build.provider,
         "unit": build.unit,
+        "environment": build.environment,
         "tensorrt": tensorrt,
         "compute_capability": compute_capability,
     }
