@@ -154,7 +154,11 @@ def _confirm(
     refused: dict[Candidate, str] = {}
     for look, measured in enumerate(ranked, 1):
         tell("confirm", look - 1, len(ranked), measured.candidate.name)
-        got = outputs(trials.runner(measured.candidate), report)
+        try:
+            got = outputs(trials.runner(measured.candidate), report)
+        except CompileError as error:  # as in the search, the next one may do
+            refused[measured.candidate] = str(error)
+            continue
         comparison = compare(floats, got, trials.how, report.labels)
         if comparison.keeps(request.max_drop):
             return Winner(
@@ -166,6 +170,11 @@ def _confirm(
                 refused=refused,
             )
         refused[measured.candidate] = f"{comparison.drop_points():+.2f} points on the other half"
+    if not trials.measured:
+        reasons = "; ".join(dict.fromkeys(trials.failed.values()))
+        raise CompileError(
+            f"{request.target}: none of {len(trials.failed)} candidates can be built: {reasons[:400]}"
+        )
     tried = verdicts.of(trials, refused, None, request.max_drop)
     what = ", ".join(f"{x.name} {x.status}" for x in tried if x.name != FLOAT.name)
     raise CompileError(

@@ -156,7 +156,7 @@ def _facts(context: Context) -> dict[str, str]:
 
 
 def _batches(fixed: tuple[TensorSpec, ...], source: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    """Return tensors of fixed shapes, but any number of samples where the source takes it: devices run each."""
+    """Return tensors of fixed shapes, and any number of samples where the source takes it: each is run."""
     return tuple(
         msgspec.structs.replace(x, shape=(y.shape[0], *x.shape[1:])) if y.batched else x
         for x, y in zip(fixed, source, strict=True)
