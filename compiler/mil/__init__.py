@@ -1,0 +1,1 @@
+"""ONNX to Core ML: a front-end for the MIL builder, and a numpy evaluator of what it saves."""

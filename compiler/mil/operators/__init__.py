@@ -1,0 +1,1 @@
+"""Converters of ONNX operators to MIL, one module per kind; a new operator is one more function."""

@@ -1,0 +1,121 @@
+"""The package that Core ML loads: a folder with a manifest, a specification and weights.
+
+The manifest's identifiers are derived from the content, and nothing in it tells when it was made, so the same
+model gives the same bytes. Format: `ModelPackage` of coremltools, MIL blob storage version 2.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from fleet.ids import Digest
+
+MODEL: Final = "Data/com.apple.CoreML/model.mlmodel"
+WEIGHTS: Final = "Data/com.apple.CoreML/weights/weight.bin"
+MANIFEST: Final = "Manifest.json"
+#: Key of the metadata that tells how the ONNX model's tensors map to Core ML's features.
+PORTS: Final = "kedge.ports"
+_AUTHOR: Final = "com.apple.CoreML"
+_ITEMS: Final = (
+    ("model.mlmodel", "CoreML Model Specification", f"{_AUTHOR}/model.mlmodel"),
+    ("weights", "CoreML Model Weights", f"{_AUTHOR}/weights"),
+)
+_SPACE: Final = uuid.uuid5(uuid.NAMESPACE_URL, "urn:kedge:mlpackage")
+
+
+class Port(msgspec.Struct, frozen=True, kw_only=True):
+    """An input or output.
+
+    Attributes:
+        name: in the ONNX model.
+        feature: in the Core ML model.
+        datatype: numpy's name of the type in the ONNX model; Core ML's may be narrower.
+        shape: in the ONNX model; Core ML's has one dimension where this has none.
+    """
+
+    name: str
+    feature: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class Ports(msgspec.Struct, frozen=True, kw_only=True):
+    """All inputs and outputs, in the ONNX model's order."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+class Content(msgspec.Struct, frozen=True, kw_only=True):
+    """What a package holds.
+
+    Attributes:
+        specification: the bytes of Core ML's `Model` message.
+        weights: the bytes of the blob file, b"" where nothing is large enough for it.
+    """
+
+    specification: bytes
+    weights: bytes
+
+
+def content(specification: Any, weights: Path, inputs: Sequence[Port], outputs: Sequence[Port]) -> Content:  # a generated message has no type
+    """Return a package's content from what coremltools made.
+
+    Args:
+        specification: the `Model` message; its metadata are replaced.
+        weights: the folder with the blob file.
+        inputs: of the ONNX model.
+        outputs: of the ONNX model.
+    """
+    ports = Ports(
+        inputs=_as_named(inputs, specification.description.input),
+        outputs=_as_named(outputs, specification.description.output),
+    )
+    specification.description.metadata.Clear()
+    specification.description.metadata.userDefined[PORTS] = msgspec.json.encode(ports).decode()
+    blob = weights / Path(WEIGHTS).name
+    return Content(
+        specification=specification.SerializeToString(deterministic=True),
+        weights=blob.read_bytes() if blob.is_file() else b"",
+    )
+
+
+def _as_named(ports: Sequence[Port], features: Sequence[Any]) -> tuple[Port, ...]:
+    """coremltools renames features whose names are words of its own language, such as `state`."""
+    return tuple(
+        msgspec.structs.replace(port, feature=found.name) for port, found in zip(ports, features, strict=True)
+    )
+
+
+def write(content_: Content, folder: Path) -> None:
+    """Write a package."""
+    files = {MODEL: content_.specification, MANIFEST: _manifest(content_)}
+    if content_.weights:
+        files[WEIGHTS] = content_.weights
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def _manifest(content_: Content) -> bytes:
+    digest = str(Digest.of(content_.specification + content_.weights))
+    entries = {}
+    for name, description, path in _ITEMS[: 2 if content_.weights else 1]:
+        key = str(uuid.uuid5(_SPACE, f"{digest} {name}")).upper()
+        entries[key] = {"author": _AUTHOR, "description": description, "name": name, "path": path}
+    return msgspec.json.format(
+        msgspec.json.encode(
+            {
+                "fileFormatVersion": "1.0.0",
+                "itemInfoEntries": entries,
+                "rootModelIdentifier": next(iter(entries)),
+            }
+        ),
+        indent=4,
+    )
