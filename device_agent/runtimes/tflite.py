@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import importlib
 import threading
 import zlib
@@ -133,6 +134,7 @@ def _on_tpu(path: Path) -> Any:  # noqa: ANN401 - no annotations
     """
     library = _working(_ON_TPU)
     try:
+        ctypes.CDLL(LIBRARY)  # where this fails, the delegate's destructor would complain
         delegate = library.load_delegate(LIBRARY)
     except OSError as error:
         raise RuntimeFailure(
