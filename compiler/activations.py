@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def folded(source: Path, scratch: Path) -> onnx.ModelProto:
-    """Return a model with its constants folded and its layers fused, as it will run.
+    """Return a model with its constants folded and its layers fused, as it will run, and its nodes named.
 
     Args:
         source: the model's file.
@@ -34,8 +34,18 @@ def folded(source: Path, scratch: Path) -> onnx.ModelProto:
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
     except Exception as error:  # noqa: BLE001 - the tool raises anything; the model works without
         logger.warning("not optimized before quantization: %s", one_line(error))
-        return onnx.shape_inference.infer_shapes(onnx.load(source))
-    return onnx.load(prepared)
+        return _named(onnx.shape_inference.infer_shapes(onnx.load(source)))
+    return _named(onnx.load(prepared))
+
+
+def _named(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give each node a name of its own: by it a quantizer is told to leave it alone."""
+    taken: set[str] = set()
+    for place, node in enumerate(model.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}.{place}"
+        taken.add(node.name)
+    return model
 
 
 def histograms(model: onnx.ModelProto, data: Dataset, scratch: Path) -> dict[str, calibration.Histogram]:

@@ -10,6 +10,7 @@
     │   ├── OptionError          an option asks for something impossible
     │   └── SignatureError       a bundle's signature cannot be made, or does not verify
     └── CompileError
+        ├── NothingQuantizedError    a candidate came out as float as it went in
         └── LimitError           the work took more memory or time than it was given
 """
 
@@ -47,6 +48,10 @@ class SignatureError(UserError):
 
 class CompileError(KedgeError):
     """Compiling failed."""
+
+
+class NothingQuantizedError(CompileError):
+    """A candidate came out as float as it went in."""
 
 
 class LimitError(CompileError):

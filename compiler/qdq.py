@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_dynamic
@@ -15,16 +17,17 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry
 
-from compiler import activations, calibration, tidying, weight_only
+from compiler import activations, calibration, refining, tidying, weight_only
 from compiler.artifacts import Artifact
 from compiler.candidates import FLOAT, Candidate, Scheme
-from compiler.errors import CompileError
+from compiler.errors import CompileError, NothingQuantizedError
 from compiler.onnx_session import one_line
 from compiler.ports import Job
-from compiler.sensitivity import most_sensitive
 
 #: Operators whose cost is in their weights: quantizing these alone is the cautious choice.
 HEAVY: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+#: What candidates that do so end in.
+CAUTIOUS: Final = "-heavy"
 #: Operators with weights that no recipe here quantizes.
 RECURRENT: Final = ("LSTM", "GRU", "RNN")
 FILE: Final = "model.onnx"
@@ -73,22 +76,26 @@ class QdqWorkshop:
             )
         ]
         if types & set(HEAVY) and (types - set(HEAVY)) & set(QDQRegistry):
-            static += [_only(x, HEAVY, "-heavy") for x in static[1:3]]
+            static += [_only(x, HEAVY, CAUTIOUS) for x in static[1:3]]
         dynamic = Candidate(name="dynamic", precision="int8", scheme=Scheme.DYNAMIC, per_channel=True)
         weights = Candidate(name="weight-only", precision="int8", scheme=Scheme.WEIGHT_ONLY, per_channel=True)
         return [*static, dynamic, weights, FLOAT]
 
     def refine(self, best: Candidate, distance: Callable[[Artifact], float]) -> Sequence[Candidate]:
-        """Return variants of the best one whose most sensitive nodes stay in float."""
-        nodes = [x.name for x in self._model.graph.node if x.op_type in HEAVY and x.name]
+        """Return variants of the best one whose most sensitive nodes, of any type, stay in float."""
+        every = msgspec.structs.replace(best, name=best.name.removesuffix(CAUTIOUS), operators=())
+        nodes = [x.name for x in self._model.graph.node if x.op_type in QDQRegistry]
         trial = self._scratch / "trial"
         trial.mkdir()
 
-        def without(left_float: tuple[str, ...]) -> float:
-            return distance(self.build(_left(best, left_float), trial))
+        def alone(quantized: tuple[str, ...]) -> float:
+            rest = tuple(x for x in nodes if x not in quantized)
+            try:
+                return -distance(self.build(_left(every, rest), trial))
+            except NothingQuantizedError:
+                return math.inf
 
-        order = most_sensitive(nodes, without, keep=max(LEFT_FLOAT))
-        return [_left(best, order[:count]) for count in LEFT_FLOAT if count <= len(order)]
+        return [_left(every, left) for left in refining.choices(nodes, alone)]
 
     def build(self, candidate: Candidate, folder: Path) -> Artifact:
         """Write the candidate's artifact.
@@ -107,7 +114,7 @@ class QdqWorkshop:
             x.op_type == "DequantizeLinear" or x.op_type.endswith("Integer") for x in model.graph.node
         )
         if candidate.scheme is not Scheme.FLOAT and not quantized:
-            raise CompileError(f"{candidate.name}: nothing in the model can be quantized this way")
+            raise NothingQuantizedError(f"{candidate.name}: nothing in the model can be quantized this way")
         tidying.slim(model)
         tidying.shorten(model, self._names)
         onnx.save(model, out)
