@@ -49,6 +49,9 @@ bench: install   ## measure against peers on this machine (ONLY=prefix picks); w
 docs: install    ## write the generated pages of docs/reference again
 	$(BIN)/python tools/reference_docs.py
 
+matrix: install  ## compile the test models for every target and write docs/reference/matrix.md
+	$(BIN)/python tools/matrix.py
+
 lock: $(UV)      ## resolve the requirements again: hashes and names, no registry's address
 	$(UV) pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.10 \
 	  --constraint requirements/constraints.txt --generate-hashes --no-emit-index-url --no-header \
@@ -60,4 +63,4 @@ lock: $(UV)      ## resolve the requirements again: hashes and names, no registr
 clean:           ## remove what the other commands made
 	rm -rf .venv .tools build dist node_modules server/console/static/vendor
 
-.PHONY: help install demo toolchains test lint format bench docs lock clean
+.PHONY: help install demo toolchains test lint format bench docs matrix lock clean

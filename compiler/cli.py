@@ -20,6 +20,7 @@ from compiler.requests import CompileRequest, CompileResult
 from firmware_profiles import registry
 from fleet.ids import Name
 from fleet.options import FiniteRange
+from fleet.text import printable
 
 _PATH: Final = click.Path(path_type=Path)
 
@@ -104,8 +105,8 @@ def compile_command(
     names = several.expand(targets)
     if bool(names) == (verify is not None):
         raise OptionError(f"expected --target or --verify; got {'both' if verify else 'neither'}")
-    for x in names:
-        backends.require(registry.load(x))
+    if len(names) == 1:
+        backends.require(registry.load(names[0]))
     called = str(Name(name) if name else model_name(model))
     if not model.is_file():
         raise ModelRefusedError(f"{model}: expected an ONNX file; got none")
@@ -156,7 +157,11 @@ def _compiled(request: CompileRequest, label: str = "") -> CompileResult:
 
 def _several(request: CompileRequest, names: list[str], folder: Path, *, as_json: bool) -> None:
     def compile_for(target: str) -> CompileResult:
-        return _compiled(_for(request, target, folder / f"{request.name}-{target}.bundle"), target)
+        try:
+            return _compiled(_for(request, target, folder / f"{request.name}-{target}.bundle"), target)
+        except client.WorkerBugError as error:
+            click.echo(printable(str(error)), err=True)
+            raise CompileError("a bug in Kedge; its traceback stands above") from error
 
     outcomes = several.each(names, compile_for)
     if as_json:

@@ -42,8 +42,10 @@ def prepare(profile: Profile, tell: Callable[[Progress], None]) -> None:
     """Install the tool-chains that a target needs and that nobody has to agree to, where they are missing.
 
     Raises:
-        UserError: one cannot be installed without the user; says how.
+        NoBackendError: nothing compiles for it.
+        UserError: a tool-chain cannot be installed without the user; says how.
     """
+    backends.require(profile)
     for name in backends.load(profile.backends[0]).toolchains:
         toolchains.ensure(name, lambda *step: tell(_step(*step)))
 

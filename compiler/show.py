@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 import click
 from rich.console import Console
@@ -15,6 +16,9 @@ from compiler.requests import CompileResult
 from compiler.requests import Progress as Step
 from compiler.several import Outcome
 from fleet.text import printable
+
+#: Columns of a table in a file or a pipe, where nothing says how many there are.
+_WIDE: Final = 120
 
 
 @contextmanager
@@ -94,7 +98,8 @@ def several(outcomes: Sequence[Outcome]) -> None:
             f"{100 * x.accuracy.agreement:.2f} %",
             "" if ms is None else f"{ms:.3f} ms",
         )
-    Console().print(table)
+    console = Console()
+    console.print(table, width=None if console.is_terminal else _WIDE)
     for outcome in outcomes:
         if outcome.result is not None:
             click.echo(f"{outcome.target:20}{outcome.result.bundle.path}")
