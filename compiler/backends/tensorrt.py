@@ -19,7 +19,7 @@ from compiler.placement import onnx_graph
 from compiler.placement.facts import GraphFacts
 from compiler.placement.summary import Placement, by_rules
 from compiler.ports import Backend, Job, Runner, Workshop
-from compiler.tensorrt import rules
+from compiler.tensorrt import producer, rules
 from compiler.tensorrt.workshop import TensorRtWorkshop
 from fleet.bundle import engine_plan
 from fleet.errors import BundleError
@@ -40,7 +40,8 @@ class TensorRt:
 
     def versions(self) -> dict[str, str]:
         """Return the tools that make the artifact, with their versions."""
-        return {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+        found = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+        return {**found, **({producer.PACKAGE: x} if (x := producer.installed()) else {})}
 
     def open(self, job: Job) -> Workshop:
         """Prepare a model for compiling."""

@@ -19,7 +19,7 @@ from compiler.graphs import DEQUANTIZE, WEIGHTED
 from compiler.ports import Job
 from compiler.qdq import LEFT_FLOAT, RECURRENT
 from compiler.sensitivity import most_sensitive
-from compiler.tensorrt import half, insertion, plans, rules
+from compiler.tensorrt import half, insertion, plans, producer, rules
 from fleet.bundle import engine_plan
 
 NAME: Final = "tensorrt"
@@ -29,6 +29,8 @@ MIXED: Final = "int8-float16"
 FLOAT16: Final = Candidate(name="float16", precision="float16", scheme=Scheme.HALF, backend=NAME)
 FLOAT32: Final = Candidate(name="float32", precision="float32", scheme=Scheme.FLOAT, backend=NAME)
 _METHODS: Final = ("minmax", "percentile", "mse")
+#: The one that ModelOpt finds itself.
+MODELOPT: Final = producer.TOOLCHAIN
 _KINDS: Final = {Scheme.STATIC: "onnx-qdq-symmetric", Scheme.HALF: "onnx-float16", Scheme.FLOAT: "onnx"}
 
 
@@ -59,11 +61,17 @@ class TensorRtWorkshop:
         read = symmetric.METHODS[method]
         return {name: read(histogram) for name, histogram in self._histograms.items()}
 
+    @functools.cached_property
+    def _modelopt(self) -> onnx.ModelProto:
+        job = self._job
+        return producer.quantized(self._model, job.calibration, job.scratch, job.limits)
+
     def plan(self) -> Sequence[Candidate]:
         """Return int8 with float16 or float32 between, float16 and float32."""
+        methods = (*_METHODS, *([MODELOPT] if producer.installed() else []))
         static = [
             Candidate(
-                name=f"{precision}-{method}",
+                name=f"{method}-{precision}" if method == MODELOPT else f"{precision}-{method}",
                 precision=precision,
                 scheme=Scheme.STATIC,
                 backend=NAME,
@@ -71,12 +79,14 @@ class TensorRtWorkshop:
                 calibration=method,
             )
             for precision in (MIXED, INT8)
-            for method in _METHODS
+            for method in methods
         ]
         return [*static, FLOAT16, FLOAT32]
 
     def refine(self, best: Candidate, distance: Callable[[Artifact], float]) -> Sequence[Candidate]:
-        """Return variants of the best one whose most sensitive operators stay in float."""
+        """Return variants of the best one, of ours, whose most sensitive operators stay in float."""
+        if best.calibration == MODELOPT:
+            best = next(x for x in self.plan() if x.precision == best.precision)
         nodes = [x.name for x in self._model.graph.node if x.op_type in WEIGHTED]
         trial = self._job.scratch / "trial"
         trial.mkdir(exist_ok=True)
@@ -98,8 +108,9 @@ class TensorRtWorkshop:
     def _typed(self, candidate: Candidate) -> onnx.ModelProto:
         if candidate.scheme is Scheme.FLOAT:
             return onnx.load(self._job.source)
-        model = tidying.copy(self._model)
-        if candidate.scheme is Scheme.STATIC:
+        produced = candidate.calibration == MODELOPT
+        model = tidying.copy(self._modelopt if produced else self._model)
+        if candidate.scheme is Scheme.STATIC and not produced:
             insertion.quantize(model, self._magnitudes(candidate.calibration), candidate.left_float)
             if not any(x.op_type == DEQUANTIZE for x in model.graph.node):
                 raise CompileError(f"{candidate.name}: nothing in the model can be quantized this way")
