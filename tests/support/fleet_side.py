@@ -211,7 +211,14 @@ class AgentSide:
     """A real agent process on a state folder of its own."""
 
     def __init__(
-        self, root: Path, fleet: FleetSide, broker: str, name: str = "d1", *, offload: str = "nothing"
+        self,
+        root: Path,
+        fleet: FleetSide,
+        broker: str,
+        name: str = "d1",
+        *,
+        offload: str = "nothing",
+        target: str = TARGET,
     ) -> None:
         """Enrol it, by writing what enrolment leaves behind."""
         self.name = name
@@ -219,13 +226,13 @@ class AgentSide:
         self.state.make()
         self.log = root / f"{name}.log"
         self.process: Process | None = None
-        trust = TrustClient(self.state.trust, _NoFetcher(), name, TARGET)
+        trust = TrustClient(self.state.trust, _NoFetcher(), name, target)
         trust.bootstrap(fleet.signing.first_root())
         self.state.save_identity(
             Identity(
                 device_id=name,
                 server="http://127.0.0.1:1",
-                target=TARGET,
+                target=target,
                 broker=BrokerAccess(url=broker),
                 offload={"digits": OffloadPolicy(allow=offload)},
             )
