@@ -10,6 +10,7 @@ import msgspec
 import onnx
 from onnx import numpy_helper
 
+from compiler import topology
 from compiler.placement import cost
 from compiler.placement.facts import GraphFacts, NodeFact, TensorFact, Value
 
@@ -62,9 +63,10 @@ def read(model: onnx.ModelProto, seen: Mapping[str, TensorFact] | None = None) -
 
 
 def _fixed(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
-    """Return a copy whose dynamic dimensions have the size that one sample gives them, where it gives one."""
+    """Return a sorted copy whose dynamic dimensions have the size that one sample gives them, if it does."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    topology.sort(copy.graph)
     known: dict[str, int] = {}
     for value in copy.graph.input:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
@@ -134,6 +136,8 @@ class _Reader:
 
     def _tensor(self, name: str) -> TensorFact:
         fact = self._tensors.get(name) or TensorFact(name=name)
+        if fact.constant:  # a folded Q/DQ pair is still integers, whatever it would have given
+            return fact
         seen = self._seen.get(name, fact)
         return msgspec.structs.replace(fact, shape=seen.shape, dtype=seen.dtype or fact.dtype)
 

@@ -182,3 +182,17 @@ def test_constants_are_folded_and_branches_cost_the_dearer() -> None:
     assert [(x.operator, x.macs) for x in found.nodes] == [("MatMul", 8), ("If", 36)]
     assert found.weights_bytes == 4 * (8 + 12 + 36)
     assert found.nodes[0].weight_bytes == 4 * math.prod((2, 4))
+
+
+def test_nodes_in_any_order_and_seen_types_leave_quantized_weights_as_they_are() -> None:
+    """Quantizers append nodes after those that read them; a run then sees the floats that Q/DQ pairs give."""
+    model = quantized()
+    nodes = list(reversed(model.graph.node))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    seen = {"w": TensorFact(name="w", dtype="FP32", shape=(4, 3, 3, 3))}
+    found, want = (
+        next(y for y in x.nodes if y.name == "conv")
+        for x in (onnx_graph.read(model, seen), onnx_graph.read(quantized()))
+    )
+    assert found == want

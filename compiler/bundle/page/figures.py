@@ -9,7 +9,7 @@ import msgspec
 from markupsafe import Markup
 
 from compiler.bundle.page import plot
-from compiler.bundle.page.front import front
+from compiler.bundle.page.front import OVER, front
 from compiler.bundle.page.plot import Axes, Point
 from compiler.placement.summary import NodePlacement, Placement
 from compiler.requests import Verdict
@@ -18,7 +18,6 @@ from compiler.sensitivity import Sensitivity
 #: Losses beyond so many budgets lie on the edge of the picture: no choice, and they would flatten the rest.
 _BUDGETS: Final = 4.0
 _LEAST_SPAN: Final = 1.0
-_OVER: Final = frozenset({"over budget", "not confirmed"})
 _KIB: Final = 1024.0
 
 
@@ -100,9 +99,7 @@ def _noise(give: dict[int, float]) -> _Axes:
 
 
 def _point(number: int, x: Verdict, along: float, up: float, best: frozenset[str]) -> Point:
-    kind = "over" if x.status in _OVER else "kept"
-    if x.name in best and kind != "over":
-        kind = "front"
+    kind = "over" if x.status in OVER else "front" if x.name in best else "kept"
     if x.status == "chosen":
         kind = "chosen"
     time = f", {x.latency_ms:.3g} ms" if x.latency_ms is not None else ""

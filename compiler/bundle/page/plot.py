@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 WIDTH: Final = 460
 HEIGHT: Final = 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 18, 16, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 18, 16, 46
 _STEPS: Final = 4
 #: Points nearer to each other than this share a label, in pixels.
 _NEAR: Final = 15
@@ -65,7 +65,7 @@ def svg(points: Sequence[Point], axes: Axes) -> Markup:
     """Return the picture, or nothing where there is no point."""
     if not points:
         return Markup()
-    frame = _Frame(axes, _ceiling(max(x.x for x in points)))
+    frame = _Frame(axes, 1.06 * max(x.x for x in points) or 1.0)
     order = sorted(points, key=lambda x: ("over", "kept", "front", "chosen").index(x.kind))
     parts = [*frame.grid(), *frame.path(points), *map(frame.point, order), *frame.labels(points)]
     return Markup(
@@ -73,10 +73,12 @@ def svg(points: Sequence[Point], axes: Axes) -> Markup:
     ).format(WIDTH, HEIGHT, axes.title, Markup("\n").join(parts))
 
 
-def _ceiling(value: float) -> float:
-    """Return the next round number above a value: 1, 2, 2.5 or 5 times a power of ten, in quarters."""
-    power = 10.0 ** math.floor(math.log10(value)) if value > 0 else 1.0
-    return next(power * x for x in (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10, 12) if power * x >= value * 1.02)
+def _ticks(low: float, high: float) -> list[float]:
+    """Return round values in a range, about five: multiples of 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10((high - low) / _STEPS))
+    step = next(power * x for x in (1, 2, 5, 10) if (high - low) / (power * x) <= _STEPS + 1)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [step * i for i in range(first, last + 1)]
 
 
 class _Frame:
@@ -95,13 +97,12 @@ class _Frame:
 
     def grid(self) -> list[Markup]:
         axes, parts = self._axes, []
-        for step in range(_STEPS + 1):
-            value = axes.low + (axes.high - axes.low) * step / _STEPS
+        for value in _ticks(axes.low, axes.high):
             parts.append(_line("grid", _LEFT, self._y(value), WIDTH - _RIGHT, self._y(value)))
             parts.append(_text(_LEFT - 8, self._y(value) + 4, "end", _short(axes.y_sign * value)))
-            along = self._most * step / _STEPS
-            label = _short(along / axes.x_scale)
-            parts.append(_text(self._x(along), HEIGHT - _BOTTOM + 18, "middle", label))
+        for value in _ticks(0.0, self._most / axes.x_scale):
+            x = self._x(value * axes.x_scale)
+            parts.append(_text(x, HEIGHT - _BOTTOM + 18, "middle", _short(value)))
         if axes.line is not None and axes.low <= axes.line[0] <= axes.high:
             y = self._y(axes.line[0])
             parts.append(_line("limit", _LEFT, y, WIDTH - _RIGHT, y))
@@ -115,9 +116,11 @@ class _Frame:
         return parts
 
     def path(self, points: Sequence[Point]) -> list[Markup]:
-        """Join the best at each size: what a larger candidate gives that no smaller one does."""
+        """Join the best that keep the budget: what one that takes more gives, and none that takes less."""
         best: list[Point] = []
         for point in sorted(points, key=lambda x: (x.x, -x.y)):
+            if point.kind == "over":
+                continue
             if not best or point.y > best[-1].y:
                 best.append(point)
         if len(best) < 2:  # noqa: PLR2004 - a line has two ends
