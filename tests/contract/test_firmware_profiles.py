@@ -12,6 +12,7 @@ from compiler.errors import NoBackendError
 from firmware_profiles import registry
 from firmware_profiles.errors import ProfileError, UnknownTargetError
 from firmware_profiles.profile import Support
+from toolchains_here import needs
 
 MISSION = [
     "apple-ane",
@@ -90,7 +91,10 @@ def test_an_unknown_target_lists_the_known_and_the_nearest() -> None:
 def test_every_target_has_a_backend_or_says_which_it_waits_for(name: str) -> None:
     profile = registry.load(name)
     if profile.backends[0] in backends.names():
-        assert backends.load(profile.backends[0]).versions()
+        backend = backends.load(profile.backends[0])
+        for toolchain in backend.toolchains:
+            needs(toolchain)
+        assert backend.versions()
         return
     with pytest.raises(NoBackendError) as error:
         backends.require(profile)
