@@ -1,4 +1,4 @@
-"""Every profile through every backend that this machine has: a small model, a candidate of each number format.
+"""Every profile through every backend that this machine has: a small model, each number format.
 
 What all of them owe: an artifact that loads where it is said to run, answers like float, names what it needs,
 places every node, and is the same again for the same inputs.
