@@ -1,0 +1,149 @@
+"""Context binaries as Qualcomm's own tools make and run them; skipped where the tool-chain is absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import qnn_parts
+import small_models
+import toolchains_here
+from compiler.artifacts import Artifact
+from compiler.errors import CompileError, ModelRefusedError
+from compiler.limits import COMPILE_LIMITS
+from compiler.onnx_session import Session
+from compiler.ports import Job
+from compiler.qnn import compiling, contexts, stamps
+from compiler.qnn.workshop import HtpWorkshop
+from firmware_profiles import registry
+from firmware_profiles.profile import Family
+
+TARGETS = [x for x in registry.names() if registry.load(x).family is Family.QUALCOMM]
+A8W8 = "a8w8-channel-minmax"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toolchain() -> None:
+    toolchains_here.needs(compiling.TOOLCHAIN)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Artifact]:
+    return qnn_parts.built(tmp_path_factory.mktemp("small"), "snapdragon-8gen3", A8W8)
+
+
+def recompiled(artifact: Artifact, target: str, folder: Path) -> Path:
+    """Compile the artifact's quantized model again, for any target."""
+    assert artifact.twin
+    (folder / "work").mkdir(parents=True)
+    accelerator = registry.load(target).accelerator
+    out = folder / f"{target}.onnx"
+    compiling.compile_model(artifact.twin, out, accelerator, folder / "work", COMPILE_LIMITS)
+    return out
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_one_quantized_model_becomes_a_binary_with_each_targets_stamp(
+    target: str, small: tuple[Job, Artifact], tmp_path: Path
+) -> None:
+    """Only the last step knows the chip; what it wrote is read back, not believed."""
+    found = contexts.read(recompiled(small[1], target, tmp_path))
+    assert found.stamp == stamps.wanted(registry.load(target).accelerator)
+    assert found.sdk.count(".") == 2
+
+
+def test_the_same_model_gives_the_same_bytes_in_another_process_and_folder(
+    small: tuple[Job, Artifact], tmp_path: Path
+) -> None:
+    first = recompiled(small[1], "sa8295", tmp_path / "here")
+    second = recompiled(small[1], "sa8295", tmp_path / "elsewhere" / "deeper")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_binary_for_another_chip_than_the_profiles_is_an_error(
+    small: tuple[Job, Artifact], tmp_path: Path
+) -> None:
+    """A profile with a wrong number must not pass for the chip that it names."""
+    assert small[1].twin
+    wrong = msgspec.structs.replace(registry.load("snapdragon-8gen3").accelerator, soc="43")
+    with pytest.raises(CompileError, match=r"expected one for SM8650, .*; got one for SM8550"):
+        compiling.compile_model(small[1].twin, tmp_path / "o.onnx", wrong, tmp_path, COMPILE_LIMITS)
+
+
+def test_the_emulation_answers_as_the_quantized_model(small: tuple[Job, Artifact]) -> None:
+    _, artifact = small
+    assert artifact.twin
+    emulated, twin = qnn_parts.backend().load(artifact), Session(artifact.twin)
+    pictures, labels = small_models.samples(60, 9)
+    right = agreed = 0
+    for picture, label in zip(pictures, labels, strict=True):
+        got = emulated.run({"picture": picture[None]})["scores"]
+        want = twin.run({"picture": picture[None]})["scores"]
+        assert got.shape == want.shape
+        right += int(got.argmax() == label)
+        agreed += int(got.argmax() == want.argmax())
+    assert right >= 45
+    assert agreed >= 58
+
+
+def test_the_artifact_says_what_it_needs_and_takes_any_number_of_samples(small: tuple[Job, Artifact]) -> None:
+    job, artifact = small
+    backend = qnn_parts.backend()
+    backend.vet(artifact)
+    assert backend.requires(artifact)["htp-arch"] == "==75"
+    assert artifact.inputs[0].shape == (-1, 1, 8, 8)
+    assert artifact.facts["chip"] == "SM8650"
+    placement = backend.placement(artifact, job)
+    assert placement.accelerated_nodes == placement.accelerated_macs == 1.0
+    assert any(x.rule == "became Conv2d" and x.macs == 6912 for x in placement.nodes)
+
+
+def test_a_chip_without_float16_names_what_it_does_not_take(tmp_path: Path) -> None:
+    workshop = HtpWorkshop(qnn_parts.job(tmp_path, "qcs6490"))
+    half = qnn_parts.candidate("snapdragon-8elite", "float16")
+    with pytest.raises(CompileError, match=r"QCS6490 does not take .*1 Conv \('conv"):
+        workshop.build(half, tmp_path)
+
+
+def test_float16_in_emulation_is_near_float(tmp_path: Path) -> None:
+    job, artifact = qnn_parts.built(tmp_path, "snapdragon-8elite", "float16")
+    feed = job.calibration.feed(0)
+    want, got = Session(job.source).run(feed), qnn_parts.backend().load(artifact).run(feed)
+    np.testing.assert_allclose(got["scores"].astype(float), want["scores"].astype(float), atol=0.02)
+
+
+def test_an_operator_that_the_htp_does_not_take_is_named_before_anything_is_tried(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Erf", ["picture"], ["scores"], name="odd")],
+        "odd",
+        [helper.make_tensor_value_info("picture", TensorProto.FLOAT, ["batch", 1, 8, 8])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 1, 8, 8])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    workshop = HtpWorkshop(qnn_parts.job(tmp_path, "sa8295", model))
+    with pytest.raises(ModelRefusedError, match=r"sa8295: .* got 1 Erf \('odd'\) \[ONNX Runtime QNN"):
+        workshop.plan()
+
+
+@pytest.mark.parametrize("embedded", [0, 1])
+def test_what_points_outside_of_itself_or_holds_no_binary_is_refused(embedded: int, tmp_path: Path) -> None:
+    """A bundle of somebody else's could name any file of the device as its binary."""
+    node = helper.make_node(
+        "EPContext",
+        ["x"],
+        ["y"],
+        domain="com.microsoft",
+        embed_mode=embedded,
+        ep_cache_context="../../etc/passwd",
+    )
+    values = [helper.make_tensor_value_info(x, TensorProto.FLOAT, [1]) for x in ("x", "y")]
+    model = helper.make_model(helper.make_graph([node], "c", values[:1], values[1:]))
+    onnx.save(model, tmp_path / "model.onnx")
+    artifact = Artifact(folder=tmp_path, main="model.onnx", kind="qnn-context", runtime="qnn")
+    with pytest.raises(ModelRefusedError, match="expected"):
+        qnn_parts.backend().vet(artifact)
