@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from compiler import activations, parity, suitability, verdicts
+from compiler import activations, parity, suitability, tradeoffs, verdicts
 from compiler.bundle import contents, data, golden, insight, layout, measurements
 from compiler.candidates import Scheme
 from compiler.errors import CompileError, ModelRefusedError
@@ -39,7 +39,7 @@ def package(
     chosen = winner.measured.candidate
     artifact, backend, profile = trials.artifact(chosen), trials.backend(chosen), job.profile
     calibrated = outputs(trials.runner(chosen), given.calibration)
-    specs = _observed(given.outputs, calibrated)
+    specs = artifact.outputs or _observed(given.outputs, calibrated)
     offload = insight.offload(winner.outputs, trials.how, given.report.labels)
     sensitive, doubts = _sensitivity(job, trials)
     found = contents.Finding(
@@ -50,7 +50,7 @@ def package(
         calibration_digest=given.calibration.digest,
         evaluation_digest=given.evaluation_digest,
         artifact=artifact,
-        inputs=given.inputs,
+        inputs=artifact.inputs or given.inputs,
         outputs=specs,
         golden=_golden(given, specs, calibrated, backend.load_reference(artifact), chosen.precision),
         accuracy=_accuracy(winner),
@@ -63,14 +63,18 @@ def package(
         parity=parity.parity(winner.floats, winner.outputs, trials.how, backend.runs_in),
         sensitivity=sensitive,
         data=data.of(given),
-        warnings=(*_warnings(trials, given, winner), *doubts),
+        warnings=(*_warnings(trials, given, winner, request.max_drop), *doubts),
         tools=backend.versions(),
         firmware=backend.requires(artifact),
     )
     folder = Path(request.out)
     digest = contents.write(found, folder)
     original = trials.original
-    timing = verdicts.timing_warnings(winner.measured, original, profile)
+    refused = {x.name for x in winner.refused}
+    timing = (
+        *verdicts.timing_warnings(winner.measured, original, profile),
+        *tradeoffs.slower_than(trials.measured, winner.measured, request.max_drop, refused),
+    )
     measurements.write(found, timing, folder / layout.MEASUREMENTS)
     return CompileResult(
         model=request.name,
@@ -151,7 +155,7 @@ def _accuracy(winner: Winner) -> Accuracy:
     )
 
 
-def _warnings(trials: Trials, given: Inputs, winner: Winner) -> tuple[str, ...]:
+def _warnings(trials: Trials, given: Inputs, winner: Winner, max_drop: float) -> tuple[str, ...]:
     """Return the warnings that follow from the inputs alone, and so may stand in the bundle."""
     chosen = winner.measured.candidate
     found = [f"model: {x}" for x in given.changes] + given.missing + given.doubts
@@ -165,8 +169,12 @@ def _warnings(trials: Trials, given: Inputs, winner: Winner) -> tuple[str, ...]:
     found += trials.notes(chosen)
     if chosen.scheme is Scheme.FLOAT and any(x.candidate.scheme is not Scheme.FLOAT for x in trials.measured):
         found.append("keep float: no quantized candidate keeps the accuracy budget and is smaller")
+    if trials.untried:
+        found.append(f"not tried, for want of time: {', '.join(x.name for x in trials.untried)}")
+    refused = {x.name for x in winner.refused}
+    found += tradeoffs.given_up(trials.measured, winner.measured, max_drop, refused)
     if chosen.left_float:
-        found.append(f"left in float, being sensitive: {', '.join(chosen.left_float)}")
+        found.append(f"left in float: {', '.join(chosen.left_float)}")
     if given.report.labels is None:
         found.append("no labels: the budget bounds disagreement with the float model, not lost accuracy")
     if trials.how.kind is Kind.NUMBERS:

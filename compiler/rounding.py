@@ -80,12 +80,11 @@ def _rounded(node: onnx.NodeProto, names: set[str], kind: int) -> Iterator[onnx.
             yield helper.make_node("Cast", [f"{name}_round"], [name], to=TensorProto.FLOAT)
 
 
-def session(path: Path, *, plain: bool = False, bfloat16: bool = False) -> Session:
+def session(path: Path, *, bfloat16: bool = False) -> Session:
     """Load a model so that its numbers are those of the device.
 
     Args:
         path: a model that may hold float16.
-        plain: without the integer kernels of a CPU.
         bfloat16: the device computes its float32 in bfloat16.
 
     Raises:
@@ -96,10 +95,20 @@ def session(path: Path, *, plain: bool = False, bfloat16: bool = False) -> Sessi
     if bfloat16:
         in_bfloat16(model)
     if not (half or bfloat16):
-        return Session(path, plain=plain)
+        return Session(path)
     out = path.with_name(f".{path.name}")
     try:
         onnx.save(model, out)
         return Session(out, plain=True)  # optimizing, it would leave out the rounding again
     finally:
         out.unlink(missing_ok=True)
+
+
+def reference(path: Path, *, bfloat16: bool = False) -> Session:
+    """Load a model so that it computes with other kernels than `session`, and rounds elsewhere.
+
+    Raises:
+        CompileError: ONNX Runtime cannot load it.
+    """
+    half = any(x.data_type == TensorProto.FLOAT16 for x in onnx.load(path).graph.initializer)
+    return Session(path, plain=not (half or bfloat16))

@@ -18,8 +18,14 @@ SAMPLES: Final = 8
 #: Other processors round other sums: so many times the difference seen between two kernels here.
 MARGIN: Final = 4.0
 #: At least this share of an output's largest value: of int8 a step, since one sum that is rounded the other
-#: way may move an answer by that much.
-FLOORS: Final = {"int8": 1.0 / 127}
+#: way may move an answer by that much; of shorter floats some of their last digits.
+FLOORS: Final = {
+    "int8": 1.0 / 127,
+    "int8-float16": 1.0 / 127,
+    "xint8": 1.0 / 127,
+    "float16": 2.0**-8,
+    "bfloat16": 2.0**-5,
+}
 FLOOR: Final = 1e-4
 RTOL: Final = 1e-3
 

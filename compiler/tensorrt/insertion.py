@@ -23,12 +23,14 @@ from compiler.graphs import (
     QUANTIZE,
     WEIGHTED,
     Graph,
+    attribute,
     captured,
     channel_axis,
 )
 
 POOLS: Final = ("AveragePool", "GlobalAveragePool")
 LARGEST: Final = 127
+NARROW: Final = 16
 _MATRIX: Final = 2
 
 Ends = list[tuple[onnx.NodeProto, int]]
@@ -49,6 +51,20 @@ def quantize(
         writer.quantize(node, position)
     writer.finish()
     return model
+
+
+def narrow(graph: Graph) -> tuple[str, ...]:
+    """Return the names of weighted operators with so few channels that int8 gains nothing.
+
+    Int8 kernels work on packs of channels, and pad what is missing (NVIDIA TensorRT documentation,
+    "Optimizing for Tensor Cores"); such operators stand at a network's ends, where they cost the most.
+    """
+    found = []
+    for node in graph.nodes:
+        weights = graph.constants.get(node.input[1]) if node.op_type in WEIGHTED else None
+        if weights is not None and attribute(node, "group", 1) == 1 and min(weights.dims[:2]) < NARROW:
+            found.append(node.name)
+    return tuple(found)
 
 
 def ends(graph: Graph, known: Mapping[str, float], left_float: frozenset[str]) -> Ends:

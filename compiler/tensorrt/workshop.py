@@ -15,7 +15,7 @@ from compiler.artifacts import Artifact
 from compiler.calibration import Histogram
 from compiler.candidates import Candidate, Scheme
 from compiler.errors import CompileError
-from compiler.graphs import DEQUANTIZE, WEIGHTED
+from compiler.graphs import DEQUANTIZE, WEIGHTED, Graph
 from compiler.ports import Job
 from compiler.qdq import LEFT_FLOAT, RECURRENT
 from compiler.sensitivity import most_sensitive
@@ -81,11 +81,20 @@ class TensorRtWorkshop:
             for precision in (MIXED, INT8)
             for method in methods
         ]
-        return [*static, FLOAT16, FLOAT32]
+        return [*static, *self._wide(static), FLOAT16, FLOAT32]
+
+    def _wide(self, static: Sequence[Candidate]) -> list[Candidate]:
+        """Return variants that leave the operators in float that int8 gains nothing for."""
+        names = insertion.narrow(Graph(self._model))
+        weighted = sum(x.op_type in WEIGHTED for x in self._model.graph.node)
+        if not 0 < len(names) < weighted:
+            return []
+        ours = [x for x in static if x.precision == MIXED and x.calibration in _METHODS[1:]]
+        return [msgspec.structs.replace(x, name=f"{x.name}-wide", left_float=names) for x in ours]
 
     def refine(self, best: Candidate, distance: Callable[[Artifact], float]) -> Sequence[Candidate]:
         """Return variants of the best one, of ours, whose most sensitive operators stay in float."""
-        if best.calibration == MODELOPT:
+        if best.calibration == MODELOPT or best.left_float:
             best = next(x for x in self.plan() if x.precision == best.precision)
         nodes = [x.name for x in self._model.graph.node if x.op_type in WEIGHTED]
         trial = self._job.scratch / "trial"
