@@ -29,6 +29,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
         calibration: how ranges of activations are found, for static ones.
         operators: only these operator types are quantized; () for all that can be.
         left_float: nodes that stay in float.
+        recipe: the tool-chain's own way to quantize, where it has several.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     calibration: str = ""
     operators: tuple[str, ...] = ()
     left_float: tuple[str, ...] = ()
+    recipe: str = ""
 
 
 #: The model as it is, in ONNX Runtime: the measure of all others and, where a target runs it, the last

@@ -82,7 +82,7 @@ def describe(found: Finding) -> BundleDescription:
         outputs=found.outputs,
         requires=Requirements(
             runtime=found.artifact.runtime,
-            firmware={**{x.part: x.versions for x in found.profile.firmware}, **found.firmware},
+            firmware={**_firmware(found), **found.firmware},
             memory_bytes=_RUNTIME_BYTES + _LOADED * found.artifact.size(),
         ),
         golden=found.golden.description,
@@ -96,6 +96,12 @@ def describe(found: Finding) -> BundleDescription:
         backend=found.candidate.backend,
         facts=found.artifact.facts,
     )
+
+
+def _firmware(found: Finding) -> dict[str, str]:
+    """Return what the profile asks of a device, without the runtimes that others of its bundles need."""
+    others = set(found.profile.backends) - {found.artifact.runtime}
+    return {x.part: x.versions for x in found.profile.firmware if x.part not in others}
 
 
 def facts(found: Finding) -> report.Facts:

@@ -1,0 +1,133 @@
+"""OpenVINO itself: without usage data, on one thread, with its errors turned into ours."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from compiler.errors import CompileError
+from compiler.onnx_session import one_line
+from compiler.tensors import Arrays
+from fleet.errors import MissingExtraError
+
+EXTRA: Final = "compiler-openvino"
+# Importing OpenVINO sends usage data to its maker and writes to the home folder, unless that part is missing.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None bars the import
+
+try:
+    import openvino
+    from openvino.passes import ConstantFolding, Manager
+except ModuleNotFoundError as error:
+    raise MissingExtraError("the OpenVINO backend", EXTRA) from error
+
+#: One thread that may run on any core, and floats as they are: numbers must not depend on the machine's load.
+OPTIONS: Final = {
+    "NUM_STREAMS": "1",
+    "INFERENCE_NUM_THREADS": "1",
+    "ENABLE_CPU_PINNING": "NO",
+    "INFERENCE_PRECISION_HINT": "f32",
+}
+#: Integers as they are written, computed in float: what plain kernels would give.
+PLAIN: Final = {**OPTIONS, "LP_TRANSFORMS_MODE": "NO"}
+
+#: A model, node or compiled model of the library, which has no stubs.
+Model = Any
+
+
+@functools.cache
+def core() -> Any:  # noqa: ANN401 - no stubs
+    """Return the library's one entry."""
+    return openvino.Core()
+
+
+def version() -> str:
+    """Return the library's version."""
+    return str(openvino.__version__).split("-", maxsplit=1)[0]
+
+
+def convert(
+    source: Path, outputs: Sequence[str], shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Model:
+    """Return an ONNX model as OpenVINO has it, its tensors named as the ONNX model names them.
+
+    Args:
+        source: an ONNX file.
+        outputs: names of its outputs, in order.
+        shapes: of its inputs, to make every shape static; None leaves them as they are.
+
+    Raises:
+        CompileError: it cannot be converted.
+    """
+    try:
+        model = openvino.convert_model(source)
+        if shapes is not None:
+            model.reshape(dict(shapes))
+        manager = Manager()
+        manager.register_pass(ConstantFolding())
+        manager.run_passes(model)
+    except Exception as error:  # the library's errors share no base but this one
+        raise CompileError(f"OpenVINO cannot convert the model: {one_line(error)}") from error
+    for output, name in zip(model.outputs, outputs, strict=True):
+        if len(output.get_names() & set(outputs)) > 1:
+            raise CompileError(f"output {name!r}: expected a tensor of its own; got one of two names")
+        output.get_tensor().set_names({name})
+    return model
+
+
+def read(path: Path) -> Model:
+    """Return the model in an IR file.
+
+    Raises:
+        CompileError: it is none.
+    """
+    try:
+        return core().read_model(str(path))
+    except Exception as error:  # the library's errors share no base but this one
+        raise CompileError(f"OpenVINO cannot read {path.name}: {one_line(error)}") from error
+
+
+def write(model: Model, path: Path, *, half: bool) -> None:
+    """Write a model as an IR, its constants as float16 if wanted.
+
+    Raises:
+        CompileError: it cannot be written.
+    """
+    try:
+        openvino.save_model(model, path, compress_to_fp16=half)
+    except Exception as error:  # the library's errors share no base but this one
+        raise CompileError(f"OpenVINO cannot write the model: {one_line(error)}") from error
+
+
+def compiled(model: Model, options: Mapping[str, str] = OPTIONS) -> Model:
+    """Return a model compiled for this CPU.
+
+    Raises:
+        CompileError: it cannot be compiled.
+    """
+    try:
+        return core().compile_model(model, "CPU", dict(options))
+    except Exception as error:  # the library's errors share no base but this one
+        raise CompileError(f"OpenVINO cannot compile the model: {one_line(error)}") from error
+
+
+class Request:
+    """A compiled model that answers one sample at a time."""
+
+    def __init__(self, model: Model) -> None:
+        """Take a compiled model."""
+        self._request: Final = model.create_infer_request()
+        self._types: Final = {
+            x.get_any_name(): np.dtype(x.get_element_type().to_dtype()) for x in model.inputs
+        }
+        self._outputs: Final = [x.get_any_name() for x in model.outputs]
+
+    def run(self, feed: Arrays) -> Arrays:
+        """Return the outputs for one sample."""
+        given = {name: np.ascontiguousarray(feed[name], kind) for name, kind in self._types.items()}
+        found = self._request.infer(given, share_inputs=True)
+        return {name: np.array(found[i]) for i, name in enumerate(self._outputs)}
