@@ -53,7 +53,7 @@ def convert(job: Job) -> Converted:
         CompileError: it cannot be converted, or answers otherwise.
         MissingToolchainError: the converter is not installed.
     """
-    prepared = prepare.prepare(job.model, job.scratch)
+    prepared = prepare.prepare(job.model, job.calibration.feed(0), job.scratch)
     source = job.scratch / "prepared.onnx"
     onnx.save(prepared, source)
     answer = toolchains.environment(TOOLCHAIN).call(
@@ -125,7 +125,8 @@ def _checked(path: Path, model: onnx.ModelProto, source: Path, job: Job, *, turn
 def _input(value: onnx.ValueInfoProto, tensor: tflite.Tensor, turned: bool) -> Port:
     port = _output(value)
     axes = _CHANNELS_LAST.get(len(port.shape), ()) if turned else ()
-    if tensor.shape != tuple(port.shape[x] for x in axes or range(len(port.shape))):
+    want = tuple(port.shape[x] for x in axes or range(len(port.shape)))
+    if tensor.shape != want and (want, tensor.shape) != ((), (1,)):
         raise CompileError(
             f"input {port.name!r}: expected shape {list(port.shape)}; got {list(tensor.shape)}"
         )
@@ -157,7 +158,7 @@ def _turned(port: Port, want: Sequence[Array], got: Sequence[Array]) -> Port:
     for axes in ((), _CHANNELS_LAST.get(len(port.shape), ())):
         turned = msgspec.structs.replace(port, axes=axes)
         if [port.shape[x] for x in axes or range(len(port.shape))] == list(got[0].shape):
-            seen = [outward(turned, x, Stored(dtype=x.dtype.name)) for x in got]
+            seen = [outward(turned, x, Stored(dtype=x.dtype.name, shape=x.shape)) for x in got]
             choices.append((_decibels(want, seen), turned))
     if not choices:
         raise CompileError(

@@ -18,45 +18,35 @@ from onnx import helper, numpy_helper
 
 from compiler import onnx_session
 from compiler.errors import CompileError
+from compiler.tensors import Arrays
 
 _SPATIAL: Final = [2, 3]
 _RANK: Final = 4
 
 
-def prepare(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
-    """Return the model with one sample, every shape fixed, constants folded, and rewritten.
+def prepare(model: onnx.ModelProto, sample: Arrays, folder: Path) -> onnx.ModelProto:
+    """Return the model with every shape fixed, constants folded, and rewritten.
 
     Args:
         model: in the normal form.
+        sample: what is fed for one sample: its shapes become the model's.
         folder: for intermediate files.
 
     Raises:
-        CompileError: a shape depends on more than the number of samples; names the tensor.
+        CompileError: the size of an output depends on what is fed; names it.
     """
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
     for value in fixed.graph.input:
-        _fix(value)
+        dims = value.type.tensor_type.shape.dim
+        for dim, size in zip(dims, sample[value.name].shape, strict=True):
+            dim.dim_value = size
     for value in fixed.graph.output:
         value.type.tensor_type.ClearField("shape")
     folded = _folded(fixed, folder)
     for rewriting in _REWRITINGS:
         rewriting(folded)
     return _inferred(folded)
-
-
-def _fix(value: onnx.ValueInfoProto) -> None:
-    dims = value.type.tensor_type.shape.dim
-    for place, dim in enumerate(dims):
-        if dim.HasField("dim_value") and dim.dim_value > 0:
-            continue
-        if place:
-            shape = [x.dim_value if x.HasField("dim_value") else "?" for x in dims]
-            raise CompileError(
-                f"input {value.name!r}: the target takes fixed shapes only; expected every dimension after "
-                f"the first to be fixed, got {shape}"
-            )
-        dim.dim_value = 1
 
 
 def _folded(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from compiler import calibration
 from compiler.artifacts import Artifact
 from compiler.candidates import Candidate, Scheme
@@ -18,6 +20,7 @@ from compiler.tflite import model as tflite
 from compiler.tflite.convert import Converted
 from compiler.tflite.running import Watched
 from fleet.bundle import interface
+from fleet.bundle.description import TensorSpec
 from fleet.bundle.interface import Interface
 
 BACKEND: Final = "edgetpu"
@@ -121,12 +124,35 @@ class TfliteWorkshop:
                 known[MAPPED] = f"{made.on_tpu} of {made.on_tpu + made.on_cpu}"
         (folder / interface.PATH).write_bytes(interface.encode(ports))
         return Artifact(
-            folder=folder, main=FILE, kind=self._job.profile.artifact, runtime=RUNTIME, facts=known
+            folder=folder,
+            main=FILE,
+            kind=self._job.profile.artifact,
+            runtime=RUNTIME,
+            inputs=self._inputs,
+            facts=known,
+        )
+
+    @functools.cached_property
+    def _inputs(self) -> tuple[TensorSpec, ...]:
+        """The source model's inputs, every dimension fixed but the one that counts samples.
+
+        Whoever runs the file answers several samples one after the other.
+        """
+        shapes = {name: x.shape for name, x in self._job.calibration.feed(0).items()}
+        return tuple(
+            msgspec.structs.replace(
+                x, shape=(*x.shape[:1], *shapes[x.name][1:]) if x.batched else shapes[x.name]
+            )
+            for x in self._job.calibration.tensors
         )
 
     def notes(self, candidate: Candidate) -> list[str]:
         """Return what a person should know: that nothing is compiled yet, or what stays on the CPU."""
-        found = []
+        found = [
+            f"input {now.name!r}: fixed to {list(now.shape)}, the shape of the calibration data"
+            for before, now in zip(self._job.calibration.tensors, self._inputs, strict=True)
+            if before.shape != now.shape
+        ]
         if not edgetpu_compiler.find():
             found.append(
                 f"not compiled for the Edge TPU ({COMPILED}=false), so it runs on the device's CPU: install "

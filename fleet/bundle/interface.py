@@ -60,10 +60,12 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         dtype: numpy's name of the type.
+        shape: of the tensor in the file.
         scale: 0 where the numbers are not quantized.
     """
 
     dtype: str
+    shape: tuple[int, ...]
     scale: float = 0.0
     zero_point: int = 0
 
@@ -122,11 +124,11 @@ def bind(ports: Sequence[Port], details: Sequence[Mapping[str, Any]]) -> list[Bo
     for port, detail in zip(ports, details, strict=True):
         want = [port.shape[x] for x in port.axes] if port.axes else list(port.shape)
         got = [int(x) for x in detail["shape"]]
-        if want != got:
+        if want != got and (want, got) != ([], [1]):  # a scalar may lie in the file as a list of one
             raise BundleError(f"{PATH}: {port.name!r}: expected shape {got}, got {want}")
         scale, zero_point = detail["quantization"]
         kind = np.dtype(detail["dtype"]).name
-        stored = Stored(dtype=kind, scale=float(scale), zero_point=int(zero_point))
+        stored = Stored(dtype=kind, shape=tuple(got), scale=float(scale), zero_point=int(zero_point))
         found.append(Bound(port=port, stored=stored, index=int(detail["index"])))
     return found
 
@@ -162,7 +164,7 @@ def inward(port: Port, values: Array, stored: Stored) -> Array:
             f"got {values.dtype} {list(values.shape)}"
         )
     turned = values.transpose(port.axes) if port.axes else values
-    return np.ascontiguousarray(_quantized(turned, stored))
+    return np.asarray(_quantized(turned, stored), order="C").reshape(stored.shape)
 
 
 def _quantized(values: Array, stored: Stored) -> Array:
@@ -188,4 +190,4 @@ def outward(port: Port, values: Array, stored: Stored) -> Array:
         values = (values.astype(np.float32) - np.float32(stored.zero_point)) * np.float32(stored.scale)
     if port.axes:
         values = values.transpose(np.argsort(port.axes))
-    return np.ascontiguousarray(values.reshape(port.shape), dtype=want)
+    return np.asarray(values.reshape(port.shape), dtype=want, order="C")
