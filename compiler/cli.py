@@ -71,6 +71,12 @@ _PATH: Final = click.Path(path_type=Path)
     help="Time that compiling may take.",
 )
 @click.option(
+    "--time-budget",
+    type=FiniteRange(0.1, 100_000),
+    metavar="SECONDS",
+    help="Time for trying candidates: then the best so far is taken. Default: until all are tried.",
+)
+@click.option(
     "--verify",
     type=_PATH,
     metavar="BUNDLE",
@@ -93,6 +99,7 @@ def compile_command(
     licence: str,
     memory_limit: float,
     time_limit: float,
+    time_budget: float | None,
     verify: Path | None,
     no_cache: bool,
     as_json: bool,
@@ -125,6 +132,7 @@ def compile_command(
         limits=Limits(
             memory_bytes=int(memory_limit * GIB), cpu_s=math.ceil(4 * time_limit), wall_s=time_limit
         ),
+        time_budget_s=time_budget or 0.0,
         cache="" if no_cache else str(cache.place()),
     )
     # Without this a worker's files would stay behind.

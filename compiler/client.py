@@ -32,6 +32,16 @@ _START: Final = (
     "import sys; sys.path[:] = [x for x in sys.path if x]; from compiler.worker import main; main()"
 )
 _STDERR_SHOWN: Final = 4000
+#: Stages that work on one candidate, which their detail names.
+BY_CANDIDATE: Final = frozenset({"try candidates", "find sensitive operators", "confirm"})
+#: Signals that native code ends in, or that the system sends where memory runs out.
+CRASHES: Final = frozenset(
+    {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGKILL}
+)
+#: After so many candidates that crash, something else is wrong.
+MOST_CRASHES: Final = 4
+#: Seconds of a time budget that are left after a crash at least, else nothing would be tried.
+LEAST_S: Final = 0.1
 
 
 class WorkerBugError(Exception):
@@ -55,12 +65,47 @@ def _step(stage: str, done: int, total: int, detail: str) -> Progress:
 
 
 def compile_model(request: CompileRequest, tell: Callable[[Progress], None]) -> CompileResult:
-    """Compile in a worker process.
+    """Compile in a worker process; one that a candidate's tool-chain ends is followed by one without it.
 
     Raises:
         KedgeError: the worker's error.
         WorkerBugError: a bug in the worker.
     """
+    started = time.monotonic()
+    try:
+        return _attempt(request, tell)
+    except _CandidateCrashedError as crash:
+        if len(request.crashed) == MOST_CRASHES or crash.candidate in request.crashed:
+            raise crash.error from None
+        return compile_model(_without(request, crash, time.monotonic() - started), tell)
+
+
+def _without(request: CompileRequest, crash: _CandidateCrashedError, took: float) -> CompileRequest:
+    """Return the request without what crashed, in the time that is left."""
+    budget, limits = request.time_budget_s, request.limits
+    return msgspec.structs.replace(
+        request,
+        crashed={**request.crashed, crash.candidate: crash.how},
+        time_budget_s=max(budget - took, LEAST_S) if budget else 0.0,
+        limits=msgspec.structs.replace(limits, wall_s=max(limits.wall_s - took, LEAST_S)),
+    )
+
+
+class _CandidateCrashedError(Exception):
+    """The worker was ended by a signal while it worked on a candidate.
+
+    Attributes:
+        error: what it is to the person, where nothing else can be tried.
+    """
+
+    def __init__(self, candidate: str, how: str, error: Exception) -> None:
+        super().__init__(candidate)
+        self.candidate: Final = candidate
+        self.how: Final = how
+        self.error: Final = error
+
+
+def _attempt(request: CompileRequest, tell: Callable[[Progress], None]) -> CompileResult:
     with (
         tempfile.TemporaryDirectory(prefix="kedge-compile-") as scratch,
         tempfile.TemporaryFile() as stderr,
@@ -96,7 +141,7 @@ def _follow(
     lines: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_pump, args=(process.stdout, lines), daemon=True).start()
     decoder = msgspec.json.Decoder(Message)
-    started, stage = time.monotonic(), ""
+    started, stage, detail = time.monotonic(), "", ""
     reading = for_import(Path(request.model), request.calibration, request.evaluation)
     while True:
         limit = reading.wall_s if stage in UNTRUSTED else request.limits.wall_s
@@ -105,7 +150,11 @@ def _follow(
         except queue.Empty:
             raise _over(stage, f"expected to be done within {limit:g} s") from None
         if not line:
-            raise _died(process, stage, stderr)
+            error = _died(process, stage, stderr)
+            if stage in BY_CANDIDATE and -process.returncode in CRASHES:
+                how = f"it ended the process ({signal.Signals(-process.returncode).name})"
+                raise _CandidateCrashedError(detail, how, error)
+            raise error
         message = decoder.decode(line)
         if isinstance(message, Finished):
             return message.result
@@ -113,7 +162,7 @@ def _follow(
             raise _error(message)
         if time.monotonic() > started + limit:
             raise _over(stage, f"expected to be done within {limit:g} s")
-        stage = message.stage
+        stage, detail = message.stage, message.detail
         tell(message)
 
 

@@ -14,6 +14,7 @@ from compiler import cache, limits
 from compiler.bundle import layout
 from compiler.cache import Cache
 from compiler.requests import BundleFacts, CompileRequest, CompileResult
+from compiler.verdicts import NOT_TRIED
 from firmware_profiles import registry
 
 _RESULT: Final = "result.json"
@@ -39,8 +40,8 @@ def find(request: CompileRequest) -> CompileResult | None:
 def keep(request: CompileRequest, result: CompileResult) -> None:
     """Keep a result for the next time."""
     name = _key(request)
-    if not name:
-        return
+    if not name or any(x.status == NOT_TRIED for x in result.candidates):
+        return  # with more time there is more to find
 
     def fill(folder: Path) -> None:
         shutil.copytree(request.out, folder / _BUNDLE)

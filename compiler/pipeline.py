@@ -18,6 +18,7 @@ from compiler.datasets import Dataset
 from compiler.errors import CompileError, ModelRefusedError, OptionError
 from compiler.evaluate import check_finite, compare, outputs
 from compiler.onnx_session import Session
+from compiler.patience import Patience
 from compiler.ports import Backend, Job
 from compiler.requests import CompileRequest, CompileResult
 from compiler.search import Measured
@@ -89,6 +90,7 @@ def _prepare(
         calibration=calibration,
         selection=selection,
         max_drop=request.max_drop,
+        patience=Patience(request.time_budget_s, request.crashed, frozenset(request.untried)),
         tell=tell,
     )
     given = Inputs(

@@ -26,6 +26,8 @@ class _External(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 class _Internal(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     confirmed: tuple[str, ...]
+    crashed: dict[str, str]
+    untried: tuple[str, ...]
 
 
 class _Dependency(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -79,6 +81,9 @@ def request_of(bundle: Bundle, asked: CompileRequest) -> CompileRequest:
         labels=x.classes,
         licence=x.licence,
         pinned=definition.internal_parameters.confirmed,
+        crashed=definition.internal_parameters.crashed,
+        untried=definition.internal_parameters.untried,
+        time_budget_s=0.0,
         cache="",
     )
 

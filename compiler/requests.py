@@ -28,6 +28,9 @@ class CompileRequest(msgspec.Struct, frozen=True, kw_only=True):
         cache: folder of the cache, or "" for none.
         pinned: the candidates to confirm, in this order, instead of those that rank first: repeats a choice
             that depended on measured times.
+        time_budget_s: seconds that trying candidates may take; 0 for as long as it takes.
+        crashed: candidates that ended the worker in an earlier attempt, and how.
+        untried: candidates that are not tried, as there was no time for them: repeats such a compilation.
         scratch: folder for intermediate files; the parent's, since a worker that is killed cleans up nothing.
     """
 
@@ -46,6 +49,9 @@ class CompileRequest(msgspec.Struct, frozen=True, kw_only=True):
     scratch: str = ""
     cache: str = ""
     pinned: tuple[str, ...] = ()
+    time_budget_s: float = 0.0
+    crashed: dict[str, str] = {}
+    untried: tuple[str, ...] = ()
 
 
 class BundleFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +89,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one candidate.
 
     Attributes:
-        status: "chosen", "eligible", "over budget", "not smaller", "too slow", "failed", "not confirmed".
+        status: "chosen", "eligible", "over budget", "not smaller", "too slow", "failed", "crashed",
+            "not confirmed", "not tried".
         reason: in words, where there is something to say.
         drop_points, agreement: on the selection half; None where it failed.
         snr_db: signal-to-noise ratio of its outputs against float's.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -16,10 +17,14 @@ from compiler.candidates import FLOAT, Candidate, Scheme
 from compiler.datasets import Dataset, spread
 from compiler.errors import CompileError, OptionError
 from compiler.evaluate import Answering, Kind, answering, check_finite, compare, outputs
-from compiler.onnx_session import Session
+from compiler.onnx_session import Session, one_line
+from compiler.patience import Patience
 from compiler.ports import Backend, Runner, Workshop
 from compiler.search import Measured
 from compiler.tensors import Arrays
+from fleet.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 #: Is told stage, done, total (0: unknown) and detail.
 Tell = Callable[[str, int, int, str], None]
@@ -53,6 +58,7 @@ class Trials:
         calibration: Dataset,
         selection: Dataset,
         max_drop: float,
+        patience: Patience,
         tell: Tell,
     ) -> None:
         """Take what there is; nothing is built yet.
@@ -64,6 +70,7 @@ class Trials:
             calibration: samples that ranges are found on.
             selection: the half of the evaluation data to choose on.
             max_drop: the budget in percentage points.
+            patience: how long to try.
             tell: is told how far the work is.
         """
         self._shops: Final = shops
@@ -72,10 +79,13 @@ class Trials:
         self._calibration: Final = calibration
         self._selection: Final = selection
         self._max_drop: Final = max_drop
+        self._patience: Final = patience
         self._tell: Final = tell
         self._artifacts: Final[dict[Candidate, Artifact]] = {}
         self.measured: Final[list[Measured]] = []
         self.failed: Final[dict[Candidate, str]] = {}
+        self.crashed: Final[dict[Candidate, str]] = {}
+        self.untried: Final[list[Candidate]] = []
         self._float: Final = original.session
 
     @functools.cached_property
@@ -141,14 +151,15 @@ class Trials:
         Raises:
             OptionError: none is wanted.
         """
-        planned = [x for shop in self._shops.values() for x in shop.workshop.plan()]
-        plan = [x for x in planned if wanted(x)]
+        planned = [x for name in self._shops for x in self._planned(name)]
+        # Float goes first: from then on there is something to fall back on.
+        plan = sorted(filter(wanted, planned), key=lambda x: x != FLOAT)
         if not plan:
             names = ", ".join(f"{x.name} ({x.precision})" for x in planned)
             raise OptionError(f"expected a precision or candidate of {names}; got none of them")
         self._tell("run the float model", 0, len(plan), f"{len(self._selection)} samples")
         if FLOAT in planned and FLOAT not in plan:
-            plan.append(FLOAT)  # where a target runs float, it is what the others are weighed against
+            plan.insert(0, FLOAT)  # where a target runs float, it is what the others are weighed against
         for done, candidate in enumerate(plan):
             self._tell("try candidates", done, len(plan), candidate.name)
             self._try(candidate)
@@ -169,7 +180,32 @@ class Trials:
             msgspec.structs.replace(x, latency_ms=times.get(x.candidate.name)) for x in self.measured
         ]
 
+    def _planned(self, name: str) -> Sequence[Candidate]:
+        try:
+            return self._shops[name].workshop.plan()
+        except CompileError as error:
+            if len(self._shops) == 1:
+                raise
+            self.failed[_finer(name)] = str(error)
+            return []
+
+    def _passed_over(self, candidate: Candidate) -> bool:
+        """Return whether a candidate is not to be tried, and note why."""
+        if candidate.name in self._patience.crashed:
+            self.crashed[candidate] = self._patience.crashed[candidate.name]
+        elif candidate.name in self._patience.untried or self._late():
+            self.untried.append(candidate)
+        else:
+            return False
+        return True
+
+    def _late(self) -> bool:
+        """Return whether time is up and there is something that keeps the budget."""
+        return self._patience.over and bool(search.eligible(self.measured, self._max_drop))
+
     def _try(self, candidate: Candidate) -> None:
+        if self._passed_over(candidate):
+            return
         folder = self._folder / candidate.name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -181,6 +217,11 @@ class Trials:
             self.measured.append(Measured(candidate=candidate, size=artifact.size(), selection=comparison))
         except CompileError as error:
             self.failed[candidate] = str(error)
+        except UserError:
+            raise
+        except Exception as error:  # tool-chains raise anything; the others may do
+            logger.exception("%s", candidate.name)
+            self.failed[candidate] = f"{type(error).__name__}: {one_line(error)}"
 
     def _refine(self, name: str, wanted: Callable[[Candidate], bool]) -> None:
         shop = self._shops[name]
@@ -189,16 +230,38 @@ class Trials:
         ]
         if not static or any(x in static for x in search.eligible(self.measured, self._max_drop)):
             return
+        finer = _finer(name)
+        if self._passed_over(finer):
+            return
         best = max(static, key=lambda x: (x.selection.agreement, x.selection.snr)).candidate
         data = self._calibration.take(spread(self._calibration, TRIAL_SAMPLES))
         want = outputs(self._float, data)
 
         def distance(artifact: Artifact) -> float:
-            self._tell("find sensitive operators", 0, 0, best.name)
+            if self._late():
+                raise _OutOfTimeError
+            self._tell("find sensitive operators", 0, 0, finer.name)
             return -compare(want, outputs(_quick(artifact, shop.backend), data), self.how, None).snr
 
-        for candidate in filter(wanted, shop.workshop.refine(best, distance)):
-            self._try(candidate)
+        try:
+            found = shop.workshop.refine(best, distance)
+        except _OutOfTimeError:
+            self.untried.append(finer)
+        except CompileError as error:
+            self.failed[finer] = str(error)
+        else:
+            for candidate in filter(wanted, found):
+                self._tell("try candidates", 0, 0, candidate.name)
+                self._try(candidate)
+
+
+class _OutOfTimeError(CompileError):
+    """There is no time to look for sensitive operators."""
+
+
+def _finer(backend: str) -> Candidate:
+    """Return what stands for candidates that are not known yet, as others have to be measured first."""
+    return Candidate(name=f"{backend}-finer", precision="", scheme=Scheme.STATIC, backend=backend)
 
 
 def _quick(artifact: Artifact, backend: Backend) -> Runner:

@@ -15,6 +15,8 @@ from firmware_profiles.profile import Profile
 
 TOO_SLOW = "too slow"
 ELIGIBLE = "eligible"
+CRASHED = "crashed"
+NOT_TRIED = "not tried"
 
 
 def of(
@@ -45,18 +47,21 @@ def of(
                 latency_ms=x.latency_ms,
             )
         )
-    found += [
-        Verdict(
-            name=x.name,
-            precision=x.precision,
-            scheme=x.scheme.value,
-            backend=x.backend,
-            status="failed",
-            reason=reason,
-        )
-        for x, reason in trials.failed.items()
-    ]
+    found += [_unmeasured(x, "failed", reason) for x, reason in trials.failed.items()]
+    found += [_unmeasured(x, CRASHED, reason) for x, reason in trials.crashed.items()]
+    found += [_unmeasured(x, NOT_TRIED, "time budget") for x in trials.untried]
     return tuple(found)
+
+
+def _unmeasured(x: Candidate, status: str, reason: str) -> Verdict:
+    return Verdict(
+        name=x.name,
+        precision=x.precision,
+        scheme=x.scheme.value,
+        backend=x.backend,
+        status=status,
+        reason=reason,
+    )
 
 
 def _status(x: Measured, original: Measured, limit: int | None, max_drop: float) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from compiler.bundle.report import Facts
+from compiler.verdicts import CRASHED, NOT_TRIED
 from fleet.ids import Digest
 
 PATH: Final = "provenance.json"
@@ -38,7 +39,11 @@ def encode(facts: Facts, subjects: Mapping[str, Digest]) -> bytes:
                 "licence": facts.about.licence,
             },
             # Looked at on the second half in this order; the last one is the bundle's.
-            "internalParameters": {"confirmed": list(facts.confirmed)},
+            "internalParameters": {
+                "confirmed": list(facts.confirmed),
+                "crashed": {x.name: x.reason for x in facts.verdicts if x.status == CRASHED},
+                "untried": [x.name for x in facts.verdicts if x.status == NOT_TRIED],
+            },
             "resolvedDependencies": [
                 *(
                     {"name": name, "digest": {"sha256": Digest(x).hex}}
