@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Final
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, expect
+from playwright.sync_api import Browser, BrowserContext, ViewportSize, expect
 
-from console import Console, axe_source, complaints, log_in
+from axe import axe
+from console import Console, complaints, log_in
 from seed_fleet import PASSWORD
 
 PAGES: Final = {
@@ -49,20 +49,6 @@ def on_phone(browser: Browser, console: Console) -> Iterator[BrowserContext]:
     log_in(context.new_page(), console)
     yield context
     context.close()
-
-
-RULES: Final = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
-
-
-def axe(page: Page, *rules: str) -> list[str]:
-    """Return what axe-core finds against WCAG 2.2 AA, or only these rules, one line per rule."""
-    # Evaluated through the debugger: the page's own policy lets no foreign script in.
-    page.evaluate(axe_source())
-    found = page.evaluate("rules => axe.run(document, {runOnly: rules})", list(rules or RULES))
-    return [
-        f"{rule['id']}: {json.dumps([node['html'][:160] for node in rule['nodes'][:3]])}"
-        for rule in found["violations"]
-    ]
 
 
 @pytest.mark.parametrize("name", PAGES)

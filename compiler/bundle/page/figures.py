@@ -125,6 +125,11 @@ def bars(found: Sensitivity) -> list[Bar]:
     return sorted(made, key=lambda x: (-x.share, x.name))
 
 
+def sources(placement: Placement) -> list[str]:
+    """Return what the rules stand on, each once, in the order in which the table of groups names them."""
+    return list(dict.fromkeys(x.source for x in groups(placement) if x.source))
+
+
 def groups(placement: Placement) -> list[Group]:
     """Return the nodes by operator, unit and reason, the dearest first."""
     found: dict[tuple[object, ...], list[NodePlacement]] = {}

@@ -14,6 +14,8 @@ from compiler.bundle.report import Facts
 _NO_NOISE_DB: Final = 200.0
 _KIB: Final = 1024
 _THOUSAND: Final = 1000
+#: Characters of a name that are shown: exporters make names of several lines.
+_NAME: Final = 56
 _NONE: Final = "\N{EN DASH}"
 
 
@@ -26,24 +28,24 @@ def as_html(found: Facts) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        size=size,
-        count=count,
-        points=points,
-        percent=percent,
-        decibels=decibels,
-        number=number,
-        duration=duration,
-    )
+    filters = (size, count, points, percent, decibels, number, duration, brief)
+    environment.filters.update({x.__name__: x for x in filters})
     sensitive = found.sensitivity
     page = environment.get_template("page.html.jinja").render(
         f=found,
         plots=figures.plots(found.verdicts, found.max_drop, labels=found.data.classes > 0),
         front=front(found.verdicts),
         groups=figures.groups(found.placement),
+        sources=figures.sources(found.placement),
         bars=figures.bars(sensitive) if sensitive else [],
     )
     return page.encode()
+
+
+def brief(name: str) -> str:
+    """Return a name, its middle left out where it is long."""
+    half = _NAME // 2
+    return name if len(name) <= _NAME else f"{name[:half]} \N{HORIZONTAL ELLIPSIS} {name[-half:]}"
 
 
 def size(value: int | None) -> str:
@@ -52,7 +54,7 @@ def size(value: int | None) -> str:
         return _NONE
     if value < 10 * _KIB:
         return f"{value:,} B"
-    return f"{value / _KIB:,.0f} KiB" if value < 10 * _KIB**2 else f"{value / _KIB**2:,.1f} MiB"
+    return f"{value / _KIB:,.0f} KiB" if value < 2 * _KIB**2 else f"{value / _KIB**2:,.1f} MiB"
 
 
 def count(value: int | None) -> str:
