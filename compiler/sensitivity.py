@@ -67,7 +67,6 @@ class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
         unasked: how many more can be quantized.
         samples: of the calibration data, on which each question was asked.
         looks: how many questions.
-        cut: the time that was allowed ended it.
     """
 
     whole_db: float
@@ -75,7 +74,6 @@ class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
     unasked: int
     samples: int
     looks: int
-    cut: bool = False
 
 
 def measure(
@@ -84,7 +82,6 @@ def measure(
     rules: Quantization,
     how: Answering,
     scratch: Path,
-    go_on: Callable[[], bool] = lambda: True,
 ) -> Sensitivity | None:
     """Return the sensitivity of a model's nodes to eight bits.
 
@@ -94,7 +91,6 @@ def measure(
         rules: number formats of the target.
         how: which output answers.
         scratch: a folder for intermediate files.
-        go_on: asked before each look; says whether there is time for it.
 
     Returns:
         None where nothing in the outermost graph can be quantized, or the target takes floats only.
@@ -113,7 +109,7 @@ def measure(
     ready = switches.switched(model, found, _ranges(model, tensors, feeds, scratch), rules)
     if not ready.parts:
         return None
-    return _Questions(ready, feeds, how, scratch, go_on).answer({x.name for x in asked})
+    return _Questions(ready, feeds, how, scratch).answer({x.name for x in asked})
 
 
 def _costs(model: onnx.ModelProto) -> dict[str, int]:
@@ -171,9 +167,7 @@ class _Masked:
 class _Questions:
     """A model with switches, and what float answers."""
 
-    def __init__(
-        self, ready: Switched, data: Dataset, how: Answering, scratch: Path, go_on: Callable[[], bool]
-    ) -> None:
+    def __init__(self, ready: Switched, data: Dataset, how: Answering, scratch: Path) -> None:
         path = scratch / "switched.onnx"
         onnx.save(ready.model, path)
         self._session: Final = Session(path)
@@ -181,7 +175,6 @@ class _Questions:
         self._ready: Final = ready
         self._data: Final = data
         self._how: Final = how
-        self._go_on: Final = go_on
         self._floats: Final = self._outputs([])
         self._looks = 0
 
@@ -199,7 +192,7 @@ class _Questions:
         whole, _ = self._look(every)
         nodes = []
         for part in every:
-            if part.name in names and self._go_on():
+            if part.name in names:
                 snr, agreement = self._look([part])
                 nodes.append(
                     NodeSensitivity(
@@ -207,16 +200,14 @@ class _Questions:
                     )
                 )
         nodes.sort(key=lambda x: x.alone_db)
-        worst = [self._rescued(x) for x in nodes[:RESCUED] if self._go_on()]
+        worst = [self._rescued(x) for x in nodes[:RESCUED]]
         nodes[: len(worst)] = sorted(worst, key=lambda x: (-(x.rescued_db or 0.0), x.alone_db))
-        wanted = sum(x.name in names for x in every)
         return Sensitivity(
             whole_db=whole,
             nodes=tuple(nodes),
             unasked=len(every) - len(nodes),
             samples=len(self._data),
             looks=self._looks,
-            cut=len(nodes) < wanted or len(worst) < min(RESCUED, wanted),
         )
 
     def _rescued(self, node: NodeSensitivity) -> NodeSensitivity:

@@ -96,7 +96,6 @@ SENSITIVITY = Sensitivity(
     unasked=4,
     samples=16,
     looks=6,
-    cut=True,
 )
 
 ABOUT = BundleDescription(
