@@ -7,6 +7,7 @@ on it in a millisecond what takes the emulation ten.
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -100,11 +101,11 @@ class HtpWorkshop:
             CompileError: it cannot be built.
         """
         twin = self._twin(candidate)
-        scratch = self._twins / f"{candidate.name}.work"
-        scratch.mkdir()
-        context, operators = compiling.compile_model(
-            twin, folder / FILE, self._job.profile.accelerator, scratch, self._job.limits
-        )
+        accelerator, limits = self._job.profile.accelerator, self._job.limits
+        with tempfile.TemporaryDirectory(dir=self._job.scratch) as scratch:
+            context, operators = compiling.compile_model(
+                twin, folder / FILE, accelerator, Path(scratch), limits
+            )
         placed_file(twin).write_bytes(msgspec.json.encode(operators))
         return self._described(folder, twin, context)
 
@@ -158,7 +159,7 @@ def _facts(context: Context) -> dict[str, str]:
 def _batches(fixed: tuple[TensorSpec, ...], source: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
     """Return tensors of fixed shapes, and any number of samples where the source takes it: each is run."""
     return tuple(
-        msgspec.structs.replace(x, shape=(y.shape[0], *x.shape[1:])) if y.batched else x
+        msgspec.structs.replace(x, shape=(y.shape[0], *x.shape[1:])) if x.batched and y.batched else x
         for x, y in zip(fixed, source, strict=True)
     )
 
