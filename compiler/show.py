@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from rich.text import Text
 
+from compiler.placement.summary import Placement
 from compiler.requests import CompileResult
 from compiler.requests import Progress as Step
 from compiler.several import Outcome
@@ -78,7 +79,21 @@ def one(result: CompileResult) -> None:
     ours, theirs = result.latency_ms.compiled, result.latency_ms.original
     if ours is not None and theirs is not None:
         click.echo(f"latency   {ours:.3f} ms (float {theirs:.3f} ms)")
+    click.echo(f"placement {_placement(result.placement)}")
+    click.echo(f"ran in    {result.parity.ran_in}")
     click.echo(f"bundle    {result.bundle.path}\n          {result.bundle.digest}")
+
+
+def _placement(found: Placement) -> str:
+    memory = found.memory.weights_bytes + found.memory.activations_bytes
+    takes = f"{memory:,} bytes of weights and activations"
+    if found.accelerated_macs is None:
+        formats = ", ".join(f"{count} {name}" for name, count in found.by_precision.items())
+        return f"{found.operators} nodes ({formats}), {found.macs:,} multiply-accumulates, {takes}"
+    return (
+        f"{100 * found.accelerated_macs:.1f} % of {found.macs:,} multiply-accumulates on {found.device} "
+        f"({found.basis}), {takes}"
+    )
 
 
 def several(outcomes: Sequence[Outcome]) -> None:

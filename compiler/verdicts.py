@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from compiler import search
 from compiler.candidates import FLOAT, Candidate, Scheme
 from compiler.evaluate import SNR_FLOOR
+from compiler.parity import rounded
 from compiler.requests import Verdict
 from compiler.search import Measured
 from compiler.trials import Trials
@@ -43,7 +44,7 @@ def of(
                 size_bytes=x.size,
                 drop_points=x.selection.drop_points(),
                 agreement=x.selection.agreement,
-                snr_db=x.selection.snr,
+                snr_db=rounded(x.selection.snr),
                 latency_ms=x.latency_ms,
             )
         )

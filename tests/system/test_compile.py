@@ -68,6 +68,26 @@ def test_the_small_model_becomes_int8_within_the_budget(
     assert len([x for x in result["candidates"] if x["status"] == "chosen"]) == 1
 
 
+def test_the_report_says_where_it_runs_how_near_it_is_and_what_costs_most(
+    compiled: tuple[Path, dict[str, Any]],
+) -> None:
+    """`--json` and the report in the bundle agree, but for what a clock told."""
+    folder, result = compiled
+    report = json.loads(layout.read(folder).bytes_of("report.json"))
+    for part in ("placement", "parity", "sensitivity"):
+        assert report[part] == result[part]
+    assert {x["unit"] for x in report["placement"]["nodes"]} == {"cpu"}
+    assert report["placement"]["macs"] == 12 * 64 * 9 + 7680
+    assert report["placement"]["memory"]["weights_bytes"] < 10_000
+    (scores,) = report["parity"]["outputs"]
+    assert scores["agreement"] == result["accuracy"]["agreement"]
+    assert scores["sqnr_db"] > 20
+    assert "ONNX Runtime" in report["parity"]["ran_in"]
+    assert {x["name"] for x in report["sensitivity"]["nodes"]} == {"conv", "dense"}
+    assert report["data"]["calibration"] == 96
+    assert all(x["latency_ms"] is None for x in report["verdicts"])
+
+
 def test_the_same_inputs_give_the_same_digest(
     files: SmallModel, compiled: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import itertools
 import math
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import small_models
+from compiler import packaging
+from compiler.errors import ModelRefusedError
 from compiler.placement import cost, memory, onnx_graph
 from compiler.placement.facts import GraphFacts, NodeFact, TensorFact
 from compiler.placement.summary import by_rules, on_cpu
 from firmware_profiles import registry
 from firmware_profiles.profile import Budget
+from report_facts import PLACEMENT
 
 
 def t(*shape: int, constant: bool = False, name: str = "t", dtype: str = "FP32") -> TensorFact:
@@ -101,6 +105,15 @@ def test_over_the_budget_says_by_how_much_and_whether_it_still_runs() -> None:
     assert (hard.over_bytes, hard.fits) == (memory.MIB, False)
     assert (soft.over_bytes, soft.streamed, soft.fits) == (memory.MIB, True, True)
     assert memory.memory(graph, Budget()).fits
+
+
+def test_a_model_too_large_for_the_target_is_refused_by_how_much() -> None:
+    """The person learns how much smaller it has to become, and on the Edge TPU that it runs all the same."""
+    large = msgspec.structs.replace(PLACEMENT.memory, streamed=False)
+    refused = msgspec.structs.replace(PLACEMENT, memory=large)
+    with pytest.raises(ModelRefusedError, match=r"at most 8 MiB.*coral.*got 10\.0 MiB.*2\.0 MiB too many"):
+        packaging.fitting(refused, "coral-edgetpu")
+    assert packaging.fitting(PLACEMENT, "coral-edgetpu") is PLACEMENT
 
 
 def test_the_facts_of_a_float_model() -> None:
