@@ -160,7 +160,7 @@ def compare(
     floats: Outputs, compiled: Outputs, how: Answering, labels: npt.NDArray[np.int64] | None
 ) -> Comparison:
     """Compare a model's outputs with the float model's, all `[N, …]`."""
-    noise = {name: _snr(floats[name], compiled[name]) for name in floats}
+    noise = {name: snr(floats[name], compiled[name]) for name in floats}
     found = Comparison(
         pairs=None,
         accuracy_float=None,
@@ -185,7 +185,8 @@ def compare(
     )
 
 
-def _snr(want: Array, got: Array) -> float:
+def snr(want: Array, got: Array) -> float:
+    """Return the signal-to-noise ratio, in dB, of what was got for what was wanted."""
     if want.shape != got.shape:
         return -_NO_NOISE
     if not np.issubdtype(want.dtype, np.floating):

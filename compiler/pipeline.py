@@ -16,7 +16,7 @@ from compiler.bundle import layout
 from compiler.candidates import FLOAT, Candidate
 from compiler.datasets import Dataset
 from compiler.errors import CompileError, ModelRefusedError, OptionError
-from compiler.evaluate import check_finite, compare, outputs
+from compiler.evaluate import check_finite, compare, outputs, snr
 from compiler.onnx_session import Session
 from compiler.patience import Patience
 from compiler.ports import Backend, Job
@@ -28,6 +28,8 @@ from firmware_profiles import registry
 from firmware_profiles.profile import Profile
 
 READ: Final = "read the model"
+#: Two runs of the same sums in another order are nearer than this, in dB.
+SAME_DB: Final = 60.0
 
 
 def run(request: CompileRequest, tell: Tell) -> CompileResult:
@@ -64,6 +66,7 @@ def _prepare(
     tools, missing = backends.of(profile)
     limits.apply(limits.for_import(source, request.calibration, request.evaluation))
     read = guard.read(source)
+    given_model = _old(read.model, scratch)
     model, changes = normalise.normalise(read.model)
     inputs, declared = normalise.tensors(model)
     calibration = datasets.load(datasets.named("calibration", request.calibration, inputs), inputs)
@@ -81,6 +84,8 @@ def _prepare(
         limits=request.limits,
     )
     original = _running(normal, calibration, source.name)
+    if given_model:
+        _check_raised(given_model, original, calibration, source.name)
     limits.apply(request.limits)
     tell("prepare", 0, 1, profile.name)
     trials = Trials(
@@ -117,6 +122,35 @@ def _running(model: Path, data: Dataset, name: str) -> Session:
     except CompileError as error:
         raise ModelRefusedError(f"{name}: the model does not run: {error}") from error
     return session
+
+
+def _old(model: onnx.ModelProto, scratch: Path) -> Path | None:
+    """Keep a model of an old operator set as it was given, to compare with."""
+    if normalise.opset(model) >= normalise.OLDEST_OPSET:
+        return None
+    path = scratch / "given.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def _check_raised(given: Path, raised: Session, data: Dataset, name: str) -> None:
+    """Check that the model answers as before its operator set was raised: the converter may err silently.
+
+    Raises:
+        ModelRefusedError: names the output.
+    """
+    sample = data.take(datasets.spread(data, 1))
+    try:
+        want, got = outputs(Session(given), sample), outputs(raised, sample)
+    except CompileError as error:
+        raise ModelRefusedError(f"{name}: the model does not run: {error}") from error
+    for output, values in want.items():
+        noise = snr(values, got[output])
+        if noise < SAME_DB:
+            raise ModelRefusedError(
+                f"{name}: output {output!r}: expected the same answers after its operator set was raised; "
+                f"got a signal-to-noise ratio of {noise:.0f} dB: export it with operator set 13 or newer"
+            )
 
 
 def _shop(name: str, backend: Backend, job: Job) -> Shop:
