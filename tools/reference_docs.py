@@ -17,7 +17,7 @@ import click
 import msgspec
 
 from device_agent.update import diagram
-from firmware_profiles import profile, registry
+from firmware_profiles import checks, profile, registry
 from fleet.bundle import description
 from fleet.wire import enrolment, messages, topics
 from kedge.cli import COMMANDS, load
@@ -77,7 +77,7 @@ def _struct(struct: type[msgspec.Struct]) -> Iterator[str]:
     yield f"\n### {struct.__name__}\n"
     tag = struct.__struct_config__.tag
     if tag is not None:
-        yield f"`type` = `{tag}`\n"
+        yield f"`{struct.__struct_config__.tag_field or 'type'}` = `{tag}`\n"
     yield (
         re.sub(r"\n +", "\n", inspect.cleandoc(struct.__doc__ or "")).replace(
             "Attributes:", "\nAttributes:\n"
@@ -94,6 +94,8 @@ def _structs(*modules: object) -> Iterator[str]:
     for module in modules:
         for item in vars(module).values():
             if not (isinstance(item, type) and item.__module__ == getattr(module, "__name__", "")):
+                continue
+            if item.__name__.startswith("_"):
                 continue
             if issubclass(item, msgspec.Struct) and item is not messages.Message:
                 yield from _struct(item)
@@ -144,6 +146,8 @@ def profiles_page() -> str:
         )
     lines.append("\n## Schema")
     lines.extend(_structs(profile))
+    lines.append("\n## Checks of operator rules\n\n" + inspect.cleandoc(checks.__doc__ or ""))
+    lines.extend(_structs(checks))
     return "\n".join(lines) + "\n"
 
 
