@@ -117,11 +117,10 @@ class Samples:
     def _read(self, first: int, count: int) -> Array:
         if isinstance(self._source, np.ndarray):
             return self._source[first : first + count]
-        size = count * self.row_bytes
-        parts, at = [], self._offset + first * self.row_bytes
-        while size and (part := os.pread(self._source.number, size, at)):
-            parts.append(part)
-            size, at = size - len(part), at + len(part)
-        if size:
-            raise DatasetError(f"the data file was cut while it was read: expected {size} more bytes")
-        return np.frombuffer(b"".join(parts), self.dtype).reshape(count, *self._row)
+        found = np.empty((count, *self._row), self.dtype)
+        rest, at = memoryview(found.reshape(-1).view(np.uint8)), self._offset + first * self.row_bytes
+        while rest and (read := os.preadv(self._source.number, [rest], at)):
+            rest, at = rest[read:], at + read
+        if rest:
+            raise DatasetError(f"the data file was cut while it was read: expected {len(rest)} more bytes")
+        return found
