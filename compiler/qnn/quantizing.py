@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -16,8 +17,11 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from compiler import activations, calibration
 from compiler.calibration import Histogram
 from compiler.candidates import Candidate
+from compiler.onnx_session import one_line
 from compiler.tensors import Arrays
 from firmware_profiles.profile import Precision
+
+logger = logging.getLogger(__name__)
 
 _ACTIVATIONS: Final = {Precision.INT8.value: QuantType.QUInt8, Precision.INT16.value: QuantType.QUInt16}
 
@@ -48,17 +52,23 @@ def fixed(model: onnx.ModelProto, sample: Arrays) -> tuple[onnx.ModelProto, list
 
 def prepared(model: onnx.ModelProto, scratch: Path) -> onnx.ModelProto:
     """Return the float model folded, fused as the HTP likes it, and with the shapes of all tensors."""
-    source, fused = scratch / "fixed.onnx", scratch / "fused.onnx"
+    source = scratch / "fixed.onnx"
     onnx.save(model, source)
     ready = activations.folded(source, scratch)
     del ready.metadata_props[:]  # the next tool stumbles over those of the last
-    if qnn_preprocess_model(
-        _copy(ready), fused
-    ):  # it leaves the weights of what it is given in a file of its own
-        ready = onnx.load(fused)
-    ready = onnx.shape_inference.infer_shapes(ready)
+    ready = onnx.shape_inference.infer_shapes(_fused(ready, scratch / "fused.onnx"))
     del ready.metadata_props[:]
     return ready
+
+
+def _fused(model: onnx.ModelProto, out: Path) -> onnx.ModelProto:
+    """Return the model with what the HTP has single operators for, such as Gelu, fused into those."""
+    try:
+        changed = qnn_preprocess_model(_copy(model), out)  # a copy: it moves the weights to a file
+    except Exception as error:  # noqa: BLE001 - the tool raises anything; the model works without
+        logger.warning("not fused for QNN: %s", one_line(error))
+        return model
+    return onnx.load(out) if changed else model
 
 
 def quantized(
