@@ -62,8 +62,10 @@ def histograms(model: onnx.ModelProto, data: Dataset, scratch: Path) -> dict[str
     shown = onnx.ModelProto()
     shown.CopyFrom(model)
     outputs = {x.name for x in shown.graph.output}
+    # Some tools leave shapes of tensors that they fused away.
+    made = {x for node in shown.graph.node for x in node.output} - outputs
     seen = [x for x in shown.graph.value_info if x.type.tensor_type.elem_type in _FLOATS]
-    shown.graph.output.extend(x for x in seen if x.name not in outputs)
+    shown.graph.output.extend(x for x in seen if x.name in made)
     path = scratch / "activations.onnx"
     onnx.save(shown, path)
     session = Session(path, plain=True)

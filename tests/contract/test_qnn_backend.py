@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import qnn_parts
 import small_models
@@ -128,6 +128,43 @@ def test_an_operator_that_the_htp_does_not_take_is_named_before_anything_is_trie
     workshop = HtpWorkshop(qnn_parts.job(tmp_path, "sa8295", model))
     with pytest.raises(ModelRefusedError, match=r"sa8295: .* got 1 Erf \('odd'\) \[ONNX Runtime QNN"):
         workshop.plan()
+
+
+def test_a_gelu_written_out_as_exporters_do_becomes_one_operator(tmp_path: Path) -> None:
+    """Erf alone is refused; the six operators of a Gelu are one on the HTP."""
+    constants = {"root": np.sqrt(2.0), "one": 1.0, "half": 0.5}
+    weights = np.random.default_rng(3).normal(scale=0.3, size=(8, 8)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["picture", "weights"], ["x"], name="matmul"),
+        helper.make_node("Div", ["x", "root"], ["a"], name="div"),
+        helper.make_node("Erf", ["a"], ["b"], name="erf"),
+        helper.make_node("Add", ["b", "one"], ["c"], name="add"),
+        helper.make_node("Mul", ["x", "c"], ["d"], name="mul"),
+        helper.make_node("Mul", ["d", "half"], ["scores"], name="last"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "gelu",
+        [helper.make_tensor_value_info("picture", TensorProto.FLOAT, ["batch", 1, 8, 8])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 1, 8, 8])],
+        [
+            numpy_helper.from_array(weights, "weights"),
+            *(numpy_helper.from_array(np.array(x, np.float32), name) for name, x in constants.items()),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    job = qnn_parts.job(tmp_path, "snapdragon-8gen2", model)
+    workshop = HtpWorkshop(job)
+    assert workshop.plan()
+    out = tmp_path / "out"
+    out.mkdir()
+    artifact = workshop.build(qnn_parts.candidate("snapdragon-8gen2", A8W8), out)
+    rules = [x.rule for x in qnn_parts.backend().placement(artifact, job).nodes]
+    assert "became Gelu" in rules
+    assert not any("Erf" in x for x in rules)
+    feed = job.calibration.feed(0)
+    want, got = Session(job.source).run(feed), qnn_parts.backend().load(artifact).run(feed)
+    np.testing.assert_allclose(got["scores"].astype(float), want["scores"].astype(float), atol=0.1)
 
 
 @pytest.mark.parametrize("embedded", [0, 1])
