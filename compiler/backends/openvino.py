@@ -81,8 +81,8 @@ class OpenVino:
         return summarise(job.profile, facts, told, "CPU", RULES, "number formats as the IR asks for them")
 
 
-def facts_of(artifact: Artifact, job: Job) -> GraphFacts:
-    """Return the facts of an artifact's graph, for one sample."""
+def facts_of(artifact: Artifact, job: Job, *, half: bool = False) -> GraphFacts:
+    """Return the facts of an artifact's graph, for one sample; half for a device without float32."""
     model: Model = library.read(artifact.path)
     model.reshape({name: x.shape for name, x in job.calibration.feed(0).items()})
-    return graph.read(model)
+    return graph.read(model, half=half)

@@ -37,4 +37,4 @@ class OpenVinoNpu(OpenVino):
 
     def placement(self, artifact: Artifact, job: Job) -> Placement:
         """Return where the profile's rules say that the nodes run."""
-        return by_rules(job.profile, facts_of(artifact, job))
+        return by_rules(job.profile, facts_of(artifact, job, half=True))

@@ -27,8 +27,13 @@ _TYPES: Final = {
 }
 
 
-def read(model: Model) -> GraphFacts:
-    """Return the facts of a model, for one sample where its shapes are static."""
+def read(model: Model, *, half: bool = False) -> GraphFacts:
+    """Return the facts of a model, for one sample where its shapes are static.
+
+    Args:
+        model: with its weights.
+        half: the device computes in float16 whatever float the model has.
+    """
     tensors: dict[tuple[str, int], TensorFact] = {}
     nodes: list[NodeFact] = []
     weights: dict[str, int] = {}
@@ -36,6 +41,10 @@ def read(model: Model) -> GraphFacts:
         kind, key = node.get_type_name(), node.get_name()
         inputs = tuple(tensors[x] for x in _sources(node))
         outputs = tuple(_tensor(node, i) for i in range(node.get_output_size()))
+        if half:
+            outputs = tuple(
+                msgspec.structs.replace(x, dtype="FP16" if x.dtype == "FP32" else x.dtype) for x in outputs
+            )
         if kind == "Constant":
             weights[key] = outputs[0].size
             outputs = (_constant(node, outputs[0]),)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from compiler.errors import ModelRefusedError
@@ -126,13 +126,24 @@ def _slim(net: ET.Element) -> None:
         return
     ends = {x.get("id") for x in outer if x.get("type") in _ENDS}
     kept = {(x.get("from-layer"), x.get("from-port")) for x in edges if x.get("to-layer") in ends}
+    _number([x for x in outer if x.get("id") not in ends])
     for layer in outer:
-        number, name = layer.get("id", ""), layer.get("name", "")
-        if layer.get("type") == _CONST or (number not in ends and _NUMBERED.search(name)):
-            layer.set("name", f"n{number}")
+        number = layer.get("id")
         for port in layer.iter("port"):
             if number not in ends:
                 for dimension in port.findall("dim"):
                     port.remove(dimension)
                 if (number, port.get("id")) not in kept:
                     port.attrib.pop("names", None)
+
+
+def _number(inner: Sequence[ET.Element]) -> None:
+    """Give numbers for names where nobody looks for them; old readers want every name once."""
+    renamed = [x for x in inner if x.get("type") == _CONST or _NUMBERED.search(x.get("name", ""))]
+    numbered = {id(x) for x in renamed}
+    taken = {x.get("name") for x in inner if id(x) not in numbered}
+    for layer in renamed:
+        name = f"n{layer.get('id')}"
+        while name in taken:
+            name += "_"
+        layer.set("name", name)

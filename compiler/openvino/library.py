@@ -121,13 +121,15 @@ class Request:
     def __init__(self, model: Model) -> None:
         """Take a compiled model."""
         self._request: Final = model.create_infer_request()
-        self._types: Final = {
-            x.get_any_name(): np.dtype(x.get_element_type().to_dtype()) for x in model.inputs
-        }
+        self._inputs: Final = [
+            (x.get_any_name(), np.dtype(x.get_element_type().to_dtype())) for x in model.inputs
+        ]
         self._outputs: Final = [x.get_any_name() for x in model.outputs]
 
     def run(self, feed: Arrays) -> Arrays:
         """Return the outputs for one sample."""
-        given = {name: np.ascontiguousarray(feed[name], kind) for name, kind in self._types.items()}
-        found = self._request.infer(given, share_inputs=True)
-        return {name: np.array(found[i]) for i, name in enumerate(self._outputs)}
+        held = [np.ascontiguousarray(feed[name], kind) for name, kind in self._inputs]
+        for i, value in enumerate(held):  # the request reads these arrays until it has run
+            self._request.set_input_tensor(i, openvino.Tensor(value, shared_memory=True))
+        self._request.infer()
+        return {name: self._request.get_output_tensor(i).data.copy() for i, name in enumerate(self._outputs)}
