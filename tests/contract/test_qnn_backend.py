@@ -167,6 +167,19 @@ def test_a_gelu_written_out_as_exporters_do_becomes_one_operator(tmp_path: Path)
     np.testing.assert_allclose(got["scores"].astype(float), want["scores"].astype(float), atol=0.1)
 
 
+def test_a_binary_that_was_cut_is_one_line(small: tuple[Job, Artifact], tmp_path: Path) -> None:
+    """Its stamp is whole, so only the library finds out, in a process that may die of it."""
+    model = onnx.load(small[1].path)
+    binary = next(x for x in model.graph.node[0].attribute if x.name == "ep_cache_context")
+    binary.s = binary.s[: len(binary.s) // 2]
+    onnx.save(model, tmp_path / "model.onnx")
+    artifact = msgspec.structs.replace(small[1], folder=tmp_path)
+    qnn_parts.backend().vet(artifact)
+    with pytest.raises(CompileError) as error:
+        qnn_parts.backend().load(artifact)
+    assert len(str(error.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize("embedded", [0, 1])
 def test_what_points_outside_of_itself_or_holds_no_binary_is_refused(embedded: int, tmp_path: Path) -> None:
     """A bundle of somebody else's could name any file of the device as its binary."""
