@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,9 @@ OPTIONS: Final = {
 }
 #: Integers as they are written, computed in float: what plain kernels would give.
 PLAIN: Final = {**OPTIONS, "LP_TRANSFORMS_MODE": "NO"}
+
+_FAILED: Final = re.compile(r"^-- (\S+) with a message", re.MULTILINE)
+_NODE: Final = re.compile(r"<Node\((\w+)\): ([^>]+)>")
 
 #: A model, node or compiled model of the library, which has no stubs.
 Model = Any
@@ -67,16 +71,32 @@ def convert(
         model = openvino.convert_model(source)
         if shapes is not None:
             model.reshape(dict(shapes))
+            _settle_shapes(model)
         manager = Manager()
         manager.register_pass(ConstantFolding())
         manager.run_passes(model)
     except Exception as error:  # the library's errors share no base but this one
-        raise CompileError(f"OpenVINO cannot convert the model: {one_line(error)}") from error
+        raise CompileError(f"OpenVINO cannot convert {_culprit(error)}") from error
     for output, name in zip(model.outputs, outputs, strict=True):
         if len(output.get_names() & set(outputs)) > 1:
             raise CompileError(f"output {name!r}: expected a tensor of its own; got one of two names")
         output.get_tensor().set_names({name})
     return model
+
+
+def _settle_shapes(model: Model) -> None:
+    """Write as constants the shapes that will not change: the library keeps them, to reshape models by."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "ShapeOf" and node.input_value(0).get_partial_shape().is_static:
+            shape = np.array(node.input_value(0).get_shape(), node.output(0).get_element_type().to_dtype())
+            node.output(0).replace(openvino.opset1.constant(shape).output(0))
+
+
+def _culprit(error: Exception) -> str:
+    """Return which operators the converter stumbled over, else what it says."""
+    found = dict.fromkeys(_FAILED.findall(str(error)))
+    nodes = dict.fromkeys(f"{name} ({kind})" for kind, name in _NODE.findall(str(error)))
+    return ", ".join(nodes or found) or f"the model: {one_line(error)}"
 
 
 def read(path: Path) -> Model:
