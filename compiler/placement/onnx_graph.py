@@ -162,7 +162,10 @@ class _Reader:
             attributes={x.name: y for x in node.attribute if (y := _value(x)) is not None},
         )
         branches = [x.g for x in node.attribute if x.HasField("g")]
-        return msgspec.structs.replace(fact, macs=self._inner(node, branches)) if branches else fact
+        if not branches:
+            return fact
+        weights = sum(x for branch in branches for x in _stored(branch))
+        return msgspec.structs.replace(fact, macs=self._inner(node, branches), weight_bytes=weights)
 
     def _inner(self, node: onnx.NodeProto, branches: list[onnx.GraphProto]) -> int | None:
         """Return the cost of the dearest branch; how often a loop turns is not known."""
@@ -198,7 +201,8 @@ def _value(attribute: onnx.AttributeProto) -> Value | None:
 
 def _costed(node: NodeFact) -> NodeFact:
     found = cost.counted(node)
-    return found if node.operator in cost.FORMULAS else msgspec.structs.replace(found, macs=node.macs)
+    macs = found.macs if node.operator in cost.FORMULAS else node.macs
+    return msgspec.structs.replace(found, macs=macs, weight_bytes=found.weight_bytes + node.weight_bytes)
 
 
 def _drawn_in(nodes: list[NodeFact], outputs: set[str]) -> list[NodeFact]:
