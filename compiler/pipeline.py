@@ -13,6 +13,7 @@ import onnx
 
 from compiler import backends, datasets, guard, limits, normalise, packaging, search, suitability, verdicts
 from compiler.bundle import layout
+from compiler.cache import Cache
 from compiler.candidates import FLOAT, Candidate
 from compiler.datasets import Dataset
 from compiler.errors import CompileError, ModelRefusedError, OptionError
@@ -22,6 +23,7 @@ from compiler.patience import Patience
 from compiler.ports import Backend, Job
 from compiler.requests import CompileRequest, CompileResult
 from compiler.search import Measured
+from compiler.sharing import Sharing
 from compiler.stages import Inputs, Winner
 from compiler.trials import Original, Shop, Tell, Trials
 from firmware_profiles import registry
@@ -82,6 +84,7 @@ def _prepare(
         profile=profile,
         scratch=scratch,
         limits=request.limits,
+        sharing=Sharing(Cache(Path(request.cache)) if request.cache else None),
     )
     original = _running(normal, calibration, source.name)
     if given_model:

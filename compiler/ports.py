@@ -14,6 +14,7 @@ from compiler.candidates import Candidate
 from compiler.datasets import Dataset
 from compiler.limits import COMPILE_LIMITS, Limits
 from compiler.placement.summary import Placement
+from compiler.sharing import Sharing
 from compiler.tensors import Arrays
 from firmware_profiles.profile import Profile
 
@@ -36,6 +37,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         profile: of the target.
         scratch: a folder for intermediate files, this backend's alone.
         limits: for processes that the backend starts.
+        sharing: keeps what other targets need too.
     """
 
     model: onnx.ModelProto
@@ -44,6 +46,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     profile: Profile
     scratch: Path
     limits: Limits = COMPILE_LIMITS
+    sharing: Sharing = Sharing()
 
 
 class Workshop(Protocol):

@@ -27,6 +27,7 @@ from compiler.ports import Job
 from compiler.qnn import compiling, quantizing, recipes
 from compiler.qnn.contexts import Context
 from compiler.sensitivity import most_sensitive
+from compiler.sharing import digest
 from firmware_profiles.profile import Precision
 from fleet.bundle.description import TensorSpec
 
@@ -112,9 +113,7 @@ class HtpWorkshop:
     def _twin(self, candidate: Candidate) -> Path:
         """Write the model that is compiled, as ONNX Runtime can run it too."""
         try:
-            model = self._float
-            if candidate.scheme is Scheme.STATIC:
-                model = quantizing.quantized(model, self._histograms, candidate)
+            model = self._quantized(candidate) if candidate.scheme is Scheme.STATIC else self._float
         except CompileError:
             raise
         except Exception as error:  # the quantizer raises anything; the search goes on without the candidate
@@ -122,6 +121,14 @@ class HtpWorkshop:
         twin = self._twins / f"{candidate.name}.onnx"
         onnx.save(model, twin)
         return twin
+
+    def _quantized(self, candidate: Candidate) -> onnx.ModelProto:
+        """Quantize, unless it was done for another chip: none has a part in it."""
+        recipe = (candidate.precision, candidate.per_channel, candidate.calibration, candidate.left_float)
+        parts = (KIND, digest(self._float), str(self._job.calibration.digest), *recipe)
+        return self._job.sharing.model(
+            parts, lambda: quantizing.quantized(self._float, self._histograms, candidate)
+        )
 
     def _described(self, folder: Path, twin: Path, context: Context | None = None) -> Artifact:
         inputs, outputs = map(_batches, normalise.tensors(self._fixed[0]), normalise.tensors(self._job.model))
