@@ -84,5 +84,4 @@ def _digest(path: Path) -> str:
 def _toolchains() -> list[str]:
     from compiler import toolchains
 
-    root = toolchains.root()
-    return sorted(x.name for x in root.iterdir()) if root.is_dir() else []
+    return [Path(x.folder).name for x in toolchains.status() if x.installed]

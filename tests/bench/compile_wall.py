@@ -17,27 +17,8 @@ NAMES = ("compile.wall",)
 RUNS = 3
 SHARED = Path(__file__).parents[3] / "shared" / "models" / "image_classification"
 
-#: What a person would write with ONNX Runtime alone: one recipe, nothing measured, nothing packaged.
-PLAIN = """
-import sys
-import numpy as np
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
-
-model, data, out = sys.argv[1:]
-arrays = {name: x for name, x in np.load(data).items() if name != "labels"}
-
-class Reader(CalibrationDataReader):
-    def __init__(self):
-        count = len(next(iter(arrays.values())))
-        self.samples = iter([{k: x[i : i + 1] for k, x in arrays.items()} for i in range(count)])
-    def get_next(self):
-        return next(self.samples, None)
-
-quant_pre_process(model, out + ".pre")
-quantize_static(out + ".pre", out, Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
-"""
+#: What a person would write with ONNX Runtime alone.
+PLAIN = Path(__file__).parent / "peers" / "plain.py"
 
 
 def _files(folder: Path) -> small_models.SmallModel:
@@ -69,7 +50,7 @@ def measure() -> list[dict[str, object]]:
                     ]
                 )
             )
-            plain = (sys.executable, "-c", PLAIN, files.model, files.calibration, folder / f"{run}.onnx")
+            plain = (sys.executable, PLAIN, files.model, files.calibration, folder / f"{run}.onnx")
             theirs.append(_seconds(plain))
     value, peer = statistics.median(ours), statistics.median(theirs)
     return [

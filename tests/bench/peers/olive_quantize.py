@@ -74,7 +74,11 @@ def _config(request: dict[str, Any]) -> dict[str, Any]:
     system = {"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}
     quantize: dict[str, Any] = {"type": "OnnxStaticQuantization", "data_config": "calibration"}
     config: dict[str, Any] = {
-        "input_model": {"type": "ONNXModel", "model_path": request["model"]},
+        "input_model": {
+            "type": "ONNXModel",
+            "model_path": request["model"],
+            "inference_settings": {"session_options": {"intra_op_num_threads": 1}},
+        },
         "systems": {"here": {"type": "LocalSystem", "accelerators": [system]}},
         "data_configs": [_data("calibration", request["calibration"])],
         "passes": {"quantize": quantize},
