@@ -19,6 +19,7 @@ from compiler import switches
 from compiler.datasets import Dataset, spread
 from compiler.evaluate import Answering, compare, outputs
 from compiler.onnx_session import Session
+from compiler.parity import rounded
 from compiler.placement import onnx_graph
 from compiler.ports import Runner
 from compiler.switches import Part, Range, Switched
@@ -39,7 +40,6 @@ LOOKS: Final = 24
 _LOOKS: Final = 8
 #: Float, and all nodes at once.
 _EXTRA: Final = 2
-_DIGITS: Final = 4
 
 
 class NodeSensitivity(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,7 +185,7 @@ class _Questions:
     def _look(self, quantized: Sequence[Part]) -> tuple[float, float]:
         self._looks += 1
         found = compare(self._floats, self._outputs(quantized), self._how, None)
-        return _rounded(found.snr), _rounded(found.agreement)
+        return rounded(found.snr), rounded(found.agreement)
 
     def answer(self, names: set[str]) -> Sensitivity:
         every = self._ready.parts
@@ -213,11 +213,6 @@ class _Questions:
     def _rescued(self, node: NodeSensitivity) -> NodeSensitivity:
         others = [x for x in self._ready.parts if x.name != node.name]
         return msgspec.structs.replace(node, rescued_db=self._look(others)[0])
-
-
-def _rounded(value: float) -> float:
-    """Keep few digits: the last ones differ from processor to processor."""
-    return float(f"{value:.{_DIGITS}g}")
 
 
 def most_sensitive(
