@@ -14,12 +14,14 @@ import qnn_parts
 import small_models
 import toolchains_here
 from compiler.artifacts import Artifact
+from compiler.cache import Cache
 from compiler.errors import CompileError, ModelRefusedError
 from compiler.limits import COMPILE_LIMITS
 from compiler.onnx_session import Session
 from compiler.ports import Job
 from compiler.qnn import compiling, contexts, stamps
 from compiler.qnn.workshop import HtpWorkshop
+from compiler.sharing import Sharing
 from firmware_profiles import registry
 from firmware_profiles.profile import Family
 
@@ -63,6 +65,21 @@ def test_the_same_model_gives_the_same_bytes_in_another_process_and_folder(
     first = recompiled(small[1], "sa8295", tmp_path / "here")
     second = recompiled(small[1], "sa8295", tmp_path / "elsewhere" / "deeper")
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_what_was_quantized_for_one_chip_is_compiled_for_the_next(tmp_path: Path) -> None:
+    """No chip has a part in quantizing, so it is done once for all of them."""
+    kept = Sharing(Cache(tmp_path / "cache"))
+    twins = []
+    for target in ("snapdragon-8gen3", "sa8295"):
+        job = msgspec.structs.replace(qnn_parts.job(tmp_path / target, target), sharing=kept)
+        out = tmp_path / target / "out"
+        out.mkdir()
+        artifact = HtpWorkshop(job).build(qnn_parts.candidate(target, A8W8), out)
+        assert artifact.twin
+        twins.append(artifact.twin.read_bytes())
+        assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert twins[0] == twins[1]
 
 
 def test_a_binary_for_another_chip_than_the_profiles_is_an_error(
