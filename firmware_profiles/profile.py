@@ -25,7 +25,8 @@ class Family(str, enum.Enum):
 class Precision(str, enum.Enum):
     """Number formats that a target computes in.
 
-    "int8-float16" is int8 with float16 where that is not int8; "xint8" AMD's int8 with power-of-two scales.
+    "int8-float16" is int8 with float16 where that is not int8; "xint8" AMD's int8 with power-of-two scales;
+    "palette6" and "palette4" weights as indices of so many bits into a table of values.
     """
 
     FLOAT32 = "float32"
@@ -37,6 +38,8 @@ class Precision(str, enum.Enum):
     INT8_FLOAT16 = "int8-float16"
     XINT8 = "xint8"
     INT4 = "int4"
+    PALETTE6 = "palette6"
+    PALETTE4 = "palette4"
     FLOAT4 = "float4"
 
 

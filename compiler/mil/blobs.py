@@ -44,7 +44,9 @@ class Blobs:
         """
         end = offset + _ALIGNMENT
         if offset < 0 or offset % _ALIGNMENT or end > len(self._data):
-            raise ModelRefusedError(f"weights: expected an entry within {len(self._data)} bytes; got {offset}")
+            raise ModelRefusedError(
+                f"weights: expected an entry within {len(self._data)} bytes; got {offset}"
+            )
         sentinel, _, size, start = _ENTRY.unpack_from(self._data, offset)
         wanted = kind.itemsize * int(np.prod(shape, dtype=np.int64))
         if sentinel != _SENTINEL or size != wanted or start + size > len(self._data):

@@ -124,10 +124,14 @@ def _ports(values: Sequence[onnx.ValueInfoProto]) -> list[Port]:
     for value in values:
         tensor = value.type.tensor_type
         if any(not x.HasField("dim_value") for x in tensor.shape.dim):
-            raise ModelRefusedError(f"input {value.name!r}: for Core ML expected a fixed shape; got a dynamic one")
+            raise ModelRefusedError(
+                f"input {value.name!r}: for Core ML expected a fixed shape; got a dynamic one"
+            )
         kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
         shape = tuple(x.dim_value for x in tensor.shape.dim)
-        found.append(Port(name=value.name, feature=feature(value.name, "in"), datatype=kind.name, shape=shape))
+        found.append(
+            Port(name=value.name, feature=feature(value.name, "in"), datatype=kind.name, shape=shape)
+        )
     return found
 
 
@@ -143,7 +147,11 @@ def feature(name: str, side: str) -> str:
 
     A name that is one already stays; another carries its side, so that two cannot meet.
     """
-    return name if re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII) else re.sub(r"\W", "_", f"{side}_{name}", flags=re.ASCII)
+    return (
+        name
+        if re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII)
+        else re.sub(r"\W", "_", f"{side}_{name}", flags=re.ASCII)
+    )
 
 
 def _mil_type(datatype: str) -> Any:  # coremltools' types are classes that it makes at run time

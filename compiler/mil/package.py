@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from compiler.mil.slimming import slim
 from fleet.ids import Digest
 
 MODEL: Final = "Data/com.apple.CoreML/model.mlmodel"
@@ -63,7 +64,9 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     weights: bytes
 
 
-def content(specification: Any, weights: Path, inputs: Sequence[Port], outputs: Sequence[Port]) -> Content:  # a generated message has no type
+def content(
+    specification: Any, weights: Path, inputs: Sequence[Port], outputs: Sequence[Port]
+) -> Content:  # a generated message has no type
     """Return a package's content from what coremltools made.
 
     Args:
@@ -75,6 +78,10 @@ def content(specification: Any, weights: Path, inputs: Sequence[Port], outputs: 
     ports = Ports(
         inputs=_as_named(inputs, specification.description.input),
         outputs=_as_named(outputs, specification.description.output),
+    )
+    slim(
+        specification.mlProgram.functions["main"],
+        frozenset(x.feature for x in (*ports.inputs, *ports.outputs)),
     )
     specification.description.metadata.Clear()
     specification.description.metadata.userDefined[PORTS] = msgspec.json.encode(ports).decode()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
+from onnx import numpy_helper
 
 from compiler.errors import CompileError
 
@@ -48,5 +51,28 @@ def fold(model: onnx.ModelProto, scratch: Path) -> onnx.ModelProto:
     try:
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base but this
-        raise CompileError(f"ONNX Runtime cannot load the model: {' '.join(str(error).split())[:300]}") from error
+        raise CompileError(
+            f"ONNX Runtime cannot load the model: {' '.join(str(error).split())[:300]}"
+        ) from error
     return onnx.load(out)
+
+
+def turn_weights(model: onnx.ModelProto) -> None:
+    """Store the matrix of each Gemm with its outputs along the first axis, as Core ML's `linear` has it.
+
+    A quantizer then finds them there, and what it wrote needs no transposing.
+    """
+    weights = {x.name: x for x in model.graph.initializer}
+    readers = Counter(x for node in model.graph.node for x in node.input)
+    for node in model.graph.node:
+        turned = next((x for x in node.attribute if x.name == "transB"), None)
+        if node.op_type != "Gemm" or (turned is not None and turned.i) or node.input[1] not in weights:
+            continue
+        if readers[node.input[1]] > 1:
+            continue
+        tensor = weights[node.input[1]]
+        array = np.ascontiguousarray(numpy_helper.to_array(tensor).T)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        if turned is not None:
+            node.attribute.remove(turned)
+        node.attribute.append(onnx.helper.make_attribute("transB", 1))

@@ -54,11 +54,13 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     """A value that an operation makes.
 
     Attributes:
-        half: its type is float16.
+        kind: numpy's name of its type.
+        shape: -1 for a dynamic dimension.
     """
 
     name: str
-    half: bool
+    kind: str
+    shape: tuple[int, ...] = ()
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,10 +83,12 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         version: of the specification: 8 is iOS 17 and macOS 14.
         ports: how the ONNX model's tensors map to features.
+        inputs: of the function, as Core ML has them.
     """
 
     version: int
     ports: Ports
+    inputs: tuple[Output, ...]
     operations: tuple[Operation, ...]
 
 
@@ -116,6 +120,7 @@ def read(folder: Path) -> Program:
     return Program(
         version=model.specificationVersion,
         ports=ports,
+        inputs=tuple(_output(x) for x in main.inputs),
         operations=tuple(_operations(block, blobs)),
     )
 
@@ -137,7 +142,7 @@ def _operations(block: Any, blobs: Blobs) -> Iterable[Operation]:
         yield Operation(kind=proto.type, name=str(name), inputs=inputs, outputs=outputs)
     for name in block.outputs:
         if name in constants:  # an output that depends on no input
-            output = Output(name=name, half=False)
+            output = Output(name=name, kind="float32")
             yield Operation(kind="identity", name=name, inputs={"x": (constants[name],)}, outputs=(output,))
 
 
@@ -148,7 +153,10 @@ def _argument(binding: Any, constants: Mapping[str, Constant], blobs: Blobs) -> 
 
 
 def _output(proto: Any) -> Output:
-    return Output(name=proto.name, half=_TYPES.get(proto.type.tensorType.dataType) == np.float16)
+    tensor = proto.type.tensorType
+    kind = _TYPES.get(tensor.dataType)
+    shape = tuple(x.constant.size if x.HasField("constant") else -1 for x in tensor.dimensions)
+    return Output(name=proto.name, kind=kind.name if kind else "", shape=shape)
 
 
 def _value(proto: Any, blobs: Blobs) -> Constant:
@@ -163,7 +171,9 @@ def _value(proto: Any, blobs: Blobs) -> Constant:
         raise ModelRefusedError(f"constant: expected at most {ELEMENT_LIMIT} values; got {list(shape)}")
     if proto.WhichOneof("value") == "blobFileValue":
         if proto.blobFileValue.fileName != _BLOB_FILE:
-            raise ModelRefusedError(f"constant: expected it in the package; got {proto.blobFileValue.fileName!r}")
+            raise ModelRefusedError(
+                f"constant: expected it in the package; got {proto.blobFileValue.fileName!r}"
+            )
         return blobs.read(proto.blobFileValue.offset, kind, shape)
     return _immediate(proto.immediateValue.tensor, kind, shape)
 

@@ -15,6 +15,15 @@ _INT32: Final = np.iinfo(np.int32)
 _FLOATS: Final = (np.float64, np.float32)
 
 
+class Maker(Protocol):
+    """The operation that makes a variable."""
+
+    @property
+    def op_type(self) -> str:
+        """Its kind."""
+        ...
+
+
 class Var(Protocol):
     """A variable of a MIL program, as coremltools has it."""
 
@@ -36,6 +45,11 @@ class Var(Protocol):
     @property
     def dtype(self) -> type:
         """Its MIL type."""
+        ...
+
+    @property
+    def op(self) -> Maker | None:
+        """What makes it, None for an input."""
         ...
 
 
@@ -83,6 +97,14 @@ def constant_of(value: Value) -> Array | None:
     if isinstance(value, np.ndarray):
         return value
     return None if value.val is None else np.asarray(value.val)
+
+
+def is_stored(value: Value) -> bool:
+    """Return whether a value is a constant, be it compressed."""
+    if isinstance(value, np.ndarray):
+        return True
+    maker = value.op
+    return maker is not None and maker.op_type.startswith("constexpr")
 
 
 def kind_of(value: Value) -> np.dtype[Any]:  # the type of a tensor is known only at run time

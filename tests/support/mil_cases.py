@@ -137,7 +137,21 @@ _ACTIVATIONS: Final = [
 ]
 _POSITIVE: Final = ("Log", "Sqrt", "Reciprocal")
 _INSIDE: Final = ("Acos", "Asin", "Atanh")
-_ANY: Final = ("Abs", "Atan", "Ceil", "Cos", "Cosh", "Exp", "Floor", "Neg", "Round", "Sign", "Sin", "Sinh", "Tan")
+_ANY: Final = (
+    "Abs",
+    "Atan",
+    "Ceil",
+    "Cos",
+    "Cosh",
+    "Exp",
+    "Floor",
+    "Neg",
+    "Round",
+    "Sign",
+    "Sin",
+    "Sinh",
+    "Tan",
+)
 _ARITHMETIC: Final = [
     *(_case(x, _x(2, 5, low=0.2, high=4)) for x in _POSITIVE),
     *(_case(x, _x(2, 5, low=-0.9, high=0.9)) for x in _INSIDE),
@@ -202,16 +216,31 @@ _CONVOLUTIONS: Final = [
     _case("ConvTranspose", _x(1, 3, 5), _w(3, 4, 3), strides=[2], note="1d"),
     _case("ConvTranspose", _x(1, 3, 5, 4), _w(3, 4, 3, 3), _w(4), strides=[2, 2], pads=[1, 1, 0, 1]),
     _case(
-        "ConvTranspose", _x(1, 3, 5, 4), _w(3, 4, 3, 3), _w(4), strides=[2, 2], pads=[1, 1, 1, 1],
-        output_padding=[1, 1], note="padded-output",
+        "ConvTranspose",
+        _x(1, 3, 5, 4),
+        _w(3, 4, 3, 3),
+        _w(4),
+        strides=[2, 2],
+        pads=[1, 1, 1, 1],
+        output_padding=[1, 1],
+        note="padded-output",
     ),
     _case(
-        "ConvTranspose", _x(1, 3, 5, 4), _w(3, 4, 2, 2), _w(4), strides=[3, 3], output_padding=[1, 0],
+        "ConvTranspose",
+        _x(1, 3, 5, 4),
+        _w(3, 4, 2, 2),
+        _w(4),
+        strides=[3, 3],
+        output_padding=[1, 0],
         note="beyond",
     ),
     _case("ConvTranspose", _x(1, 4, 5, 4), _w(4, 2, 3, 3), group=2, dilations=[2, 1], note="groups"),
-    _case("ConvTranspose", _x(1, 3, 5, 4), _w(3, 4, 3, 3), strides=[2, 2], output_shape=[10, 8], note="shape"),
-    _case("ConvTranspose", _x(1, 3, 5, 4), _w(3, 4, 3, 3), strides=[2, 2], auto_pad="SAME_UPPER", note="same"),
+    _case(
+        "ConvTranspose", _x(1, 3, 5, 4), _w(3, 4, 3, 3), strides=[2, 2], output_shape=[10, 8], note="shape"
+    ),
+    _case(
+        "ConvTranspose", _x(1, 3, 5, 4), _w(3, 4, 3, 3), strides=[2, 2], auto_pad="SAME_UPPER", note="same"
+    ),
 ]
 _POOLS: Final = [
     _case("MaxPool", _x(1, 2, 9), kernel_shape=[3], strides=[2], note="1d"),
@@ -219,11 +248,19 @@ _POOLS: Final = [
     _case("MaxPool", _x(1, 2, 8, 8), kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1, note="ceil"),
     _case("MaxPool", _x(1, 2, 7, 8), kernel_shape=[2, 2], strides=[2, 2], auto_pad="SAME_UPPER", note="same"),
     _case("AveragePool", _x(1, 2, 9, 8), kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 1]),
-    _case("AveragePool", _x(1, 2, 9, 8), kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1, note="pad"),
+    _case(
+        "AveragePool", _x(1, 2, 9, 8), kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1, note="pad"
+    ),
     _case("AveragePool", _x(1, 2, 8, 8), kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1, note="ceil"),
     _case(
-        "AveragePool", _x(1, 2, 8, 8), kernel_shape=[3, 3], strides=[3, 3], pads=[1, 1, 1, 1], ceil_mode=1,
-        count_include_pad=1, note="ceil-pad",
+        "AveragePool",
+        _x(1, 2, 8, 8),
+        kernel_shape=[3, 3],
+        strides=[3, 3],
+        pads=[1, 1, 1, 1],
+        ceil_mode=1,
+        count_include_pad=1,
+        note="ceil-pad",
     ),
     _case("GlobalAveragePool", _x(1, 3, 4, 5)),
     _case("GlobalMaxPool", _x(1, 3, 4, 5)),
@@ -314,8 +351,14 @@ _SPATIAL: Final = [
     _case("SpaceToDepth", _x(1, 2, 4, 6), blocksize=2),
     *(
         _case(
-            "Resize", _x(1, 2, 4, 5), None, None, _i(1, 2, *sizes), mode=mode,
-            coordinate_transformation_mode=how, note=f"{mode}-{how}-{sizes[0]}",
+            "Resize",
+            _x(1, 2, 4, 5),
+            None,
+            None,
+            _i(1, 2, *sizes),
+            mode=mode,
+            coordinate_transformation_mode=how,
+            note=f"{mode}-{how}-{sizes[0]}",
         )
         for mode in ("nearest", "linear", "cubic")
         for how in _HOW
@@ -323,18 +366,45 @@ _SPATIAL: Final = [
     ),
     *(
         _case(
-            "Resize", _x(1, 2, 4, 4), None, None, _i(1, 2, 7, 6), mode="nearest", nearest_mode=rounding,
+            "Resize",
+            _x(1, 2, 4, 4),
+            None,
+            None,
+            _i(1, 2, 7, 6),
+            mode="nearest",
+            nearest_mode=rounding,
             note=rounding,
         )
         for rounding in ("floor", "ceil", "round_prefer_ceil", "round_prefer_floor")
     ),
-    _case("Resize", _x(1, 2, 4, 5), None, Fixed(np.array([1, 1, 1.6, 0.7], np.float32)), mode="linear", note="scales"),
     _case(
-        "Resize", _x(1, 2, 4, 5), None, None, _i(1, 2, 9, 7), mode="cubic", exclude_outside=1,
-        cubic_coeff_a=-0.5, note="exclude-outside",
+        "Resize",
+        _x(1, 2, 4, 5),
+        None,
+        Fixed(np.array([1, 1, 1.6, 0.7], np.float32)),
+        mode="linear",
+        note="scales",
+    ),
+    _case(
+        "Resize",
+        _x(1, 2, 4, 5),
+        None,
+        None,
+        _i(1, 2, 9, 7),
+        mode="cubic",
+        exclude_outside=1,
+        cubic_coeff_a=-0.5,
+        note="exclude-outside",
     ),
     _case("Upsample", _x(1, 2, 3, 4), Fixed(np.array([1, 1, 2, 3], np.float32)), opset=9, note="nearest"),
-    _case("Upsample", _x(1, 2, 3, 4), Fixed(np.array([1, 1, 2, 2], np.float32)), opset=9, mode="linear", note="linear"),
+    _case(
+        "Upsample",
+        _x(1, 2, 3, 4),
+        Fixed(np.array([1, 1, 2, 2], np.float32)),
+        opset=9,
+        mode="linear",
+        note="linear",
+    ),
 ]
 _SCALE: Final = Fixed(np.array(0.02, np.float32))
 _QUANTIZED: Final = [
@@ -342,21 +412,36 @@ _QUANTIZED: Final = [
     _case("QuantizeLinear", _x(2, 5, high=4), _SCALE, Fixed(np.array(128, np.uint8)), note="uint8"),
     _case("QuantizeLinear", _x(2, 5), _SCALE, note="no-zero-point"),
     _case(
-        "QuantizeLinear", _x(2, 3, 4), Fixed(np.array([0.01, 0.02, 0.03], np.float32)),
-        Fixed(np.zeros(3, np.int8)), axis=1, note="channels",
+        "QuantizeLinear",
+        _x(2, 3, 4),
+        Fixed(np.array([0.01, 0.02, 0.03], np.float32)),
+        Fixed(np.zeros(3, np.int8)),
+        axis=1,
+        note="channels",
     ),
     _case("DequantizeLinear", Fixed(_n(4, 3, high=100).astype(np.int8)), _SCALE, note="constant"),
     _case(
-        "DequantizeLinear", Fixed(_n(4, 3, high=100).astype(np.int8)),
-        Fixed(np.array([0.01, 0.02, 0.03, 0.04], np.float32)), Fixed(np.array([0, 1, 2, 3], np.int8)),
-        axis=0, note="channels",
+        "DequantizeLinear",
+        Fixed(_n(4, 3, high=100).astype(np.int8)),
+        Fixed(np.array([0.01, 0.02, 0.03, 0.04], np.float32)),
+        Fixed(np.array([0, 1, 2, 3], np.int8)),
+        axis=0,
+        note="channels",
     ),
     _case("DequantizeLinear", Fixed(_n(4, high=100000)), _SCALE, note="bias"),
-    _case("DequantizeLinear", _n(2, 3, high=100).astype(np.int8), _SCALE, Fixed(np.array(2, np.int8)), note="computed"),
+    _case(
+        "DequantizeLinear",
+        _n(2, 3, high=100).astype(np.int8),
+        _SCALE,
+        Fixed(np.array(2, np.int8)),
+        note="computed",
+    ),
 ]
 
 
-def _recurrent(kind: str, gates: int, direction: str, *extra: Array | Fixed | None, **attributes: object) -> Case:
+def _recurrent(
+    kind: str, gates: int, direction: str, *extra: Array | Fixed | None, **attributes: object
+) -> Case:
     both, hidden, outputs = 2 if direction == "bidirectional" else 1, 4, 3 if kind == "LSTM" else 2
     weights = (_w(both, gates * hidden, 3), _w(both, gates * hidden, hidden), _w(both, 2 * gates * hidden))
     return _case(

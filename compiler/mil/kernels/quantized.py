@@ -38,7 +38,9 @@ def _dequantize(i: Inputs) -> Array:
 def _affine(i: Inputs) -> Array:
     data, axis = i.array("quantized_data"), i.integer("axis")
     zero = _along(i.array("zero_point"), axis, data.ndim)
-    return np.asarray((data.astype(np.float32) - zero) * _along(i.array("scale"), axis, data.ndim), np.float32)
+    return np.asarray(
+        (data.astype(np.float32) - zero) * _along(i.array("scale"), axis, data.ndim), np.float32
+    )
 
 
 @computes("constexpr_lut_to_dense")

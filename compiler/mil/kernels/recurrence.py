@@ -10,7 +10,11 @@ from compiler.mil.kernels import Floats, Inputs, computes
 from compiler.mil.kernels.elementwise import sigmoid
 from compiler.tensors import Array
 
-_ACTIVATIONS: Final = (("recurrent_activation", "sigmoid"), ("cell_activation", "tanh"), ("activation", "tanh"))
+_ACTIVATIONS: Final = (
+    ("recurrent_activation", "sigmoid"),
+    ("cell_activation", "tanh"),
+    ("activation", "tanh"),
+)
 
 
 @computes("lstm")

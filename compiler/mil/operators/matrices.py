@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from compiler.mil.registry import Node, converts
-from compiler.mil.values import Value, emit, scalar, shape_of
+from compiler.mil.values import Value, emit, is_stored, scalar, shape_of
 
 
 @converts("MatMul")
@@ -33,8 +33,8 @@ def _gemm(node: Node) -> Value:
         a = emit("transpose", x=a, perm=[1, 0])
     flipped = not node.integer("transB", 0)
     beta, bias = node.number("beta", 1.0), node.value(2) if node.has(2) else None
-    constant = isinstance(node.value(1), np.ndarray)
-    if constant and alpha == 1.0 and (bias is None or isinstance(bias, np.ndarray)):
+    stored = is_stored(node.value(1)) and (isinstance(node.value(1), np.ndarray) or not flipped)
+    if stored and alpha == 1.0 and (bias is None or isinstance(bias, np.ndarray)):
         weight = node.weight(1, axis=0, transposed=flipped)
         units = shape_of(weight)[0]
         if bias is None:

@@ -77,7 +77,9 @@ def _channels(node: Node, found: Value) -> Value:
 @converts("RMSNormalization")
 def _root_mean_square(node: Node) -> Value:
     x, first = node.value(), node.axis(node.integer("axis", -1))
-    squares = emit("reduce_mean", x=emit("mul", x=x, y=x), axes=list(range(first, node.rank())), keep_dims=True)
+    squares = emit(
+        "reduce_mean", x=emit("mul", x=x, y=x), axes=list(range(first, node.rank())), keep_dims=True
+    )
     safe = emit("add", x=squares, y=scalar(node.number("epsilon", 1e-5), x))
     return emit("mul", x=emit("real_div", x=x, y=emit("sqrt", x=safe)), y=node.value(1))
 

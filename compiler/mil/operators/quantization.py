@@ -52,7 +52,9 @@ def _dequantize(node: Node) -> Value:
     steps, scale = node.value(), _scale(node)
     axis = _axis(node, scale)
     if isinstance(steps, np.ndarray):
-        zero_point = node.constant(2).reshape(scale.shape) if node.has(2) else np.zeros(scale.shape, steps.dtype)
+        zero_point = (
+            node.constant(2).reshape(scale.shape) if node.has(2) else np.zeros(scale.shape, steps.dtype)
+        )
         if steps.dtype.name in _TYPES and steps.ndim:
             return weights.affine(steps, scale, zero_point, axis or 0)
         across = [-1 if scale.ndim and x == axis else 1 for x in range(steps.ndim)]

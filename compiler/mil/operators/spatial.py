@@ -67,8 +67,10 @@ def _asked(node: Node) -> tuple[list[int], list[float]]:
 
 def _own(node: Node, mode: str, how: str, new: list[int]) -> Value | None:
     old = node.shape()
-    whole = len(old) == _PICTURE and new[:2] == list(old[:2]) and not any(
-        wanted % size for size, wanted in zip(old, new, strict=True)
+    whole = (
+        len(old) == _PICTURE
+        and new[:2] == list(old[:2])
+        and not any(wanted % size for size, wanted in zip(old, new, strict=True))
     )
     if not whole:
         return None
