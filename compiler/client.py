@@ -126,6 +126,8 @@ def _attempt(request: CompileRequest, tell: Callable[[Progress], None]) -> Compi
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 def _follow(

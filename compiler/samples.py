@@ -118,7 +118,7 @@ class Samples:
         if isinstance(self._source, np.ndarray):
             return self._source[first : first + count]
         found = np.empty((count, *self._row), self.dtype)
-        rest, at = memoryview(found.reshape(-1).view(np.uint8)), self._offset + first * self.row_bytes
+        rest, at = found.reshape(-1).view(np.uint8).data, self._offset + first * self.row_bytes
         while rest and (read := os.preadv(self._source.number, [rest], at)):
             rest, at = rest[read:], at + read
         if rest:
