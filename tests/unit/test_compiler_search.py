@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -130,3 +132,25 @@ def test_whatever_was_measured_float_is_last_and_all_before_it_keep_the_rules(
         assert x.size < ORIGINAL.size
     assert len(ranked) == len({id(x) for x in ranked})
     assert names(ranked) == names(search.ranking([ORIGINAL, *found], ORIGINAL, max_drop))
+
+
+@settings(max_examples=60)
+@given(st.lists(candidates, max_size=8, unique_by=lambda x: x.candidate.name), st.randoms())
+def test_the_order_of_the_trials_decides_nothing(found: list[Measured], chance: Random) -> None:
+    shuffled = list(found)
+    chance.shuffle(shuffled)
+    want = names(search.ranking([ORIGINAL, *found], ORIGINAL, 0.5))
+    assert names(search.ranking([*shuffled, ORIGINAL], ORIGINAL, 0.5)) == want
+
+
+@settings(max_examples=60)
+@given(st.lists(candidates, max_size=8), st.floats(0, 2), st.floats(0, 2))
+def test_a_larger_budget_takes_nothing_away(found: list[Measured], one: float, other: float) -> None:
+    """Whoever allows more keeps every candidate, and gets integers where there were integers."""
+    small, large = sorted((one, other))
+    table = [ORIGINAL, *found]
+    allowed = [id(x) for x in search.eligible(table, large)]
+    assert all(id(x) in allowed for x in search.eligible(table, small))
+    order = [Scheme.STATIC, Scheme.DYNAMIC, Scheme.WEIGHT_ONLY, Scheme.FLOAT]
+    first, second = (search.ranking(table, ORIGINAL, x)[0].candidate.scheme for x in (small, large))
+    assert max(1, order.index(second)) <= max(1, order.index(first))
