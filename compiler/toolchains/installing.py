@@ -130,8 +130,9 @@ def _commands(python: Path, folder: Path, lock: Path) -> tuple[Sequence[object],
         )
     quiet = ("--quiet", "--disable-pip-version-check", "--no-input")
     return (
-        (python, "-m", "venv", folder),
-        (inside, "-m", "pip", "install", *quiet, *exact),
+        # isolated: the current folder may hold a `pip.py` of anybody's
+        (python, "-I", "-m", "venv", folder),
+        (inside, "-I", "-m", "pip", "install", *quiet, *exact),
     )
 
 

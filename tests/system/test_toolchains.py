@@ -318,7 +318,11 @@ def test_two_installations_at_once_make_one_environment(
 
 
 def test_pip_installs_where_there_is_no_uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody leaves a `pip.py` in a folder of models, where Python would look first: it is not run."""
     store = tiny_toolchain.write(tmp_path, monkeypatch)
+    for trap in ("pip.py", "venv.py"):
+        (tmp_path / trap).write_text("raise SystemExit('trapped')\n")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KEDGE_UV", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert store.install("tiny", quiet).versions == {"tiny": "1.0"}
