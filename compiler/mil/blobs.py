@@ -1,7 +1,7 @@
 """Reading the weights of a package: MIL blob storage, version 2.
 
-Format after coremltools' `MILBlob/Blob/StorageFormat.hpp`: a header of 64 bytes, then for each blob 64 bytes that
-tell its type, size and offset. Every number in it is checked, as the file may be anybody's.
+Format after coremltools' `MILBlob/Blob/StorageFormat.hpp`: a header of 64 bytes, then for each blob 64 bytes
+that tell its type, size and offset. Every number in it is checked, as the file may be anybody's.
 """
 
 from __future__ import annotations

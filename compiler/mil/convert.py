@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import onnx
@@ -103,7 +103,7 @@ def _walk(model: onnx.ModelProto, values: dict[str, Value], weights: Weights) ->
             raise
         except Exception as error:  # the builder refuses what it cannot express with anything
             raise node.refusal("what its operations take", _line(error)) from error
-        several: Sequence[Value] = found if isinstance(found, (list, tuple)) else [found]
+        several: Sequence[Value] = found if isinstance(found, Sequence) else [found]
         for name, value in zip(node.outputs, several, strict=False):
             if name:
                 values[name] = _checked(node, value)
@@ -154,7 +154,7 @@ def feature(name: str, side: str) -> str:
     )
 
 
-def _mil_type(datatype: str) -> Any:  # coremltools' types are classes that it makes at run time
+def _mil_type(datatype: str) -> object:
     from coremltools.converters.mil.mil import types
 
     return getattr(types, _PORT_TYPES.get(datatype, "fp32" if datatype == "float64" else "int32"))

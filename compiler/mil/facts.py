@@ -78,12 +78,12 @@ def _node(operation: Operation, outputs: Iterable[TensorFact], known: Mapping[st
                 inputs.append(known.get(given.name, TensorFact(name=given.name)))
             elif isinstance(given, str):
                 attributes[name] = given
-            elif name in _FIRST:
+            elif name in _FIRST or given.size > _SMALL:
                 kind = NAMES.get(given.dtype, "")
                 inputs.append(
                     TensorFact(name=f"{operation.name}.{name}", dtype=kind, shape=given.shape, constant=True)
                 )
-            elif given.size <= _SMALL:
+            else:
                 values = tuple(x.item() for x in given.reshape(-1))
                 attributes[name] = values if given.ndim else values[0]
     node = NodeFact(
@@ -100,10 +100,7 @@ def _node(operation: Operation, outputs: Iterable[TensorFact], known: Mapping[st
 def _macs(node: NodeFact) -> int | None:
     if node.operator == "lstm":
         steps, batch = (node.inputs[0].shape or (0, 0))[:2]
-        return (
-            steps
-            * batch
-            * sum(math.prod(x.shape or ()) for x in node.inputs if len(x.shape or ()) == 2 and x.constant)
-        )  # noqa: PLR2004 - the matrices
+        matrices = [x.shape for x in node.inputs if x.constant and x.shape and len(x.shape) > 1]
+        return steps * batch * sum(map(math.prod, matrices))
     formula = _FORMULAS.get(node.operator)
     return formula(node) if formula else 0

@@ -42,7 +42,8 @@ def nearest(where: Places, size: int, rounding: str) -> npt.NDArray[np.int64]:
         "ceil": np.ceil(where),
         "round_prefer_ceil": np.floor(where + 0.5),
     }.get(rounding, np.ceil(where - 0.5))
-    return np.clip(whole, 0, size - 1).astype(np.int64)
+    found: npt.NDArray[np.int64] = np.clip(whole, 0, size - 1).astype(np.int64)
+    return found
 
 
 def linear(where: Places, size: int) -> Floats:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from compiler.mil.slimming import slim
+from compiler.mil.slimming import Message, slim
 from fleet.ids import Digest
 
 MODEL: Final = "Data/com.apple.CoreML/model.mlmodel"
@@ -65,8 +65,8 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def content(
-    specification: Any, weights: Path, inputs: Sequence[Port], outputs: Sequence[Port]
-) -> Content:  # a generated message has no type
+    specification: Message, weights: Path, inputs: Sequence[Port], outputs: Sequence[Port]
+) -> Content:
     """Return a package's content from what coremltools made.
 
     Args:
@@ -92,8 +92,8 @@ def content(
     )
 
 
-def _as_named(ports: Sequence[Port], features: Sequence[Any]) -> tuple[Port, ...]:
-    """coremltools renames features whose names are words of its own language, such as `state`."""
+def _as_named(ports: Sequence[Port], features: Sequence[Message]) -> tuple[Port, ...]:
+    """Take over the names of features: coremltools renames those that are words of its own language."""
     return tuple(
         msgspec.structs.replace(port, feature=found.name) for port, found in zip(ports, features, strict=True)
     )

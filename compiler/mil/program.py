@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -17,6 +17,7 @@ from compiler.errors import ModelRefusedError
 from compiler.mil import package
 from compiler.mil.blobs import Blobs
 from compiler.mil.package import Ports
+from compiler.mil.slimming import Message
 from compiler.tensors import Array
 
 SIZE_LIMIT: Final = 2 * 1024**3
@@ -101,7 +102,7 @@ def read(folder: Path) -> Program:
     from coremltools.proto import Model_pb2
     from google.protobuf.message import DecodeError
 
-    model: Any = Model_pb2.Model()  # a generated message has no type
+    model: Message = Model_pb2.Model()
     blob = folder / package.WEIGHTS
     data = files.read(folder / package.MODEL, SIZE_LIMIT, ModelRefusedError)
     try:
@@ -125,7 +126,7 @@ def read(folder: Path) -> Program:
     )
 
 
-def _operations(block: Any, blobs: Blobs) -> Iterable[Operation]:
+def _operations(block: Message, blobs: Blobs) -> Iterable[Operation]:
     constants: dict[str, Constant] = {}
     for proto in block.operations:
         if len(proto.blocks):
@@ -146,20 +147,20 @@ def _operations(block: Any, blobs: Blobs) -> Iterable[Operation]:
             yield Operation(kind="identity", name=name, inputs={"x": (constants[name],)}, outputs=(output,))
 
 
-def _argument(binding: Any, constants: Mapping[str, Constant], blobs: Blobs) -> Constant | Reference:
+def _argument(binding: Message, constants: Mapping[str, Constant], blobs: Blobs) -> Constant | Reference:
     if binding.WhichOneof("binding") == "value":
         return _value(binding.value, blobs)
     return constants[binding.name] if binding.name in constants else Reference(binding.name)
 
 
-def _output(proto: Any) -> Output:
+def _output(proto: Message) -> Output:
     tensor = proto.type.tensorType
     kind = _TYPES.get(tensor.dataType)
     shape = tuple(x.constant.size if x.HasField("constant") else -1 for x in tensor.dimensions)
     return Output(name=proto.name, kind=kind.name if kind else "", shape=shape)
 
 
-def _value(proto: Any, blobs: Blobs) -> Constant:
+def _value(proto: Message, blobs: Blobs) -> Constant:
     tensor = proto.type.tensorType
     shape = tuple(x.constant.size for x in tensor.dimensions)
     if tensor.dataType == _STRING:
@@ -178,9 +179,9 @@ def _value(proto: Any, blobs: Blobs) -> Constant:
     return _immediate(proto.immediateValue.tensor, kind, shape)
 
 
-def _immediate(tensor: Any, kind: np.dtype[np.generic], shape: tuple[int, ...]) -> Array:
+def _immediate(tensor: Message, kind: np.dtype[np.generic], shape: tuple[int, ...]) -> Array:
     which = tensor.WhichOneof("value")
-    values = getattr(tensor, which).values if which else ()
+    values = getattr(tensor, which).values if which else b""
     try:
         if which == "bytes":
             return np.frombuffer(values, kind).reshape(shape)

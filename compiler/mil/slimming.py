@@ -1,4 +1,4 @@
-"""Making a specification small: it travels to every device, and names and repeated constants are most of it."""
+"""Making a specification small: it travels to every device, mostly names and repeated constants."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
+#: A message of Core ML's protobuf files: generated classes carry no types.
+Message = Any
 _CONSTANT: Final = "const"
 
 
-def slim(function: Any, keep: frozenset[str]) -> None:  # a generated message has no type
+def slim(function: Message, keep: frozenset[str]) -> None:
     """Give values short names, and merge equal constants, in place.
 
     Args:
@@ -25,6 +27,7 @@ def slim(function: Any, keep: frozenset[str]) -> None:  # a generated message ha
         for argument in operation.inputs.values():
             for binding in argument.arguments:
                 binding.name = short.get(binding.name, binding.name)
+        value = b""
         if operation.type == _CONSTANT:
             value = operation.attributes["val"].SerializeToString(deterministic=True)
             made = operation.outputs[0]
@@ -32,9 +35,8 @@ def slim(function: Any, keep: frozenset[str]) -> None:  # a generated message ha
                 short[made.name] = first[value]
                 continue
         name = _next(operation, numbers, keep)
-        for old, new in _renamed(operation, name, keep):
-            short[old] = new
-        if operation.type == _CONSTANT:
+        short |= dict(_renamed(operation, name, keep))
+        if value:
             first.setdefault(value, operation.outputs[0].name)
         kept.append(operation)
     copies = [type(x).FromString(x.SerializeToString()) for x in kept]
@@ -42,7 +44,7 @@ def slim(function: Any, keep: frozenset[str]) -> None:  # a generated message ha
     block.operations.extend(copies)
 
 
-def _next(operation: Any, numbers: Counter[str], keep: frozenset[str]) -> str:
+def _next(operation: Message, numbers: Counter[str], keep: frozenset[str]) -> str:
     kind = "c" if operation.type == _CONSTANT else operation.type.removeprefix("constexpr_")
     while True:
         numbers[kind] += 1
@@ -51,7 +53,7 @@ def _next(operation: Any, numbers: Counter[str], keep: frozenset[str]) -> str:
             return found
 
 
-def _renamed(operation: Any, name: str, keep: frozenset[str]) -> Iterator[tuple[str, str]]:
+def _renamed(operation: Message, name: str, keep: frozenset[str]) -> Iterator[tuple[str, str]]:
     """Rename an operation and what it makes; yield old and new names."""
     if "name" in operation.attributes:
         operation.attributes["name"].immediateValue.tensor.strings.values[0] = name

@@ -80,7 +80,7 @@ class Palette:
 
 
 def affine(steps: Array, scale: Array, zero_point: Array, axis: int) -> Value:
-    """Return a weight of integers that Core ML expands to floats: scale × (steps - zero point)."""
+    """Return a weight of integers that Core ML expands to floats: scale * (steps - zero point)."""
     if not scale.ndim:
         zero_point = zero_point.reshape(())
     return emit(

@@ -1,9 +1,9 @@
-"""Small ONNX models, one per case: each operator that Core ML's front-end converts, with its odd attributes."""
+"""Small ONNX models: each operator that Core ML's front-end converts, with its odd attributes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ class Case(NamedTuple):
 
     kind: str
     inputs: tuple[Array | Fixed | None, ...]
-    attributes: dict[str, object]
+    attributes: dict[str, Any]
     outputs: int
     opset: int
     note: str
@@ -85,7 +85,7 @@ def _case(
     outputs: int = 1,
     opset: int = _OPSET,
     note: str = "",
-    **attributes: object,
+    **attributes: Any,  # noqa: ANN401 - ONNX has many kinds of attributes
 ) -> Case:
     return Case(kind, inputs, attributes, outputs, opset, note)
 
@@ -440,13 +440,14 @@ _QUANTIZED: Final = [
 
 
 def _recurrent(
-    kind: str, gates: int, direction: str, *extra: Array | Fixed | None, **attributes: object
+    kind: str, gates: int, direction: str, *extra: Array | Fixed | None, **attributes: int
 ) -> Case:
     both, hidden, outputs = 2 if direction == "bidirectional" else 1, 4, 3 if kind == "LSTM" else 2
+    given: dict[str, Any] = dict(attributes)
     weights = (_w(both, gates * hidden, 3), _w(both, gates * hidden, hidden), _w(both, 2 * gates * hidden))
     return _case(
         kind, _x(5, 2, 3), *weights, *extra, outputs=outputs, hidden_size=hidden, direction=direction,
-        note=f"{direction}{'-'.join(['', *attributes])}{'-state' if extra else ''}", **attributes,
+        note=f"{direction}{'-'.join(['', *attributes])}{'-state' if extra else ''}", **given,
     )  # fmt: skip
 
 

@@ -151,7 +151,7 @@ def _erf_kernel(i: Inputs) -> Array:
 
 
 def erf(x: Floats) -> Floats:
-    """Return the error function: Abramowitz and Stegun 7.1.6 near 0, elsewhere 7.1.14 (a continued fraction)."""
+    """Return the error function: Abramowitz and Stegun 7.1.6 near 0, elsewhere 7.1.14."""
     z = np.abs(x.astype(np.float64))
     small = np.minimum(z, 2.5)
     term = total = small.copy()
@@ -180,17 +180,17 @@ def _gelu(i: Inputs) -> Array:
 
 @computes("log")
 def _log(i: Inputs) -> Array:
-    return np.log(i.floats() + i.number("epsilon", 1e-45))
+    return np.asarray(np.log(i.floats() + i.number("epsilon", 1e-45)))
 
 
 @computes("rsqrt")
 def _rsqrt(i: Inputs) -> Array:
-    return 1 / np.sqrt(i.floats() + i.number("epsilon", 1e-12))
+    return np.asarray(1 / np.sqrt(i.floats() + i.number("epsilon", 1e-12)), np.float32)
 
 
 @computes("inverse")
 def _inverse(i: Inputs) -> Array:
-    return 1 / (i.floats() + i.number("epsilon", 1e-4))
+    return np.float32(1) / (i.floats() + i.number("epsilon", 1e-4))
 
 
 @computes("select")

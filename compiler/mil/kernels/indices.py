@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from compiler.mil.kernels import Inputs, computes
 from compiler.tensors import Array
 
+_Indices = npt.NDArray[np.int64]
 _SCATTERS: Final[dict[str, Callable[..., Any]]] = {
     "add": np.add.at,
     "sub": np.subtract.at,
@@ -28,7 +30,7 @@ def _gather(i: Inputs) -> Array:
     raise ValueError("gather: expected no batch dimensions")
 
 
-def _whole(i: Inputs) -> Any:  # numpy's index types are many
+def _whole(i: Inputs) -> _Indices:
     return i.array("indices").astype(np.int64)
 
 
@@ -44,7 +46,7 @@ def _gather_nd(i: Inputs) -> Array:
         return np.asarray(x[tuple(np.moveaxis(indices, -1, 0))])
     outer = x.shape[:batch]
     parts = [x[place][tuple(np.moveaxis(indices[place], -1, 0))] for place in np.ndindex(*outer)]
-    return np.stack(parts).reshape(*outer, *parts[0].shape)
+    return np.asarray(np.stack(parts).reshape(*outer, *parts[0].shape))
 
 
 @computes("scatter_nd")
@@ -61,7 +63,7 @@ def _scatter_along_axis(i: Inputs) -> Array:
     return _put(found, tuple(grid), i)
 
 
-def _put(found: Array, places: Any, i: Inputs) -> Array:
+def _put(found: Array, places: tuple[_Indices, ...], i: Inputs) -> Array:
     mode = i.text("mode", "add")
     if mode == "update":
         found[places] = i.array("updates")

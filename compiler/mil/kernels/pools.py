@@ -18,8 +18,9 @@ def _windows(i: Inputs, x: Floats, fill: float) -> Floats:
         raise ValueError("pool: expected explicit padding and no ceil_mode")
     ends = [(pads[2 * a], pads[2 * a + 1]) for a in range(rank)]
     padded = np.pad(x, [(0, 0), (0, 0), *ends], constant_values=fill)
-    windows = sliding_window_view(padded, kernel, axis=tuple(range(2, x.ndim)))
-    return np.asarray(windows[(slice(None), slice(None), *(slice(None, None, s) for s in strides))])
+    windows = sliding_window_view(padded, kernel, axis=tuple(range(2, x.ndim)))  # type: ignore[call-overload]  # numpy's stub lacks several axes
+    step = (slice(None), slice(None), *(slice(None, None, s) for s in strides))
+    return np.asarray(windows[step])
 
 
 def _cells(i: Inputs) -> tuple[int, ...]:

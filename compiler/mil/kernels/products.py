@@ -22,7 +22,7 @@ def _matmul(i: Inputs) -> Array:
 @computes("linear")
 def _linear(i: Inputs) -> Array:
     product = np.matmul(i.floats(), i.floats("weight").T)
-    return product + i.floats("bias") if i.has("bias") else product
+    return np.asarray(product + i.floats("bias") if i.has("bias") else product)
 
 
 @computes("conv")
@@ -32,7 +32,29 @@ def _conv(i: Inputs) -> Array:
     strides, dilations = i.integers("strides", [1] * rank), i.integers("dilations", [1] * rank)
     padded = _padded(x, _pads(i, x.shape[2:], weight.shape[2:], strides, dilations))
     found = convolve(padded, weight, strides, dilations, i.integer("groups", 1))
-    return found + i.floats("bias").reshape(1, -1, *[1] * rank) if i.has("bias") else found
+    return _shifted(i, found)
+
+
+def _shifted(i: Inputs, found: Floats) -> Floats:
+    """Add the bias, if there is one, to each channel."""
+    if not i.has("bias"):
+        return found
+    return found + i.floats("bias").reshape(1, -1, *[1] * (found.ndim - 2))
+
+
+def _spatial(*cuts: slice) -> tuple[slice, ...]:
+    """Return an index that leaves samples and channels whole."""
+    return (slice(None), slice(None), *cuts)
+
+
+def _cuts(
+    place: tuple[int, ...], sizes: Sequence[int], strides: list[int], dilations: list[int]
+) -> tuple[slice, ...]:
+    """Return where one tap of a kernel meets a padded tensor."""
+    return tuple(
+        slice(p * d, p * d + (n - 1) * s + 1, s)
+        for p, d, n, s in zip(place, dilations, sizes, strides, strict=True)
+    )
 
 
 def _pads(
@@ -66,21 +88,16 @@ def convolve(x: Floats, weight: Floats, strides: list[int], dilations: list[int]
     if groups == x.shape[1] and weight.shape[1] == 1:
         return _depthwise(x, weight, strides, dilations, spatial)
     if all(k == 1 for k in kernel):
-        columns = x[(slice(None), slice(None), *(slice(None, None, s) for s in strides))]
+        columns = x[_spatial(*(slice(None, None, s) for s in strides))]
     else:
         axes = tuple(range(2, x.ndim))
-        windows = sliding_window_view(x, spans, axis=axes)
-        step = (
-            slice(None),
-            slice(None),
-            *(slice(None, None, s) for s in strides),
-            *(slice(None, None, d) for d in dilations),
-        )
+        windows = sliding_window_view(x, spans, axis=axes)  # type: ignore[call-overload]  # numpy's stub lacks several axes
+        step = _spatial(*(slice(None, None, x) for x in (*strides, *dilations)))
         rank = len(kernel)
         columns = windows[step].transpose(0, 1, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank))
     depth = weight[0].size
     columns = np.ascontiguousarray(columns).reshape(batch, groups, depth, -1)
-    product = np.matmul(weight.reshape(1, groups, out // groups, depth), columns)
+    product: Floats = np.matmul(weight.reshape(1, groups, out // groups, depth), columns)
     return product.reshape(batch, out, *spatial)
 
 
@@ -93,12 +110,9 @@ def _depthwise(
     found = np.zeros((batch, channels, times, *spatial), np.float32)
     ones = [1] * len(spatial)
     for place in np.ndindex(*weight.shape[2:]):
-        cut = tuple(
-            slice(p * d, p * d + (n - 1) * s + 1, s)
-            for p, d, n, s in zip(place, dilations, spatial, strides, strict=True)
-        )
-        taps = weight[(slice(None), 0, *place)].reshape(1, channels, times, *ones)
-        found += taps * x[(slice(None), slice(None), *cut)][:, :, None]
+        taps = np.moveaxis(weight[:, 0], 0, -1)[place]
+        cut = _spatial(*_cuts(place, spatial, strides, dilations))
+        found += np.asarray(taps).reshape(1, channels, times, *ones) * x[cut][:, :, None]
     return found.reshape(batch, -1, *spatial)
 
 
@@ -117,14 +131,11 @@ def _conv_transpose(i: Inputs) -> Array:
     split = weight.reshape(groups, -1, *weight.shape[1:])
     found = np.zeros((len(x), groups, outs, *full), np.float32)
     for place in np.ndindex(*kernel):
-        cut = tuple(
-            slice(p * d, p * d + (n - 1) * s + 1, s)
-            for p, d, n, s in zip(place, dilations, sizes, strides, strict=True)
-        )
-        taps = split[(slice(None), slice(None), slice(None), *place)]
-        found[(slice(None), slice(None), slice(None), *cut)] += np.einsum("ngc...,gco->ngo...", grouped, taps)
+        taps = np.moveaxis(split, (0, 1, 2), (-3, -2, -1))[place]
+        cut = (slice(None), *_spatial(*_cuts(place, sizes, strides, dilations)))
+        found[cut] += np.einsum("ngc...,gco->ngo...", grouped, taps)
     found = found.reshape(len(x), groups * outs, *full)
     pads = i.integers("pad", [0] * 2 * rank) if i.text("pad_type", "valid") == "custom" else [0] * 2 * rank
     inside = tuple(slice(pads[2 * a], full[a] - pads[2 * a + 1]) for a in range(rank))
-    found = found[(slice(None), slice(None), *inside)]
-    return found + i.floats("bias").reshape(1, -1, *[1] * rank) if i.has("bias") else found
+    found = found[_spatial(*inside)]
+    return _shifted(i, found)

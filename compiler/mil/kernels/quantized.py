@@ -24,7 +24,7 @@ def _quantize(i: Inputs) -> Array:
     low, high = _RANGES[kind]
     zero = _along(i.array("zero_point"), axis, x.ndim) if i.has("zero_point") else np.float32(0)
     steps = np.rint(x / _along(i.array("scale"), axis, x.ndim)) + zero
-    return np.clip(steps, low, high).astype(kind)
+    return np.asarray(np.clip(steps, low, high), np.dtype(kind))
 
 
 @computes("dequantize")

@@ -72,5 +72,5 @@ def _cumsum(i: Inputs) -> Array:
     x, axis = i.array(), i.integer("axis")
     x = np.flip(x, axis) if i.flag("reverse") else x
     found = np.cumsum(x, axis=axis, dtype=x.dtype)
-    found = found - x if i.flag("exclusive") else found
+    found = np.subtract(found, x) if i.flag("exclusive") else found
     return np.flip(found, axis) if i.flag("reverse") else found

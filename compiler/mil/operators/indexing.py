@@ -118,7 +118,7 @@ def _bounds(node: Node) -> tuple[list[int], list[int], list[int], list[int]]:
 
 @converts("Pad")
 def _pad(node: Node) -> Value:
-    """Negative padding is a slice; what Core ML pads with its own operation it pads at the last dimensions."""
+    """Negative padding is a slice; only constants are padded by Core ML's own operation."""
     rank = node.rank()
     given = node.numbers(1) if node.has(1) else node.integers("pads")
     axes = [node.axis(x) for x in node.numbers(3)] if node.has(3) else list(range(rank))

@@ -16,7 +16,12 @@ _DIRECTIONS: Final = {"forward": 1, "reverse": 1, "bidirectional": 2}
 
 
 class _Layer(NamedTuple):
-    """What the three layers share: x is `[steps, batch, inputs]`, weights `[directions, gates × hidden, …]`."""
+    """What the three layers share.
+
+    Attributes:
+        x: `[steps, batch, inputs]`.
+        weight, recurrence: `[directions, gates * hidden, …]`.
+    """
 
     x: Value
     weight: Array
@@ -67,7 +72,7 @@ def _usual(node: Node) -> list[str]:
 
 
 def _initial(node: Node, index: int, layer: _Layer) -> Value:
-    """Return a state `[batch, directions × hidden]`."""
+    """Return a state `[batch, directions * hidden]`."""
     if not node.has(index):
         return np.zeros((layer.batch, layer.directions * layer.hidden), np.float32)
     state = node.value(index)
@@ -77,7 +82,7 @@ def _initial(node: Node, index: int, layer: _Layer) -> Value:
 
 
 def _outputs(layer: _Layer, every: Value, states: list[Value]) -> list[Value]:
-    """Bring `[steps, batch, directions × hidden]` and states into ONNX's order."""
+    """Bring `[steps, batch, directions * hidden]` and states into ONNX's order."""
     split = [layer.steps, layer.batch, layer.directions, layer.hidden]
     whole = emit("reshape", x=every, shape=split)
     whole = emit("transpose", x=whole, perm=[1, 0, 2, 3] if layer.turned else [0, 2, 1, 3])
@@ -140,7 +145,7 @@ def _gru_step(layer: _Layer, part: Value, state: Value, direction: int, *, after
     else:
         bent = emit("linear", x=emit("mul", x=r, y=state), weight=weights[2], bias=biases[2])
     new = emit("tanh", x=emit("add", x=h_in, y=bent))
-    # (1 - z) × new + z × state
+    # the definition mixes new and old by 1 - z and z; this is the same with one product less
     return emit("add", x=new, y=emit("mul", x=z, y=emit("sub", x=state, y=new)))
 
 
