@@ -127,6 +127,17 @@ def test_ticks_are_round_few_and_inside(low: float, high: float) -> None:
     assert all(len(f"{x:.12g}".strip("-0.").replace(".", "")) <= 3 or "e" in f"{x:.12g}" for x in ticks)
 
 
+def test_ratios_get_ticks_of_ratios_and_labels_never_lie_on_each_other() -> None:
+    assert plot._ratio_ticks(0.15, 4.0) == pytest.approx([0.2, 0.5, 1, 2])
+    assert plot._numbers([3, 1, 7, 5, 6, 9]) == "1, 3, 5\N{EN DASH}7, 9"
+    crowd = [verdict(f"v{i}", "eligible", drop_points=i / 50, size_bytes=30_000 + 900 * i) for i in range(20)]
+    (picture,) = figures.plots(crowd, 0.5, labels=True)
+    found = re.findall(r'<text class="number[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)', picture)
+    boxes = [(float(x), float(y), plot._LETTER * len(text), plot._LINE) for x, y, text in found]
+    assert len(boxes) >= 5
+    assert not any(plot._overlap(a, b) for a in boxes for b in boxes if a is not b)
+
+
 def test_bars_are_shares_of_the_noise() -> None:
     bars = figures.bars(SENSITIVITY)
     assert [x.name for x in bars] == [x.name for x in SENSITIVITY.nodes]

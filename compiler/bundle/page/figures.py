@@ -9,7 +9,7 @@ import msgspec
 from markupsafe import Markup
 
 from compiler.bundle.page import plot
-from compiler.bundle.page.front import OVER, front
+from compiler.bundle.page.front import OVER, front, silently
 from compiler.bundle.page.plot import Axes, Point
 from compiler.placement.summary import NodePlacement, Placement
 from compiler.requests import Verdict
@@ -19,6 +19,8 @@ from compiler.sensitivity import Sensitivity
 _BUDGETS: Final = 4.0
 _LEAST_SPAN: Final = 1.0
 _KIB: Final = 1024.0
+#: Less noise than this is the rounding of float itself, and lies on the edge of the picture.
+_ROUNDING_DB: Final = 100.0
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +62,7 @@ def plots(verdicts: Sequence[Verdict], max_drop: float, *, labels: bool) -> list
     if not there:
         return []
     best = front(verdicts)
-    silent = all(x.drop_points == 0 for _, x in there)
+    silent = all(silently(x) for _, x in there)
     give = {i: (x.snr_db or 0.0) if silent else -(x.drop_points or 0.0) for i, x in there}
     axes = _noise(give) if silent else _losses(give, max_drop, labels=labels)
     by_size = [_point(i, x, (x.size_bytes or 0), give[i], best) for i, x in there]
@@ -93,8 +95,8 @@ def _losses(give: dict[int, float], max_drop: float, *, labels: bool) -> _Axes:
 
 
 def _noise(give: dict[int, float]) -> _Axes:
-    capped = [x for x in give.values() if x < 200]  # noqa: PLR2004 - no noise at all counts as 200 dB
-    high = max(capped, default=100.0) * 1.15
+    audible = [x for x in give.values() if x < _ROUNDING_DB]
+    high = 1.15 * max(audible, default=_ROUNDING_DB)
     return _Axes(Axes(title="signal to noise", x="", y="signal to noise, dB", low=0.0, high=high))
 
 

@@ -9,6 +9,13 @@ from compiler.requests import Verdict
 
 #: Verdicts on candidates that lose more than the budget.
 OVER: Final = frozenset({"over budget", "not confirmed"})
+#: Points that read as none.
+UNSEEN: Final = 0.005
+
+
+def silently(x: Verdict) -> bool:
+    """Return whether no more is lost than the rounding of a table shows."""
+    return abs(x.drop_points or 0.0) < UNSEEN
 
 
 def front(verdicts: Sequence[Verdict]) -> frozenset[str]:
@@ -20,7 +27,7 @@ def front(verdicts: Sequence[Verdict]) -> frozenset[str]:
     there = [
         x for x in verdicts if x.size_bytes is not None and x.drop_points is not None and x.status not in OVER
     ]
-    silent = all(x.drop_points == 0 for x in there)
+    silent = all(silently(x) for x in there)
 
     def costs(x: Verdict, *, timed: bool) -> tuple[float, ...]:
         loss = -(x.snr_db or 0.0) if silent else x.drop_points or 0.0

@@ -19,6 +19,10 @@ _STEPS: Final = 4
 #: Points nearer to each other than this share a label, in pixels.
 _NEAR: Final = 15
 _RADIUS: Final = 6
+#: How many times the smallest the largest is where ratios tell more than differences.
+_RATIO: Final = 8
+#: Pixels of a label's letter, and of its height.
+_LETTER, _LINE = 7.5, 13
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +69,7 @@ def svg(points: Sequence[Point], axes: Axes) -> Markup:
     """Return the picture, or nothing where there is no point."""
     if not points:
         return Markup()
-    frame = _Frame(axes, 1.06 * max(x.x for x in points) or 1.0)
+    frame = _Frame(axes, [x.x for x in points])
     order = sorted(points, key=lambda x: ("over", "kept", "front", "chosen").index(x.kind))
     parts = [*frame.grid(), *frame.path(points), *map(frame.point, order), *frame.labels(points)]
     return Markup(
@@ -81,15 +85,35 @@ def _ticks(low: float, high: float) -> list[float]:
     return [step * i for i in range(first, last + 1)]
 
 
+def _ratio_ticks(low: float, high: float) -> list[float]:
+    """Return 1, 2 and 5 times powers of ten in a range, or only the powers where those are many."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found = [x * 10.0**power for power in powers for x in (1, 2, 5)]
+    inside = [x for x in found if low <= x <= high]
+    return inside if len(inside) <= 2 * _STEPS else inside[::3]
+
+
 class _Frame:
     """The coordinates of one picture."""
 
-    def __init__(self, axes: Axes, most: float) -> None:
+    def __init__(self, axes: Axes, along: Sequence[float]) -> None:
         self._axes: Final = axes
-        self._most: Final = most
+        least, most = min(along), max(along)
+        #: Where the largest is many times the smallest, equal steps are equal ratios.
+        self._ratios: Final = least > 0 and most > _RATIO * least
+        self._least: Final = 0.8 * least if self._ratios else 0.0
+        self._most: Final = (1.25 if self._ratios else 1.06) * most or 1.0
 
     def _x(self, value: float) -> float:
-        return _LEFT + (WIDTH - _LEFT - _RIGHT) * value / self._most
+        if self._ratios:
+            share = math.log(value / self._least) / math.log(self._most / self._least)
+        else:
+            share = value / self._most
+        return _LEFT + (WIDTH - _LEFT - _RIGHT) * share
+
+    def _along(self) -> list[float]:
+        low, high = self._least / self._axes.x_scale, self._most / self._axes.x_scale
+        return _ratio_ticks(low, high) if self._ratios else _ticks(0.0, high)
 
     def _y(self, value: float) -> float:
         share = (value - self._axes.low) / (self._axes.high - self._axes.low)
@@ -100,7 +124,7 @@ class _Frame:
         for value in _ticks(axes.low, axes.high):
             parts.append(_line("grid", _LEFT, self._y(value), WIDTH - _RIGHT, self._y(value)))
             parts.append(_text(_LEFT - 8, self._y(value) + 4, "end", _short(axes.y_sign * value)))
-        for value in _ticks(0.0, self._most / axes.x_scale):
+        for value in self._along():
             x = self._x(value * axes.x_scale)
             parts.append(_text(x, HEIGHT - _BOTTOM + 18, "middle", _short(value)))
         if axes.line is not None and axes.low <= axes.line[0] <= axes.high:
@@ -142,23 +166,69 @@ class _Frame:
         )
 
     def labels(self, points: Sequence[Point]) -> list[Markup]:
-        """Write the numbers of points beside them; those that lie together share one text."""
-        groups: list[tuple[float, float, list[Point]]] = []
+        """Write the numbers of points beside them, the important ones first, as far as there is room.
+
+        Points that lie together share one text.
+        """
+        groups: list[list[Point]] = []
         for point in sorted(points, key=lambda x: x.number):
-            x, y = self._x(point.x), self._y(point.y)
-            near = next((g for g in groups if math.hypot(g[0] - x, g[1] - y) < _NEAR), None)
+            near = next((x for x in groups if self._apart(x[0], point) < _NEAR), None)
             if near is None:
-                groups.append((x, y, [point]))
+                groups.append([point])
             else:
-                near[2].append(point)
+                near.append(point)
+        groups.sort(key=lambda x: min(("chosen", "front", "kept", "over").index(p.kind) for p in x))
+        taken: list[Box] = [
+            (self._x(p.x) - _RADIUS, self._y(p.y) - _RADIUS, 2 * _RADIUS, 2 * _RADIUS) for p in points
+        ]
         parts = []
-        for x, y, members in groups:
-            text = ", ".join(str(p.number) for p in members)
-            right = x < (WIDTH + _LEFT) / 2
-            chosen = "number chosen" if any(p.kind == "chosen" for p in members) else "number"
-            place = x + 11 if right else x - 11
-            parts.append(_text(place, y - 7, "start" if right else "end", text, chosen))
+        for group in groups:
+            text = _numbers([x.number for x in group])
+            width = _LETTER * len(text)
+            boxes = [(*corner, width, _LINE) for corner in self._corners(group[0], width)]
+            box = next((x for x in boxes if not any(_overlap(x, y) for y in taken)), None)
+            if box is not None:
+                taken.append(box)
+                kind = "number chosen" if any(p.kind == "chosen" for p in group) else "number"
+                parts.append(_text(box[0], box[1] + _LINE - 3, "start", text, kind))
         return parts
+
+    def _apart(self, one: Point, other: Point) -> float:
+        return math.hypot(self._x(one.x) - self._x(other.x), self._y(one.y) - self._y(other.y))
+
+    def _corners(self, point: Point, width: float) -> list[tuple[float, float]]:
+        """Return where a point's label may begin, the best first, inside the picture."""
+        x, y = self._x(point.x), self._y(point.y)
+        right, left, gap = x + _RADIUS + 3, x - _RADIUS - 3 - width, _RADIUS + 2
+        rows = [y - gap - _LINE / 2, y + gap - _LINE / 2, y - _LINE / 2]
+        rows += [y - gap - step * _LINE for step in (1.5, 2.5, 3.5)] + [
+            y + gap + step * _LINE for step in (0.5, 1.5)
+        ]
+        found = [(side, row) for row in rows for side in (right, left)]
+        return [
+            (a, b)
+            for a, b in found
+            if _LEFT - 4 <= a <= WIDTH - width and 0 <= b <= HEIGHT - _BOTTOM - _LINE + 6
+        ]
+
+
+Box = tuple[float, float, float, float]
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]
+
+
+def _numbers(values: Sequence[int]) -> str:
+    """Return numbers with their runs shortened: 1, 4-7."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and runs[-1][-1] == value - 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    dash = "\N{EN DASH}"
+    return ", ".join(f"{x[0]}{dash}{x[-1]}" if len(x) > 2 else ", ".join(map(str, x)) for x in runs)  # noqa: PLR2004 - two stand as they are
 
 
 def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
