@@ -31,8 +31,14 @@ def placement(profile: Profile, graph: GraphFacts, operators: Sequence[Operator]
     decisions = [
         Decision(unit=Unit.ACCELERATOR, rule=_rule(made.get(x.name, "")), source=_SOURCE) for x in graph.nodes
     ]
-    note = f"{len(operators)} HTP operators; {profile.placement.note}"
-    return summarise(profile, _halved(graph), decisions, profile.accelerator.name, MEASURED, note)
+    found = summarise(profile, _halved(graph), decisions, profile.accelerator.name, MEASURED)
+    needed = (found.memory.weights_bytes + found.memory.activations_bytes) / 1024
+    notes = (
+        f"{len(operators)} HTP operators, by the compiler's own trace",
+        f"{needed:,.0f} KiB of weights and activations pass through {profile.accelerator.vtcm_mib} MiB of VTCM",
+        profile.placement.note,
+    )
+    return msgspec.structs.replace(found, note="; ".join(notes))
 
 
 def _rule(operator: str) -> str:

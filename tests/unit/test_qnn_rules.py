@@ -99,4 +99,5 @@ def test_every_node_is_on_the_npu_and_floats_there_are_float16() -> None:
     assert [x.rule for x in found.nodes] == ["became FullyConnected", "folded into another operator"]
     assert found.units() == {"accelerator": 2}
     assert found.by_precision == {"float16": 2}
+    assert "through 8 MiB of VTCM" in found.note
     assert (found.nodes[0].weight_bytes, found.memory.weights_bytes) == (18, 18)
