@@ -19,9 +19,11 @@ from onnx import helper, numpy_helper
 from compiler import onnx_session
 from compiler.errors import CompileError
 from compiler.tensors import Arrays
+from compiler.tflite import activations
 
 _SPATIAL: Final = [2, 3]
 _RANK: Final = 4
+_ELEMENTWISE: Final = frozenset({"Add", "Div", "Max", "Min", "Mul", "Sub"})
 
 
 def prepare(model: onnx.ModelProto, sample: Arrays, folder: Path) -> onnx.ModelProto:
@@ -107,28 +109,60 @@ def _each(graph: onnx.GraphProto, operator: str) -> Iterator[onnx.NodeProto]:
 
 
 def _pool_means(model: onnx.ModelProto) -> None:
-    """A mean over height and width is a global average pooling, which no layout change hides."""
+    """A mean over height and width is a global pooling, which no layout change hides."""
     graph = model.graph
-    constants, ranks = _constants(graph), _ranks(model)
+    constants, shapes = _constants(graph), _shapes(model)
     for node in _each(graph, "ReduceMean"):
         axes = _attribute(node, "axes", None)
         if axes is None and len(node.input) > 1 and node.input[1] in constants:
             axes = numpy_helper.to_array(constants[node.input[1]]).tolist()
-        if not isinstance(axes, list) or ranks.get(node.input[0]) != _RANK:
-            continue
-        if sorted(x % _RANK for x in axes) != _SPATIAL:
+        picture = shapes.get(node.input[0], [])
+        if not isinstance(axes, list) or sorted(x % _RANK for x in axes) != _SPATIAL or len(picture) != _RANK:
             continue
         name, out = node.name or node.output[0], node.output[0]
         if _attribute(node, "keepdims", 1):
             _replace(graph, node, [helper.make_node("GlobalAveragePool", [node.input[0]], [out], name)])
             continue
         pooled, shape = f"{out}_pooled", f"{out}_shape"
-        graph.initializer.append(numpy_helper.from_array(np.array([0, -1], np.int64), shape))
+        graph.initializer.append(numpy_helper.from_array(np.array(picture[:2], np.int64), shape))
         parts = [
             helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name),
             helper.make_node("Reshape", [pooled, shape], [out], f"{name}_flat"),
         ]
         _replace(graph, node, parts)
+
+
+def _pool_beside(model: onnx.ModelProto) -> None:
+    """A global pooling whose input is read elsewhere too gets a window.
+
+    So it stands in squeeze-and-excitation blocks, where the converter would turn the picture for it and back.
+    """
+    graph = model.graph
+    shapes = _shapes(model)
+    for node in _each(graph, "GlobalAveragePool"):
+        picture = shapes.get(node.input[0], [])
+        if len(picture) == _RANK and min(picture) > 0 and len(_readers(graph, node.input[0])) > 1:
+            window = helper.make_node(
+                "AveragePool", list(node.input), list(node.output), node.name, kernel_shape=picture[2:]
+            )
+            _replace(graph, node, [window])
+
+
+def _full_rank(model: onnx.ModelProto) -> None:
+    """Constants beside pictures get all four dimensions, so that the converter can turn them as well."""
+    graph = model.graph
+    constants, ranks = _constants(graph), _ranks(model)
+    for node in list(graph.node):
+        if node.op_type not in _ELEMENTWISE or _RANK not in [ranks.get(x) for x in node.input]:
+            continue
+        for place, name in enumerate(node.input):
+            dims = list(constants[name].dims) if name in constants else []
+            if 1 < len(dims) < _RANK:
+                values = numpy_helper.to_array(constants[name]).reshape([1] * (_RANK - len(dims)) + dims)
+                node.input[place] = f"{name}:{_RANK}"
+                if node.input[place] not in constants:
+                    constants[node.input[place]] = numpy_helper.from_array(values, node.input[place])
+                    graph.initializer.append(constants[node.input[place]])
 
 
 def _drop_identity_gathers(model: onnx.ModelProto) -> None:
@@ -239,8 +273,11 @@ def _ranks(model: onnx.ModelProto) -> dict[str, int]:
 
 _REWRITINGS: Final[tuple[Callable[[onnx.ModelProto], None], ...]] = (
     _pool_means,
+    _pool_beside,
     _drop_identity_gathers,
     _join_reshapes,
     _connect_products,
+    activations.rewrite,
+    _full_rank,
     _flatten_channels_last,
 )

@@ -105,7 +105,8 @@ def opened(path: Path, *, plain: bool = False, watched: bool = False) -> Any:  #
             )
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
-        raise CompileError(f"LiteRT cannot load {path.name}: {' '.join(str(error).split())[:300]}") from error
+        text = " ".join(str(error).split())[:300] or "it may take more memory than there is"
+        raise CompileError(f"LiteRT cannot load {path.name}: {text}") from error
     return interpreter
 
 

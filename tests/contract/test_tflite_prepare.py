@@ -72,6 +72,25 @@ def test_a_mean_over_height_and_width_becomes_pooling(keep: int, axes: list[int]
     assert prepared(source, tmp_path) == (["GlobalAveragePool"] if keep else ["GlobalAveragePool", "Reshape"])
 
 
+def test_a_pooling_beside_which_the_picture_goes_on_gets_a_window(tmp_path: Path) -> None:
+    """Squeeze and excitation: without it the picture is turned twice, and the Edge TPU's part ends there."""
+    nodes = [
+        node("ReduceMean", ["x"], ["a"], axes=[2, 3]),
+        node("Sigmoid", ["a"], ["b"]),
+        node("Mul", ["x", "b"], ["y"]),
+    ]
+    assert prepared(model(nodes, {}), tmp_path) == ["AveragePool", "Sigmoid", "Mul"]
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (5,), (4, 1), (1, 3, 4, 5)])
+@pytest.mark.parametrize("operator", ["Add", "Mul", "Sub", "Div"])
+def test_constants_beside_pictures_get_all_dimensions(
+    operator: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    nodes = [node(operator, ["x", "w"], ["a"]), node(operator, ["a", "w"], ["y"])]
+    assert prepared(model(nodes, {"w": floats(*shape) + 3}), tmp_path) == [operator, operator]
+
+
 @pytest.mark.parametrize("axes", [[1], [1, 2], [0, 1, 2, 3]])
 def test_other_means_stay(axes: list[int], tmp_path: Path) -> None:
     assert prepared(model([node("ReduceMean", ["x"], ["y"], axes=axes)], {}), tmp_path) == ["ReduceMean"]
@@ -126,6 +145,25 @@ def test_a_dense_layer_behind_a_flattened_picture_reads_it_channels_last(
     if flatten == "Flatten":
         del weights["rows"]
     assert prepared(model([*flat, dense], weights), tmp_path) == ["Transpose", "Reshape", "Gemm"]
+
+
+@pytest.mark.parametrize(
+    ("activation", "want"),
+    [
+        (node("LeakyRelu", ["x"], ["y"], alpha=0.1), ["Mul", "Max"]),
+        (node("LeakyRelu", ["x"], ["y"]), ["Mul", "Max"]),
+        (node("LeakyRelu", ["x"], ["y"], alpha=1.5), ["LeakyRelu"]),
+        (node("HardSwish", ["x"], ["y"]), ["Add", "Clip", "Mul", "Mul"]),
+        (node("HardSigmoid", ["x"], ["y"], alpha=0.3, beta=0.4), ["Mul", "Add", "Clip", "Mul"]),
+        (node("HardSigmoid", ["x"], ["y"]), ["Mul", "Add", "Clip", "Mul"]),
+        (node("PRelu", ["x", "slope"], ["y"]), ["Mul", "Relu", "Mul", "Add"]),
+    ],
+)
+def test_activations_are_said_with_what_the_edge_tpu_has(
+    activation: onnx.NodeProto, want: list[str], tmp_path: Path
+) -> None:
+    weights = {"slope": floats(3, 1, 1)} if activation.op_type == "PRelu" else {}
+    assert prepared(model([activation], weights), tmp_path) == want
 
 
 def test_weights_that_two_layers_share_stay(tmp_path: Path) -> None:
