@@ -35,7 +35,7 @@ def placement(profile: Profile, graph: GraphFacts, operators: Sequence[Operator]
     needed = (found.memory.weights_bytes + found.memory.activations_bytes) / 1024
     notes = (
         f"{len(operators)} HTP operators, by the compiler's own trace",
-        f"{needed:,.0f} KiB of weights and activations pass through {profile.accelerator.vtcm_mib} MiB of VTCM",
+        f"{needed:,.0f} KiB of tensors pass through {profile.accelerator.vtcm_mib} MiB of VTCM",
         profile.placement.note,
     )
     return msgspec.structs.replace(found, note="; ".join(notes))
