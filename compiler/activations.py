@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from compiler import calibration
-from compiler.datasets import Dataset
+from compiler import calibration, sharing
 from compiler.onnx_session import Session, one_line
+from compiler.ports import Job
 from compiler.tensors import Arrays
 
 CALIBRATION_SAMPLES: Final = 256
@@ -48,17 +48,25 @@ def _named(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def histograms(model: onnx.ModelProto, data: Dataset, scratch: Path) -> dict[str, calibration.Histogram]:
+def histograms(model: onnx.ModelProto, job: Job) -> dict[str, calibration.Histogram]:
     """Return the distribution of every float tensor of a graph, over samples spread evenly over the data.
+
+    They do not depend on the target: another one that needs the same finds them.
 
     Args:
         model: with the shapes of its tensors inferred.
-        data: calibration samples.
-        scratch: a folder for an intermediate file.
+        job: with the calibration samples.
 
     Raises:
         CompileError: the model does not run.
     """
+    parts = ("histograms", sharing.digest(model), str(job.calibration.digest))
+    found = job.sharing.arrays(parts, lambda: calibration.packed(_collected(model, job)))
+    return calibration.unpacked(found)
+
+
+def _collected(model: onnx.ModelProto, job: Job) -> dict[str, calibration.Histogram]:
+    data = job.calibration
     shown = onnx.ModelProto()
     shown.CopyFrom(model)
     outputs = {x.name for x in shown.graph.output}
@@ -66,7 +74,7 @@ def histograms(model: onnx.ModelProto, data: Dataset, scratch: Path) -> dict[str
     made = {x for node in shown.graph.node for x in node.output} - outputs
     seen = [x for x in shown.graph.value_info if x.type.tensor_type.elem_type in _FLOATS]
     shown.graph.output.extend(x for x in seen if x.name in made)
-    path = scratch / "activations.onnx"
+    path = job.scratch / "activations.onnx"
     onnx.save(shown, path)
     session = Session(path, plain=True)
     rows = np.unique(np.linspace(0, len(data) - 1, CALIBRATION_SAMPLES).astype(np.int64))

@@ -5,7 +5,7 @@ Both passes hold the tensors of one sample at a time, so memory does not grow wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import numpy as np
@@ -40,6 +40,26 @@ class Histogram:
         """The middle of each bin."""
         edges = np.linspace(self.low, self.high, BINS + 1)
         return (edges[:-1] + edges[1:]) / 2
+
+
+def packed(histograms: Mapping[str, Histogram]) -> Arrays:
+    """Return histograms as arrays that a file can hold."""
+    return {
+        "names": np.array(list(histograms), dtype=np.str_),
+        "ranges": np.array([(x.low, x.high) for x in histograms.values()], np.float64).reshape(-1, 2),
+        "counts": np.array([x.counts for x in histograms.values()], np.int64).reshape(-1, BINS),
+    }
+
+
+def unpacked(arrays: Arrays) -> dict[str, Histogram]:
+    """Return the histograms that `packed` made arrays of."""
+    found = {}
+    for name, (low, high), counts in zip(
+        arrays["names"].tolist(), arrays["ranges"].tolist(), arrays["counts"], strict=True
+    ):
+        found[name] = Histogram(low, high)
+        found[name].counts[:] = counts
+    return found
 
 
 def collect(samples: Callable[[], Iterable[Arrays]]) -> dict[str, Histogram]:

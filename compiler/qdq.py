@@ -44,7 +44,7 @@ class QdqWorkshop:
         """Take the model; nothing is computed yet."""
         self._profile: Final = job.profile
         self._scratch: Final = job.scratch
-        self._data: Final = job.calibration
+        self._job: Final = job
         self._source: Final = job.source
         self._names: Final = tidying.names(job.model)
         self._histograms: dict[str, calibration.Histogram] | None = None
@@ -159,7 +159,7 @@ class QdqWorkshop:
 
     def _calibrated(self) -> dict[str, calibration.Histogram]:
         if self._histograms is None:
-            self._histograms = activations.histograms(self._model, self._data, self._scratch)
+            self._histograms = activations.histograms(self._model, self._job)
         return self._histograms
 
     def notes(self, candidate: Candidate) -> list[str]:

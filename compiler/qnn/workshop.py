@@ -63,7 +63,7 @@ class HtpWorkshop:
 
     @functools.cached_property
     def _histograms(self) -> Mapping[str, Histogram]:
-        return activations.histograms(self._float, self._job.calibration, self._job.scratch)
+        return activations.histograms(self._float, self._job)
 
     def plan(self) -> Sequence[Candidate]:
         """Return candidates of every number format that the chip computes in.

@@ -19,6 +19,7 @@ from compiler.graphs import DEQUANTIZE, WEIGHTED, Graph
 from compiler.ports import Job
 from compiler.qdq import LEFT_FLOAT, RECURRENT
 from compiler.sensitivity import most_sensitive
+from compiler.sharing import digest
 from compiler.tensorrt import half, insertion, plans, producer, rules
 from fleet.bundle import engine_plan
 
@@ -55,7 +56,7 @@ class TensorRtWorkshop:
 
     @functools.cached_property
     def _histograms(self) -> dict[str, Histogram]:
-        return activations.histograms(self._model, self._job.calibration, self._job.scratch)
+        return activations.histograms(self._model, self._job)
 
     def _magnitudes(self, method: str) -> dict[str, float]:
         read = symmetric.METHODS[method]
@@ -64,7 +65,10 @@ class TensorRtWorkshop:
     @functools.cached_property
     def _modelopt(self) -> onnx.ModelProto:
         job = self._job
-        return producer.quantized(self._model, job.calibration, job.scratch, job.limits)
+        parts = (producer.PACKAGE, producer.installed(), digest(self._model), str(job.calibration.digest))
+        return job.sharing.model(
+            parts, lambda: producer.quantized(self._model, job.calibration, job.scratch, job.limits)
+        )
 
     def plan(self) -> Sequence[Candidate]:
         """Return int8 with float16 or float32 between, float16 and float32."""

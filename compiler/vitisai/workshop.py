@@ -57,7 +57,7 @@ class VitisAiWorkshop:
 
     @functools.cached_property
     def _histograms(self) -> dict[str, Histogram]:
-        return activations.histograms(self._model, self._job.calibration, self._job.scratch)
+        return activations.histograms(self._model, self._job)
 
     def plan(self) -> Sequence[Candidate]:
         """Return AMD's formats in the order in which AMD advises to try them."""

@@ -85,3 +85,14 @@ def test_the_most_sensitive_nodes_are_found_among_many() -> None:
 
     assert most_sensitive(nodes, distance, 3) == ("n17", "n42", "n80")
     assert looks < 70
+
+
+def test_histograms_survive_a_file() -> None:
+    rng = np.random.default_rng(2)
+    made = calibration.collect(lambda: [{"a/b": rng.normal(size=50), "c": np.zeros(3, np.float32)}])
+    read = calibration.unpacked(calibration.packed(made))
+    assert list(read) == list(made)
+    for name, histogram in made.items():
+        assert (read[name].low, read[name].high) == (histogram.low, histogram.high)
+        np.testing.assert_array_equal(read[name].counts, histogram.counts)
+    assert calibration.unpacked(calibration.packed({})) == {}
