@@ -102,7 +102,7 @@ def _broken(rule: OperatorRule, node: NodeFact) -> str | None:
     if rule.support is Support.UNSUPPORTED:
         return None if failed else rule.condition or f"{node.operator} is not supported"
     if rule.support is Support.LIMITED and failed:
-        return f"expected {rule.condition}"
+        return f"limited: {rule.condition}"
     return None
 
 

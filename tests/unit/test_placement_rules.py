@@ -100,7 +100,7 @@ def test_a_check_tells_good_from_bad(check: checks.Check, good: NodeFact, bad: N
         bad = msgspec.structs.replace(bad, outputs=(tensor(1, 257),))
     assert one(limited(check), good).unit is Unit.ACCELERATOR
     refused = one(limited(check), bad)
-    assert refused == Decision(unit=Unit.CPU, rule="expected the condition", source="the source")
+    assert refused == Decision(unit=Unit.CPU, rule="limited: the condition", source="the source")
 
 
 def test_every_check_of_the_vocabulary_is_evaluated() -> None:
