@@ -64,6 +64,8 @@ def inspect(*, bundle: Path, public_key: Path | None, as_json: bool) -> None:
     click.echo(
         f"{about.model} for {about.target}: {about.precision}, {about.kind}, runs in {about.requires.runtime}"
     )
+    for name, value in sorted(about.facts.items()):
+        click.echo(printable(f"{name} = {value}"))
     click.echo(f"{opened.digest}, {size:,} bytes verified, signature: {_signature(bundle, public_key)}")
     table = Table("file", "role", "bytes", "digest")
     for x in files:
