@@ -215,7 +215,9 @@ def _confirm(
             f"{request.target}: none of {len(trials.failed)} candidates can be built: {reasons[:400]}"
         )
     tried = verdicts.of(trials, refused, None, request.max_drop)
-    what = ", ".join(f"{x.name} {x.status}" for x in tried if x.name != FLOAT.name)
+    what = ", ".join(
+        f"{x.name} {x.status}" + (f" ({x.reason})" if x.reason else "") for x in tried if x.name != FLOAT.name
+    )
     raise CompileError(
         f"{request.target}: no {asked + ' ' if asked else ''}candidate keeps the budget of "
         f"{request.max_drop:g} points and is smaller than float: {what}"
