@@ -196,7 +196,7 @@ def summed(model: onnx.ModelProto, names: list[str]) -> None:
 
 
 def test_a_valid_model_that_asks_for_gigabytes(tmp_path: Path, data: small_models.SmallModel) -> None:
-    """Nothing is wrong with it but one intermediate tensor of 2 GB and its double: it is refused before anything runs."""
+    """Nothing is wrong with it but two tensors of 2 GB in its middle: it is refused before anything runs."""
 
     def widen(model: onnx.ModelProto) -> None:
         widened(model, "wide", 500_000_000)
