@@ -71,11 +71,15 @@ class Evaluator:
         """Return the outputs for one sample, in the types of the ONNX model.
 
         Raises:
-            CompileError: an operation fails; names it.
+            CompileError: an input has another shape, or an operation fails; names it.
         """
         values = dict(self._known)
         for port in self._ports.inputs:
             given = np.asarray(feed[port.name])
+            if given.shape != port.shape:
+                raise CompileError(
+                    f"input {port.name!r}: expected shape {list(port.shape)}; got {list(given.shape)}"
+                )
             kind = _ENTERING.get(port.datatype, np.int32)
             values[port.feature] = given.astype(kind).reshape(port.shape or (1,))
         for kernel, operation in self._steps:

@@ -60,19 +60,31 @@ def fold(model: onnx.ModelProto, scratch: Path) -> onnx.ModelProto:
 def turn_weights(model: onnx.ModelProto) -> None:
     """Store the matrix of each Gemm with its outputs along the first axis, as Core ML's `linear` has it.
 
-    A quantizer then finds them there, and what it wrote needs no transposing.
+    A quantizer then finds them there, and what it wrote needs no transposing. A MatMul of two matrices is a
+    Gemm too.
     """
     weights = {x.name: x for x in model.graph.initializer}
     readers = Counter(x for node in model.graph.node for x in node.input)
+    matrices = _matrices(model)
     for node in model.graph.node:
-        turned = next((x for x in node.attribute if x.name == "transB"), None)
-        if node.op_type != "Gemm" or (turned is not None and turned.i) or node.input[1] not in weights:
+        matmul = node.op_type == "MatMul" and {node.input[0], node.input[1]} <= matrices
+        turned = any(x.name == "transB" and x.i for x in node.attribute)
+        if not (matmul or node.op_type == "Gemm") or turned:
             continue
-        if readers[node.input[1]] > 1:
+        if node.input[1] not in weights or readers[node.input[1]] > 1:
             continue
         tensor = weights[node.input[1]]
         array = np.ascontiguousarray(numpy_helper.to_array(tensor).T)
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-        if turned is not None:
-            node.attribute.remove(turned)
-        node.attribute.append(onnx.helper.make_attribute("transB", 1))
+        kept = [x for x in node.attribute if x.name != "transB"]
+        del node.attribute[:]
+        node.attribute.extend([*kept, onnx.helper.make_attribute("transB", 1)])
+        node.op_type = "Gemm"
+
+
+def _matrices(model: onnx.ModelProto) -> set[str]:
+    """Return the names of the tensors with two dimensions."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    values = (*graph.input, *graph.value_info, *graph.output)
+    found = {x.name for x in values if len(x.type.tensor_type.shape.dim) == 2}  # noqa: PLR2004 - a matrix
+    return found | {x.name for x in graph.initializer if len(x.dims) == 2}  # noqa: PLR2004 - a matrix

@@ -38,8 +38,8 @@ COMPRESSED: Final = {
     )
 }
 _MEASURED: Final = (
-    "measured in Kedge's evaluation of the saved package; Core ML, which runs on Apple's systems only, has not "
-    "run it, and where it will run is estimated"
+    "measured in Kedge's evaluation of the saved package; Core ML, which runs on Apple's systems only, has "
+    "not run it, and where it will run is estimated"
 )
 _NOT_NEURAL: Final = "float32 runs on CPU and GPU only: the Neural Engine computes in float16"
 
