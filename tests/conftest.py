@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ SHARED_MODELS = ROOT.parent / "shared" / "models"
 # examples are the same every time, so that a red run can be repeated.
 settings.register_profile("kedge", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
 settings.load_profile("kedge")
+
+# OpenVINO sends usage data as soon as it is imported: the product bars that, and so do tests that import it.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None bars the import
 
 
 @pytest.fixture(scope="session", autouse=True)

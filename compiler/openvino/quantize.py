@@ -11,7 +11,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from compiler.candidates import Candidate
 from compiler.datasets import Dataset, spread
@@ -19,10 +19,30 @@ from compiler.errors import CompileError
 from compiler.onnx_session import one_line
 from compiler.openvino.library import Model
 
-CALIBRATION_SAMPLES: Final = 256
+CALIBRATION_SAMPLES: Final = 128
 #: Share of values that the percentile ranges leave out at either end.
 OUTLIERS: Final = 1e-4
 _QUANTIZER: Final = "FakeQuantize"
+#: Operators through which NNCF draws a quantizer forward: they compute nothing.
+_MOVING: Final = frozenset(
+    {
+        "Concat",
+        "DepthToSpace",
+        "Gather",
+        "MaxPool",
+        "Pad",
+        "Reshape",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Squeeze",
+        "StridedSlice",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+        "VariadicSplit",
+    }
+)
 #: By the recipe that candidates carry: activations with a zero point where that helps, or never; or as
 #: transformers bear it.
 PRESETS: Final = {"mixed": "MIXED", "symmetric": "PERFORMANCE", "transformer": "MIXED"}
@@ -65,34 +85,41 @@ def quantize(model: Model, candidate: Candidate, data: Dataset, device: str = ""
 
 def quantized_nodes(model: Model) -> list[str]:
     """Return the operators whose activations a model quantizes, in the order of the graph."""
-    return [
-        node.get_friendly_name()
-        for node in model.get_ordered_ops()
-        if node.get_type_name() != _QUANTIZER and any(_moving(x) for x in node.input_values())
-    ]
+    return [x.get_friendly_name() for x in model.get_ordered_ops() if _computes(x) and any(_edges(x))]
 
 
 def bypassed(model: Model, nodes: frozenset[str]) -> Model:
     """Return a quantized model in which some operators take their activations unquantized."""
     copy = model.clone()
     for node in copy.get_ordered_ops():
-        if node.get_friendly_name() not in nodes:
-            continue
-        for place in node.inputs():
-            source = place.get_source_output()
-            if _moving(source):
-                place.replace_source_output(source.get_node().input_value(0))
+        if node.get_friendly_name() in nodes:
+            for place in list(_edges(node)):
+                place.replace_source_output(place.get_source_output().get_node().input_value(0))
     copy.validate_nodes_and_infer_types()
     return copy
 
 
-def _moving(value: Any) -> bool:  # noqa: ANN401 - no stubs
+def _computes(node: Model) -> bool:
+    return node.get_type_name() not in {_QUANTIZER, "Result", *_MOVING}
+
+
+def _edges(node: Model) -> Iterator[Model]:
+    """Yield the places before a node where a quantized activation goes in, behind what only moves values."""
+    for place in node.inputs():
+        source = place.get_source_output()
+        if _quantized(source):
+            yield place
+        elif source.get_node().get_type_name() in _MOVING:
+            yield from _edges(source.get_node())
+
+
+def _quantized(value: Model) -> bool:
     """Return whether a value is a quantized activation, and no weight."""
     node = value.get_node()
     return node.get_type_name() == _QUANTIZER and not _constant(node.input_value(0).get_node())
 
 
-def _constant(node: Any) -> bool:  # noqa: ANN401 - no stubs
+def _constant(node: Model) -> bool:
     values = node.input_values()
     if not values:
         return bool(node.get_type_name() == "Constant")
@@ -121,7 +148,7 @@ def version() -> str:
     return metadata.version("nncf")
 
 
-def _ranges(calibration: str) -> Any:  # noqa: ANN401 - no stubs
+def _ranges(calibration: str) -> object:
     from nncf.quantization import range_estimator as estimator
 
     kinds = estimator.StatisticsType

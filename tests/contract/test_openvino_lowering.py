@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 
 from compiler.tensors import Arrays
 
-ov = pytest.importorskip("openvino", reason="the package openvino is not installed")
+if importlib.util.find_spec("openvino") is None:
+    pytest.skip("the package openvino is not installed", allow_module_level=True)
 
-from compiler.openvino import library, lowering  # noqa: E402 - only where OpenVINO is
+import openvino as ov  # noqa: E402 - only where it is
+
+from compiler.openvino import library, lowering  # noqa: E402 - as above
 
 NEWEST = 10
 F32, I64 = np.float32, np.int64
