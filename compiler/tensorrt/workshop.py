@@ -29,6 +29,7 @@ INT8: Final = "int8"
 MIXED: Final = "int8-float16"
 FLOAT16: Final = Candidate(name="float16", precision="float16", scheme=Scheme.HALF, backend=NAME)
 FLOAT32: Final = Candidate(name="float32", precision="float32", scheme=Scheme.FLOAT, backend=NAME)
+VERIFIED: Final = "verified in ONNX Runtime on a CPU; TensorRT was never run"
 _METHODS: Final = ("minmax", "percentile", "mse")
 #: The one that ModelOpt finds itself.
 MODELOPT: Final = producer.TOOLCHAIN
@@ -45,14 +46,7 @@ class TensorRtWorkshop:
 
     @functools.cached_property
     def _model(self) -> onnx.ModelProto:
-        """The model folded and fused, every node with a name of its own."""
-        model = activations.folded(self._job.source, self._job.scratch)
-        taken = {x.name for x in model.graph.node}
-        for place, node in enumerate(model.graph.node):
-            node.name = node.name or next(
-                x for x in (f"{node.op_type}_{place}", f"{node.op_type}_{place}_") if x not in taken
-            )
-        return model
+        return activations.folded(self._job.source, self._job.scratch)
 
     @functools.cached_property
     def _histograms(self) -> dict[str, Histogram]:
@@ -71,21 +65,10 @@ class TensorRtWorkshop:
         )
 
     def plan(self) -> Sequence[Candidate]:
-        """Return int8 with float16 or float32 between, float16 and float32."""
-        methods = (*_METHODS, *([MODELOPT] if producer.installed() else []))
-        static = [
-            Candidate(
-                name=f"{method}-{precision}" if method == MODELOPT else f"{precision}-{method}",
-                precision=precision,
-                scheme=Scheme.STATIC,
-                backend=NAME,
-                per_channel=True,
-                calibration=method,
-            )
-            for precision in (MIXED, INT8)
-            for method in methods
-        ]
-        return [*static, *self._wide(static), FLOAT16, FLOAT32]
+        """Return int8 with float16 or float32 between, float16 and float32; what takes long comes last."""
+        ours = [_static(precision, method) for precision in (MIXED, INT8) for method in _METHODS]
+        theirs = [_static(x, MODELOPT) for x in (MIXED, INT8)] if producer.installed() else []
+        return [*ours, *self._wide(ours), FLOAT16, FLOAT32, *theirs]
 
     def _wide(self, static: Sequence[Candidate]) -> list[Candidate]:
         """Return variants that leave the operators in float that int8 gains nothing for."""
@@ -98,17 +81,18 @@ class TensorRtWorkshop:
 
     def refine(self, best: Candidate, distance: Callable[[Artifact], float]) -> Sequence[Candidate]:
         """Return variants of the best one, of ours, whose most sensitive operators stay in float."""
-        if best.calibration == MODELOPT or best.left_float:
-            best = next(x for x in self.plan() if x.precision == best.precision)
-        nodes = [x.name for x in self._model.graph.node if x.op_type in WEIGHTED]
+        if best.calibration == MODELOPT:
+            best = _static(best.precision, _METHODS[-1])
+        there = set(best.left_float)
+        weighted = [x.name for x in self._model.graph.node if x.op_type in WEIGHTED and x.name not in there]
         trial = self._job.scratch / "trial"
         trial.mkdir(exist_ok=True)
 
         def without(left_float: tuple[str, ...]) -> float:
             return distance(self.build(_left(best, left_float), trial))
 
-        order = most_sensitive(nodes, without, keep=max(LEFT_FLOAT))
-        return [_left(best, order[:count]) for count in LEFT_FLOAT if count < len(nodes)]
+        order = most_sensitive(weighted, without, keep=max(LEFT_FLOAT))
+        return [_left(best, order[:count]) for count in LEFT_FLOAT if count < len(weighted)]
 
     def build(self, candidate: Candidate, folder: Path) -> Artifact:
         """Write the candidate's model and the plan for its engine.
@@ -132,15 +116,23 @@ class TensorRtWorkshop:
         return model
 
     def notes(self, candidate: Candidate) -> list[str]:
-        """Return warnings about operators with weights that stay in float."""
+        """Return warnings about operators with weights that stay in float, and what was run where."""
         if candidate.scheme is not Scheme.STATIC:
-            return []
+            return [VERIFIED]
         kinds = [x.op_type for x in tidying.nodes(self._model.graph)]
-        return [
-            f"{kinds.count(kind)} {kind} not quantized: it stays in float"
-            for kind in RECURRENT
-            if kind in kinds
-        ]
+        found = [f"{kinds.count(x)} {x} not quantized: it stays in float" for x in RECURRENT if x in kinds]
+        return [*found, VERIFIED]
+
+
+def _static(precision: str, method: str) -> Candidate:
+    return Candidate(
+        name=f"{method}-{precision}" if method == MODELOPT else f"{precision}-{method}",
+        precision=precision,
+        scheme=Scheme.STATIC,
+        backend=NAME,
+        per_channel=True,
+        calibration=method,
+    )
 
 
 def finish(
@@ -168,4 +160,4 @@ def finish(
 
 def _left(candidate: Candidate, left_float: tuple[str, ...]) -> Candidate:
     name = f"{candidate.name}-float{len(left_float)}"
-    return msgspec.structs.replace(candidate, name=name, left_float=left_float)
+    return msgspec.structs.replace(candidate, name=name, left_float=(*candidate.left_float, *left_float))
