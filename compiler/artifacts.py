@@ -23,6 +23,8 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
         twin: an ONNX file elsewhere that computes nearly the same in ONNX Runtime: to choose among candidates
             by, where the artifact's own runtime is slow on this machine; what is chosen is still measured
             in its own.
+        affordable: how many samples may be run in what its backend loads it in on this machine, where that is
+            an emulation and a person waits for it; 0 for any number.
     """
 
     folder: Path
@@ -33,6 +35,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[TensorSpec, ...] = ()
     facts: dict[str, str] = {}
     twin: Path | None = None
+    affordable: int = 0
 
     @property
     def path(self) -> Path:

@@ -8,9 +8,10 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from compiler import activations, parity, suitability, tradeoffs, verdicts
+from compiler import activations, datasets, parity, suitability, tradeoffs, verdicts
 from compiler.bundle import contents, data, golden, insight, layout, measurements
-from compiler.candidates import Scheme
+from compiler.candidates import Candidate, Scheme
+from compiler.datasets import Dataset
 from compiler.errors import CompileError, ModelRefusedError
 from compiler.evaluate import Kind, outputs
 from compiler.placement.memory import MIB
@@ -19,6 +20,7 @@ from compiler.ports import Job, Runner
 from compiler.requests import BundleFacts, Chosen, CompileRequest, CompileResult, Latencies, Sizes
 from compiler.sensitivity import Sensitivity, measure
 from compiler.stages import Inputs, Winner
+from compiler.switches import Recipe
 from compiler.tensors import Arrays
 from compiler.trials import Trials
 from fleet.bundle.description import Accuracy, TensorSpec
@@ -26,6 +28,8 @@ from fleet.bundle.description import Accuracy, TensorSpec
 _ALPHA: Final = 0.05
 #: A float model that shrinks below this share of itself when stripped would flatter what is compiled.
 NOTABLE: Final = 0.95
+#: Calibration samples whose answers a device is given to know drift by.
+BASELINE_SAMPLES: Final = 2048
 
 
 def package(
@@ -38,10 +42,12 @@ def package(
     """Write the bundle, and what was measured beside it; return the whole result."""
     chosen = winner.measured.candidate
     artifact, backend, profile = trials.artifact(chosen), trials.backend(chosen), job.profile
-    calibrated = outputs(trials.runner(chosen), given.calibration)
+    known = given.calibration.take(datasets.spread(given.calibration, BASELINE_SAMPLES))
+    known = trials.affordable(chosen, known)
+    calibrated = outputs(trials.runner(chosen), known)
     specs = artifact.outputs or _observed(given.outputs, calibrated)
-    offload = insight.offload(winner.outputs, trials.how, given.report.labels)
-    sensitive, doubts = _sensitivity(job, trials)
+    offload = insight.offload(winner.outputs, trials.how, winner.report.labels)
+    sensitive, doubts = _sensitivity(job, trials, chosen)
     found = contents.Finding(
         request=request,
         profile=profile,
@@ -52,7 +58,7 @@ def package(
         artifact=artifact,
         inputs=artifact.inputs or given.inputs,
         outputs=specs,
-        golden=_golden(given, specs, calibrated, backend.load_reference(artifact), chosen.precision),
+        golden=_golden(known, specs, calibrated, backend.load_reference(artifact), chosen.precision),
         accuracy=_accuracy(winner),
         offload=offload,
         baseline=insight.baseline_of(calibrated, trials.how, offload),
@@ -114,11 +120,24 @@ def fitting(found: Placement, target: str) -> Placement:
     return found
 
 
-def _sensitivity(job: Job, trials: Trials) -> tuple[Sensitivity | None, list[str]]:
-    """Return what each node loses by quantization, or a warning that this could not be measured."""
+def _sensitivity(job: Job, trials: Trials, chosen: Candidate) -> tuple[Sensitivity | None, list[str]]:
+    """Return what each node loses by quantization, or a warning that this could not be measured.
+
+    It is that of the chosen candidate's integers; where that has none, of what the target would prefer.
+    """
+    rules = job.profile.quantization
+    if not rules.weights:
+        return None, []
+    static = chosen.scheme is Scheme.STATIC
+    wide = static and chosen.precision == "int16"
+    recipe = Recipe(
+        activations=rules.activations.replace("8", "16") if wide else rules.activations,
+        symmetric=rules.symmetric,
+        per_channel=chosen.per_channel if static else True,
+    )
     try:
         model = activations.folded(job.source, job.scratch)
-        return measure(model, job.calibration, job.profile.quantization, trials.how, job.scratch), []
+        return measure(model, job.calibration, recipe, trials.how, job.scratch), []
     except CompileError as error:
         return None, [f"the sensitivity of single nodes was not measured: {error}"]
 
@@ -131,14 +150,14 @@ def _observed(declared: tuple[TensorSpec, ...], got: Arrays) -> tuple[TensorSpec
 
 
 def _golden(
-    given: Inputs,
+    known: Dataset,
     specs: tuple[TensorSpec, ...],
     calibrated: Arrays,
     reference: Runner,
     precision: str,
 ) -> golden.GoldenFiles:
-    rows = np.array(golden.rows(len(given.calibration)))
-    samples = given.calibration.take(rows)
+    rows = np.array(golden.rows(len(known)))
+    samples = known.take(rows)
     answers = {name: values[rows] for name, values in calibrated.items()}
     return golden.make(samples, specs, answers, outputs(reference, samples), precision)
 
@@ -175,6 +194,11 @@ def _warnings(trials: Trials, given: Inputs, winner: Winner, max_drop: float) ->
     found += tradeoffs.given_up(trials.measured, winner.measured, max_drop, refused)
     if chosen.left_float:
         found.append(f"left in float: {', '.join(chosen.left_float)}")
+    if len(winner.report) < len(given.report):
+        found.append(
+            f"accuracy is that of {len(winner.report)} of the {len(given.report)} samples to report on: "
+            f"more would take too long in what the model runs in here"
+        )
     if given.report.labels is None:
         found.append("no labels: the budget bounds disagreement with the float model, not lost accuracy")
     if trials.how.kind is Kind.NUMBERS:

@@ -193,19 +193,22 @@ def _confirm(
     refused: dict[Candidate, str] = {}
     for look, measured in enumerate(ranked, 1):
         tell("confirm", look - 1, len(ranked), measured.candidate.name)
+        data = trials.affordable(measured.candidate, report)
+        wanted = floats if data is report else trials.floats(data)
         try:
-            got = outputs(trials.runner(measured.candidate), report)
+            got = outputs(trials.runner(measured.candidate), data)
         except CompileError as error:  # as in the search, the next one may do
             refused[measured.candidate] = str(error)
             continue
-        comparison = compare(floats, got, trials.how, report.labels)
+        comparison = compare(wanted, got, trials.how, data.labels)
         if comparison.keeps(request.max_drop):
             return Winner(
                 measured=measured,
+                report=data,
                 comparison=comparison,
                 looks=look,
                 outputs=got,
-                floats=floats,
+                floats=wanted,
                 refused=refused,
             )
         refused[measured.candidate] = f"{comparison.drop_points():+.2f} points on the other half"

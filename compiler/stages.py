@@ -41,7 +41,8 @@ class Winner(msgspec.Struct, frozen=True, kw_only=True):
     """The candidate that was confirmed.
 
     Attributes:
-        comparison: on the report half.
+        report: the report half, or as many samples of it as could be run.
+        comparison: on these.
         looks: how many candidates have been looked at there.
         outputs: its outputs there.
         floats: the float model's there.
@@ -49,6 +50,7 @@ class Winner(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     measured: Measured
+    report: Dataset
     comparison: Comparison
     looks: int
     outputs: Arrays

@@ -127,6 +127,11 @@ class Trials:
         """Return a candidate's artifact, once it was built."""
         return self._artifacts[candidate]
 
+    def affordable(self, candidate: Candidate, data: Dataset) -> Dataset:
+        """Return as many of some samples as a candidate's artifact can be run on here, spread evenly."""
+        limit = self.artifact(candidate).affordable
+        return data.take(spread(data, limit)) if 0 < limit < len(data) else data
+
     def runner(self, candidate: Candidate) -> Runner:
         """Return a candidate's artifact, loaded."""
         return self.backend(candidate).load(self.artifact(candidate))

@@ -22,6 +22,7 @@ from compiler.candidates import Candidate, Scheme
 from compiler.errors import CompileError, ModelRefusedError
 from compiler.onnx_session import Session, one_line
 from compiler.placement import onnx_graph
+from compiler.placement.facts import GraphFacts
 from compiler.placement.rules import Unit, decide
 from compiler.ports import Job
 from compiler.qnn import compiling, quantizing, recipes
@@ -40,6 +41,10 @@ _MEASURED: Final = (
     "chosen among candidates in ONNX Runtime; accuracy, golden vectors and thresholds are those of the "
     "context binary in Qualcomm's HTP emulation; nothing was measured on the chip itself"
 )
+#: Multiply-accumulates that a person waits for: some minutes of emulation.
+EMULATED: Final = 2**36
+#: So many samples are golden: fewer are no proof.
+FEWEST: Final = 8
 HEAVY: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
@@ -65,14 +70,22 @@ class HtpWorkshop:
     def _histograms(self) -> Mapping[str, Histogram]:
         return activations.histograms(self._float, self._job)
 
+    @functools.cached_property
+    def _graph(self) -> GraphFacts:
+        return onnx_graph.read(self._float)
+
+    @property
+    def _macs(self) -> int:
+        return sum(x.macs or 0 for x in self._graph.nodes)
+
     def plan(self) -> Sequence[Candidate]:
         """Return candidates of every number format that the chip computes in.
 
         Raises:
             ModelRefusedError: the HTP takes some operators in no number format.
         """
-        graph = onnx_graph.read(self._float)
-        found = zip(graph.nodes, decide(self._job.profile, graph.nodes), strict=True)
+        nodes = self._graph.nodes
+        found = zip(nodes, decide(self._job.profile, nodes), strict=True)
         refused = {node.name: (node.operator, x) for node, x in found if x.unit is not Unit.ACCELERATOR}
         if refused:
             kinds = {name: operator for name, (operator, _) in refused.items()}
@@ -141,6 +154,7 @@ class HtpWorkshop:
             outputs=outputs,
             facts=_facts(context) if context else {},
             twin=twin,
+            affordable=max(FEWEST, EMULATED // max(1, self._macs)),
         )
 
     def notes(self, candidate: Candidate) -> list[str]:
