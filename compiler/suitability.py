@@ -110,8 +110,12 @@ def _range(what: str, ours: Facts, theirs: Facts, outside: float) -> list[str]:
 
 def _outside(data: Dataset, name: str, facts: Facts) -> float:
     """Return the share of an input's values outside the calibrated range."""
-    values = data.inputs[name][spread(data, LOOKED_AT)].astype(np.float64)
-    return float(((values < facts.low) | (values > facts.high)).mean()) if values.size else 0.0
+    samples = data.inputs[name]
+    shares = []
+    for row in spread(data, LOOKED_AT).tolist():
+        values = samples[row].astype(np.float64)
+        shares.append(float(((values < facts.low) | (values > facts.high)).mean()) if values.size else 0.0)
+    return sum(shares) / len(shares)
 
 
 def _leak(calibration: Dataset, evaluation: Dataset) -> list[str]:

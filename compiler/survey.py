@@ -58,7 +58,7 @@ class Survey:
         self._low, self._high = math.inf, -math.inf
         self._count, self._mean, self._squares = 0, 0.0, 0.0
         self._alive: npt.NDArray[np.bool_] | None = None
-        self._prints: list[int] = []
+        self._prints: list[Prints] = []
 
     def add(self, block: Array) -> None:
         """Look at some samples, `[n, …]`.
@@ -66,9 +66,8 @@ class Survey:
         Raises:
             DatasetError: one is no finite number.
         """
-        self._prints += [
-            int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest(), "little") for row in block
-        ]
+        digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in block)
+        self._prints.append(np.frombuffer(digests, "<u8").astype(np.uint64))
         if not block.size or not np.issubdtype(block.dtype, np.number):
             return
         values: npt.NDArray[np.float64] = block.astype(np.float64)
@@ -99,7 +98,7 @@ class Survey:
             high=self._high,
             deviation=math.sqrt(self._squares / self._count) if self._count else 0.0,
             dead=tuple(np.flatnonzero(~alive).tolist()),
-            prints=np.array(self._prints, np.uint64),
+            prints=np.concatenate(self._prints),
         )
 
 
