@@ -22,9 +22,8 @@ from compiler.onnx_session import Session
 from compiler.parity import rounded
 from compiler.placement import onnx_graph
 from compiler.ports import Runner
-from compiler.switches import Part, Range, Switched
+from compiler.switches import Part, Range, Recipe, Switched
 from compiler.tensors import Arrays
-from firmware_profiles.profile import Quantization
 
 #: At most so many samples for one question, and at least so many.
 SAMPLES: Final = 32
@@ -62,6 +61,7 @@ class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
     """What the nodes' quantization costs, the most harmful first.
 
     Attributes:
+        recipe: how they were quantized.
         whole_db: signal-to-noise ratio of the worst output when all are quantized.
         nodes: those that were asked about.
         unasked: how many more can be quantized.
@@ -69,6 +69,7 @@ class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
         looks: how many questions.
     """
 
+    recipe: Recipe
     whole_db: float
     nodes: tuple[NodeSensitivity, ...]
     unasked: int
@@ -79,37 +80,37 @@ class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
 def measure(
     model: onnx.ModelProto,
     data: Dataset,
-    rules: Quantization,
+    recipe: Recipe,
     how: Answering,
     scratch: Path,
 ) -> Sensitivity | None:
-    """Return the sensitivity of a model's nodes to eight bits.
+    """Return the sensitivity of a model's nodes.
 
     Args:
         model: float, folded and fused, with the types of its tensors inferred.
         data: calibration samples.
-        rules: number formats of the target.
+        recipe: how the nodes are quantized.
         how: which output answers.
         scratch: a folder for intermediate files.
 
     Returns:
-        None where nothing in the outermost graph can be quantized, or the target takes floats only.
+        None where nothing in the outermost graph can be quantized.
 
     Raises:
         CompileError: the model does not run.
     """
     found = switches.parts(model)
-    if not found or not rules.weights:
+    if not found:
         return None
     costs = _costs(model)
     macs = max(1, sum(costs.values()))
     asked = _dearest(found, costs, _nodes(macs))
     feeds = data.take(spread(data, _samples(len(asked), macs, len(data))))
     tensors = list(dict.fromkeys(x for part in found for x in part.tensors))
-    ready = switches.switched(model, found, _ranges(model, tensors, feeds, scratch), rules)
+    ready = switches.switched(model, found, _ranges(model, tensors, feeds, scratch), recipe)
     if not ready.parts:
         return None
-    return _Questions(ready, feeds, how, scratch).answer({x.name for x in asked})
+    return _Questions(ready, feeds, how, scratch).answer({x.name for x in asked}, recipe)
 
 
 def _costs(model: onnx.ModelProto) -> dict[str, int]:
@@ -187,7 +188,7 @@ class _Questions:
         found = compare(self._floats, self._outputs(quantized), self._how, None)
         return rounded(found.snr), rounded(found.agreement)
 
-    def answer(self, names: set[str]) -> Sensitivity:
+    def answer(self, names: set[str], recipe: Recipe) -> Sensitivity:
         every = self._ready.parts
         whole, _ = self._look(every)
         nodes = []
@@ -203,6 +204,7 @@ class _Questions:
         worst = [self._rescued(x) for x in nodes[:RESCUED]]
         nodes[: len(worst)] = sorted(worst, key=lambda x: (-(x.rescued_db or 0.0), x.alone_db))
         return Sensitivity(
+            recipe=recipe,
             whole_db=whole,
             nodes=tuple(nodes),
             unasked=len(every) - len(nodes),

@@ -18,7 +18,6 @@ import onnx
 from onnx import helper, numpy_helper
 
 from compiler import weight_only
-from firmware_profiles.profile import Quantization
 
 #: The input that switches.
 MASK: Final = "kedge_switches"
@@ -45,8 +44,28 @@ MOVING: Final = frozenset(
 #: Operators that a quantizer draws into the node before them.
 FUSED: Final = frozenset({"Relu", "Clip"})
 
+_DOMAIN: Final = "com.microsoft"
+
 Range = tuple[float, float]
-Scale = npt.NDArray[np.float32]
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """How nodes are quantized.
+
+    Attributes:
+        activations: integer type of activations, such as "uint8" or "int16".
+        symmetric: zero points are in the middle.
+        per_channel: weights have a scale per output channel.
+    """
+
+    activations: str
+    symmetric: bool = False
+    per_channel: bool = True
+
+    @property
+    def bits(self) -> int:
+        """How many bits activations have."""
+        return 16 if self.activations.endswith("16") else 8
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +140,7 @@ def _fused(graph: onnx.GraphProto) -> dict[str, str]:
 
 
 def switched(
-    model: onnx.ModelProto, found: Sequence[Part], ranges: Mapping[str, Range], rules: Quantization
+    model: onnx.ModelProto, found: Sequence[Part], ranges: Mapping[str, Range], recipe: Recipe
 ) -> Switched:
     """Return the model with a switch for each tensor.
 
@@ -129,7 +148,7 @@ def switched(
         model: float.
         found: its parts.
         ranges: of activations; those that have none are never rounded.
-        rules: number formats of the target.
+        recipe: how they are quantized.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -147,16 +166,18 @@ def switched(
         given = f"{name}:picked" if name in inputs else name
         pick.append(helper.make_node("Where", [f"{name}:on", f"{name}:rounded", plain], [given]))
         if name in weights:
-            _round_weight(copy.graph, weights[name], _axis(model.graph, name))
+            axis = _axis(model.graph, name) if recipe.per_channel else None
+            _round_weight(copy.graph, weights[name], axis)
             before += pick
             continue
-        pair = _pair(copy.graph, name, plain, ranges[name], rules)
+        pair = _pair(copy.graph, name, plain, ranges[name], recipe)
         if name in inputs:
             _rename(copy.graph.node, name, given)
             before += [*pair, *pick]
         else:
             after[name] = [*pair, *pick]
     _interleave(copy.graph, before, after)
+    copy.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
     copy.graph.input.append(helper.make_tensor_value_info(MASK, onnx.TensorProto.BOOL, [len(tensors)]))
     kept = tuple(
         msgspec.structs.replace(x, tensors=tuple(y for y in x.tensors if y in tensors)) for x in found
@@ -188,37 +209,40 @@ def _axis(graph: onnx.GraphProto, name: str) -> int:
     return next(weight_only.channel_axis(x, dims) for x in graph.node if name in x.input)
 
 
-def _round_weight(graph: onnx.GraphProto, tensor: onnx.TensorProto, axis: int) -> None:
+def _round_weight(graph: onnx.GraphProto, tensor: onnx.TensorProto, axis: int | None) -> None:
     name, values = tensor.name, numpy_helper.to_array(tensor).astype(np.float32)
-    integers, scales = weight_only.per_channel(values, axis)
-    shape = [-1 if i == axis else 1 for i in range(values.ndim)]
-    rounded = integers.astype(np.float32) * scales.reshape(shape)
+    rows = values[np.newaxis] if axis is None else np.moveaxis(values, axis, 0)
+    integers, scales = weight_only.per_channel(rows, 0)
+    rounded = integers.astype(np.float32) * scales.reshape([-1, *[1] * (rows.ndim - 1)])
+    rounded = rounded[0] if axis is None else np.ascontiguousarray(np.moveaxis(rounded, 0, axis))
     tensor.name = f"{name}:float"
     graph.initializer.append(numpy_helper.from_array(rounded, f"{name}:rounded"))
 
 
 def _pair(
-    graph: onnx.GraphProto, name: str, plain: str, bounds: Range, rules: Quantization
+    graph: onnx.GraphProto, name: str, plain: str, bounds: Range, recipe: Recipe
 ) -> list[onnx.NodeProto]:
-    signed = rules.activations.startswith("int")
-    scale, zero = _scale(bounds, signed=signed, symmetric=rules.symmetric)
+    scale, zero = _scale(bounds, recipe)
     graph.initializer.extend(
         [
             numpy_helper.from_array(np.array(scale, np.float32), f"{name}:scale"),
-            numpy_helper.from_array(np.array(zero, np.int8 if signed else np.uint8), f"{name}:zero"),
+            numpy_helper.from_array(np.array(zero, np.dtype(recipe.activations)), f"{name}:zero"),
         ]
     )
     how = [f"{name}:scale", f"{name}:zero"]
+    # ONNX has 16 bits since operator set 21, ONNX Runtime's own operators have always had them.
     return [
-        helper.make_node("QuantizeLinear", [plain, *how], [f"{name}:integer"]),
-        helper.make_node("DequantizeLinear", [f"{name}:integer", *how], [f"{name}:rounded"]),
+        helper.make_node("QuantizeLinear", [plain, *how], [f"{name}:integer"], domain=_DOMAIN),
+        helper.make_node("DequantizeLinear", [f"{name}:integer", *how], [f"{name}:rounded"], domain=_DOMAIN),
     ]
 
 
-def _scale(bounds: Range, *, signed: bool, symmetric: bool) -> tuple[float, int]:
-    """Return scale and zero point of eight bits over a range that holds 0."""
+def _scale(bounds: Range, recipe: Recipe) -> tuple[float, int]:
+    """Return scale and zero point of the integers over a range that holds 0."""
     low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
-    if symmetric:
-        return max(-low, high, 1e-12) / 127, 0 if signed else 128
-    scale = max(high - low, 1e-12) / 255
-    return scale, round(-low / scale) - (128 if signed else 0)
+    half = 1 << (recipe.bits - 1)
+    middle = 0 if recipe.activations.startswith("int") else half
+    if recipe.symmetric:
+        return max(-low, high, 1e-12) / (half - 1), middle
+    scale = max(high - low, 1e-12) / (2 * half - 1)
+    return scale, round(-low / scale) - (half - middle)

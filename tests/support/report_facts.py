@@ -12,6 +12,7 @@ from compiler.placement.memory import MIB, Memory
 from compiler.placement.summary import NodePlacement, Placement
 from compiler.requests import Sizes, Verdict
 from compiler.sensitivity import NodeSensitivity, Sensitivity
+from compiler.switches import Recipe
 from firmware_profiles import registry
 from fleet.bundle.description import (
     Accuracy,
@@ -87,6 +88,7 @@ PLACEMENT = Placement(
 )
 
 SENSITIVITY = Sensitivity(
+    recipe=Recipe(activations="uint8"),
     whole_db=24.1,
     nodes=(
         NodeSensitivity(name=HOSTILE, operator="Conv", alone_db=26.0, alone_agreement=0.97, rescued_db=29.5),
