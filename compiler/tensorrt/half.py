@@ -15,10 +15,11 @@ from typing import Final
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper, version_converter
+from onnx import TensorProto, helper, numpy_helper
 
 from compiler.errors import CompileError
 from compiler.graphs import DEQUANTIZE, QUANTIZE, Graph, captured
+from compiler.tensorrt import opsets
 
 #: Operators all of whose float inputs and outputs have one type, and whose numbers stay of a size.
 HALF: Final = frozenset({
@@ -35,8 +36,6 @@ _TYPED_INPUTS: Final = {"Resize": 1}
 LIMIT: Final = 32752.0
 #: Below this float16 loses digits, and a scale with lost digits shifts everything.
 SMALLEST_SCALE: Final = float(np.finfo(np.float16).tiny)
-#: QuantizeLinear and DequantizeLinear know float16 from here on.
-OPSET: Final = 19
 
 
 def convert(
@@ -53,7 +52,7 @@ def convert(
         CompileError: nothing in it can be float16, or its Q/DQ need an operator set it cannot be raised to.
     """
     quantized = any(x.op_type == QUANTIZE for x in model.graph.node)
-    model = _raised(model) if quantized else _copy(model)
+    model = opsets.between(_copy(model), opsets.FLOAT16_PAIRS if quantized else 1)
     _round_scales(model)
     chosen = choose(model, magnitudes, left_float)
     if not chosen:
@@ -189,17 +188,6 @@ class _Typing:
 
     def _cast(self, name: str, out: str, kind: int) -> None:
         self._nodes.append(helper.make_node("Cast", [name], [out], name=f"{out}_cast", to=kind))
-
-
-def _raised(model: onnx.ModelProto) -> onnx.ModelProto:
-    before = next(x.version for x in model.opset_import if x.domain in {"", "ai.onnx"})
-    if before >= OPSET:
-        return _copy(model)
-    try:
-        return version_converter.convert_version(model, OPSET)
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CompileError(f"float16 pairs need operator set {OPSET}; this has {before}: {reason}") from error
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -24,9 +24,10 @@ from compiler.graphs import (
     attribute,
     channel_axis,
 )
+from compiler.tensorrt import opsets
 
-#: The operator sets that the ONNX parser of TensorRT 10.3 reads (onnx-tensorrt 10.3, supported operators).
-OPSETS: Final = range(9, 21)
+#: Those that the ONNX parser of TensorRT 10.3 reads (onnx-tensorrt 10, supported operators).
+OPSETS: Final = range(9, opsets.NEWEST + 1)
 #: Operators with int8 kernels: a pair before any other costs accuracy for nothing.
 INT8: Final = frozenset(
     {*WEIGHTED, *COMMUTING, "Add", "AveragePool", "Concat", "GlobalAveragePool", "Resize"}

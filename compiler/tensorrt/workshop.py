@@ -20,7 +20,7 @@ from compiler.ports import Job
 from compiler.qdq import LEFT_FLOAT, RECURRENT
 from compiler.sensitivity import most_sensitive
 from compiler.sharing import digest
-from compiler.tensorrt import half, insertion, plans, producer, rules
+from compiler.tensorrt import half, insertion, opsets, plans, producer, rules
 from fleet.bundle import engine_plan
 
 NAME: Final = "tensorrt"
@@ -100,7 +100,11 @@ class TensorRtWorkshop:
         Raises:
             CompileError: it cannot be built, or breaks a rule of TensorRT's.
         """
-        return finish(self._job, self._names, self._typed(candidate), candidate, folder)
+        try:
+            model = opsets.between(self._typed(candidate), 1)
+        except CompileError as error:
+            raise CompileError(f"{candidate.name}: {error}") from error
+        return finish(self._job, self._names, model, candidate, folder)
 
     def _typed(self, candidate: Candidate) -> onnx.ModelProto:
         if candidate.scheme is Scheme.FLOAT:
@@ -110,7 +114,7 @@ class TensorRtWorkshop:
         if candidate.scheme is Scheme.STATIC and not produced:
             insertion.quantize(model, self._magnitudes(candidate.calibration), candidate.left_float)
             if not any(x.op_type == DEQUANTIZE for x in model.graph.node):
-                raise CompileError(f"{candidate.name}: nothing in the model can be quantized this way")
+                raise CompileError("nothing in the model can be quantized this way")
         if candidate.precision in {MIXED, FLOAT16.precision}:
             model = half.convert(model, self._magnitudes("minmax"))
         return model

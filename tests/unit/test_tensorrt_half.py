@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 import residual_model
 from compiler import rounding
 from compiler.errors import CompileError
-from compiler.tensorrt import half, insertion, rules
+from compiler.tensorrt import half, insertion, opsets, rules
 from compiler.tensors import Arrays
 
 KNOWN = dict.fromkeys(("x", "c1", "r1", "c2", "sum", "r2", "pooled", "flat", "dense", "y"), 3.0)
@@ -71,7 +71,7 @@ def test_nothing_to_type_is_said() -> None:
 def test_pairs_are_typed_as_what_they_are_fused_with() -> None:
     """A pair's scale with the digits that float16 has: Q and DQ agree whichever type each has."""
     model = half.convert(insertion.quantize(residual_model.graph(), {**KNOWN, "r1": 0.77}), KNOWN)
-    assert model.opset_import[0].version == half.OPSET
+    assert model.opset_import[0].version == opsets.FLOAT16_PAIRS
     assert rules.check(model) == []
     scales = [x for x in model.graph.initializer if x.name.startswith("r1_scale")]
     assert len({float(numpy_helper.to_array(x)) for x in scales}) == 1
