@@ -148,7 +148,7 @@ class Request:
 
     def run(self, feed: Arrays) -> Arrays:
         """Return the outputs for one sample."""
-        held = [np.ascontiguousarray(feed[name], kind) for name, kind in self._inputs]
+        held = [np.require(feed[name], kind, ("C", "W")) for name, kind in self._inputs]
         for i, value in enumerate(held):  # the request reads these arrays until it has run
             self._request.set_input_tensor(i, openvino.Tensor(value, shared_memory=True))
         self._request.infer()

@@ -50,7 +50,7 @@ class OpenVinoModel:
         try:
             held = {}  # the request reads these arrays until it has run
             for index, value in self._in_order(inputs).items():
-                held[index] = np.ascontiguousarray(value, self._types[index])
+                held[index] = np.require(value, self._types[index], ("C", "W"))  # what the library asks for
                 request.set_input_tensor(index, Tensor(held[index], shared_memory=True))
             request.infer()
             outputs = {name: request.get_output_tensor(i).data.copy() for i, name in enumerate(self._outputs)}

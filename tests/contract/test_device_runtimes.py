@@ -68,8 +68,10 @@ def test_it_answers_one_sample_and_many(model: LoadedModel) -> None:
     pictures, labels = samples(64, 5)
     assert right(model, pictures, labels) > 0.8
     assert right(model, pictures[:1], labels[:1]) in {0.0, 1.0}
-    # A caller may hand over any view of its memory.
+    # A caller may hand over any view of its memory, and bytes that it got from the network.
     assert right(model, pictures[::2], labels[::2]) > 0.8
+    received = np.frombuffer(pictures.tobytes(), np.float32).reshape(pictures.shape)
+    assert right(model, received, labels) > 0.8
 
 
 def test_an_answer_stays_when_the_next_one_comes(model: LoadedModel) -> None:

@@ -14,9 +14,9 @@ from compiler.tensors import Arrays
 if importlib.util.find_spec("openvino") is None:
     pytest.skip("the package openvino is not installed", allow_module_level=True)
 
-import openvino as ov  # noqa: E402 - only where it is
+import openvino as ov
 
-from compiler.openvino import library, lowering  # noqa: E402 - as above
+from compiler.openvino import library, lowering
 
 NEWEST = 10
 F32, I64 = np.float32, np.int64
