@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
 import onnx
 import onnxruntime
 
@@ -16,11 +17,11 @@ from compiler.artifacts import Artifact
 from compiler.errors import CompileError, ModelRefusedError
 from compiler.onnx_session import observed
 from compiler.placement import onnx_graph
-from compiler.placement.facts import GraphFacts
-from compiler.placement.summary import Placement, by_rules
+from compiler.placement.summary import Placement, beside, by_rules
 from compiler.ports import Backend, Job, Runner, Workshop
 from compiler.tensorrt import producer, rules
 from compiler.tensorrt.workshop import TensorRtWorkshop
+from firmware_profiles.profile import ExtraUnit
 from fleet.bundle import engine_plan
 from fleet.errors import BundleError
 
@@ -86,18 +87,15 @@ class TensorRt:
         except CompileError:  # a CPU may lack a kernel that a GPU has
             seen = {}
         graph = onnx_graph.read(model, seen)
-        return by_rules(job.profile, graph, note=_units(job, graph))
+        placed = beside(job.profile, graph, by_rules(job.profile, graph))
+        notes = "; ".join([placed.note, *(_share(placed, x) for x in job.profile.units)])
+        return msgspec.structs.replace(placed, note=notes)
 
 
-def _units(job: Job, graph: GraphFacts) -> str:
-    """Return in words how much of the graph the chip's other accelerators would take."""
-    found = []
-    for unit in job.profile.units:
-        there = by_rules(job.profile, graph, unit=unit.name)
-        taken, nodes = there.units().get("accelerator", 0), there.operators
-        share = (
-            f", {there.accelerated_macs:.0%} of the multiply-accumulates" if there.accelerated_macs else ""
-        )
-        versions = " or ".join(", ".join(f"{x} {y}" for x, y in each.items()) for each in unit.software)
-        found.append(f"on the {unit.name} {taken} of {nodes} nodes{share} (where there is {versions})")
-    return "; ".join(found)
+def _share(placed: Placement, unit: ExtraUnit) -> str:
+    """Return in words how much of the model another accelerator of the chip would take."""
+    taken = [x for x in placed.nodes if any(y.unit == unit.name and y.takes for y in x.elsewhere)]
+    share = sum(x.macs or 0 for x in taken) / placed.macs if placed.macs else 0.0
+    versions = " or ".join(", ".join(f"{x} {y}" for x, y in each.items()) for each in unit.software)
+    count = f"on the {unit.name} {len(taken)} of {placed.operators} nodes"
+    return f"{count}, {share:.0%} of the multiply-accumulates (with {versions})"

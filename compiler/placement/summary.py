@@ -39,6 +39,22 @@ _CONVERSION: Final = "conversion"
 _OTHER: Final = "other"
 
 
+class Elsewhere(msgspec.Struct, frozen=True, kw_only=True):
+    """What another accelerator of the same chip would do with a node.
+
+    Attributes:
+        unit: such as "DLA".
+        takes: whether it takes the node.
+        rule: what decided, in words.
+        source: where the rule comes from.
+    """
+
+    unit: str
+    takes: bool
+    rule: str
+    source: str = ""
+
+
 class NodePlacement(msgspec.Struct, frozen=True, kw_only=True):
     """Where one node runs.
 
@@ -50,6 +66,7 @@ class NodePlacement(msgspec.Struct, frozen=True, kw_only=True):
         rule: what decided, in words; "" where the runtime itself told.
         source: where the rule comes from.
         sure: no condition was left for people to judge.
+        elsewhere: what the chip's other accelerators would do with it.
     """
 
     name: str
@@ -61,6 +78,7 @@ class NodePlacement(msgspec.Struct, frozen=True, kw_only=True):
     rule: str = ""
     source: str = ""
     sure: bool = True
+    elsewhere: tuple[Elsewhere, ...] = ()
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +130,27 @@ def by_rules(profile: Profile, graph: GraphFacts, *, unit: str = "", note: str =
     return summarise(
         profile, graph, decide(profile, graph.nodes, unit), unit or profile.accelerator.name, basis, notes
     )
+
+
+def beside(profile: Profile, graph: GraphFacts, placed: Placement) -> Placement:
+    """Return a placement by rules, with what the chip's other accelerators would do with each node."""
+    found = {x.name: decide(profile, graph.nodes, x.name) for x in profile.units}
+    nodes = tuple(
+        msgspec.structs.replace(
+            node,
+            elsewhere=tuple(
+                Elsewhere(
+                    unit=unit,
+                    takes=decisions[place].unit is Unit.ACCELERATOR,
+                    rule=decisions[place].rule,
+                    source=decisions[place].source,
+                )
+                for unit, decisions in found.items()
+            ),
+        )
+        for place, node in enumerate(placed.nodes)
+    )
+    return msgspec.structs.replace(placed, nodes=nodes)
 
 
 def on_cpu(profile: Profile, graph: GraphFacts, device: str, *, note: str = "") -> Placement:

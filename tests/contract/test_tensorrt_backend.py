@@ -97,6 +97,24 @@ def test_attention_is_int8_and_its_softmax_float32(tmp_path: Path) -> None:
     assert sorted(makers.get(x, "") for x in reader.input) == ["Add", "DequantizeLinear"]
 
 
+@pytest.mark.parametrize(("precision", "taken"), [("float16", True), ("int8-float16", False)])
+def test_the_dla_is_said_to_take_float16_without_pairs(precision: str, taken: bool, tmp_path: Path) -> None:
+    """Each node with the rule and its source; what a board lacks is not spoken of."""
+    job = residual_model.job(residual_model.graph(), "jetson-orin", tmp_path)
+    workshop = TensorRtWorkshop(job)
+    candidate = next(x for x in workshop.plan() if x.precision == precision)
+    artifact = workshop.build(candidate, folder(job, "a"))
+    placement = tensorrt.backend().placement(artifact, job)
+    found = {x.name: x.elsewhere[0] for x in placement.nodes}
+    assert found["first"].takes is taken
+    assert not found["softmax"].takes
+    assert all(x.unit == "DLA" and x.rule and x.source for x in found.values())
+    assert "on the DLA" in placement.note
+    (tmp_path / "nano").mkdir()
+    nano = residual_model.job(residual_model.graph(), "jetson-orin-nano", tmp_path / "nano")
+    assert all(not x.elsewhere for x in tensorrt.backend().placement(artifact, nano).nodes)
+
+
 def test_sensitive_operators_are_left_in_float_one_two_and_so_on(tmp_path: Path) -> None:
     job = residual_model.job(encoder(), "jetson-orin", tmp_path)
     workshop = TensorRtWorkshop(job)
