@@ -21,7 +21,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-import openvino as ov
 
 from compiler import datasets, guard, normalise
 from compiler.bundle import layout
@@ -29,6 +28,7 @@ from compiler.datasets import Dataset
 from compiler.errors import CompileError
 from compiler.latency import interleaved
 from compiler.limits import COMPILE_LIMITS
+from compiler.openvino import library
 from compiler.tensors import Arrays
 from compiler.toolchains import Environment, Store
 from fleet.bundle import manifest
@@ -85,8 +85,7 @@ class _Onnx:
 
 class _OpenVino:
     def __init__(self, file: Path) -> None:
-        config = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
-        self._request = ov.Core().compile_model(file, "CPU", config).create_infer_request()
+        self._request = library.compiled(file).create_infer_request()
 
     def run(self, feed: Arrays) -> Arrays:
         return {"scores": self._request.infer(feed)[0]}

@@ -13,7 +13,7 @@ import numpy as np
 SEARCHED = ("precision", "activation_type", "per_channel")
 #: ... and these, which leaves out "Entropy": it takes minutes, and is the best for none of the models.
 METHODS = ("MinMax", "Percentile")
-SAMPLES = 4
+SAMPLES = 3
 POINTS = 0.005  # accuracy that the search may lose
 
 
