@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +13,7 @@ from onnx import numpy_helper
 
 from compiler.errors import CompileError, ModelRefusedError
 from compiler.mil import package, registry
+from compiler.mil.library import quiet
 from compiler.mil.package import Content, Port
 from compiler.mil.registry import Node
 from compiler.mil.values import HIGHEST_RANK, Value, Var, emit, kind_of, portable, shape_of
@@ -39,7 +36,7 @@ def convert(model: onnx.ModelProto, *, half: bool = True, weights: Weights | Non
         CompileError: coremltools cannot do with what it was given.
     """
     registry.check(model)
-    with _quiet():
+    with quiet():
         import coremltools
 
         program, inputs, outputs = _program(model, weights or Plain())
@@ -55,20 +52,6 @@ def convert(model: onnx.ModelProto, *, half: bool = True, weights: Weights | Non
         except Exception as error:  # its passes raise anything
             raise CompileError(f"coremltools: {_line(error)}") from error
         return package.content(made.get_spec(), Path(made.weights_dir), inputs, outputs)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep coremltools from telling of its progress, and of parts that it has on macOS only."""
-    logger = logging.getLogger("coremltools")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
 
 
 def _line(error: BaseException) -> str:
@@ -87,7 +70,7 @@ def _program(model: onnx.ModelProto, weights: Weights) -> tuple[object, list[Por
         values = {x.name: _entering(x, function.inputs[x.feature]) for x in inputs}
         values |= {x.name: numpy_helper.to_array(x) for x in model.graph.initializer}
         _walk(model, values, weights)
-        outputs = [_port(x, values[x.name]) for x in _named(model.graph.output)]
+        outputs = [_port(x, values[x.name]) for x in model.graph.output]
         function.set_outputs([_leaving(x, values[x.name]) for x in outputs])
     program.add_function("main", function)
     return program, inputs, outputs
@@ -113,10 +96,6 @@ def _checked(node: Node, value: Value) -> Value:
     if len(value.shape) > HIGHEST_RANK:
         raise node.refusal(f"at most {HIGHEST_RANK} dimensions", str(len(value.shape)))
     return value
-
-
-def _named(values: Sequence[onnx.ValueInfoProto]) -> list[onnx.ValueInfoProto]:
-    return list(values)
 
 
 def _ports(values: Sequence[onnx.ValueInfoProto]) -> list[Port]:

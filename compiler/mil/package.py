@@ -63,6 +63,11 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     specification: bytes
     weights: bytes
 
+    @property
+    def size(self) -> int:
+        """Bytes of both."""
+        return len(self.specification) + len(self.weights)
+
 
 def content(
     specification: Message, weights: Path, inputs: Sequence[Port], outputs: Sequence[Port]

@@ -16,6 +16,7 @@ from compiler import files
 from compiler.errors import ModelRefusedError
 from compiler.mil import package
 from compiler.mil.blobs import Blobs
+from compiler.mil.library import quiet
 from compiler.mil.package import Ports
 from compiler.mil.slimming import Message
 from compiler.tensors import Array
@@ -99,7 +100,8 @@ def read(folder: Path) -> Program:
     Raises:
         ModelRefusedError: it is none that Kedge wrote, or damaged.
     """
-    from coremltools.proto import Model_pb2
+    with quiet():
+        from coremltools.proto import Model_pb2
     from google.protobuf.message import DecodeError
 
     model: Message = Model_pb2.Model()

@@ -14,9 +14,10 @@ import onnx
 from compiler import normalise
 from compiler.artifacts import Artifact
 from compiler.candidates import Candidate, Scheme
-from compiler.errors import NothingQuantizedError
+from compiler.errors import CompileError, NothingQuantizedError
 from compiler.mil import convert, package, prepare, program, registry
-from compiler.mil.weights import Int8, Palette, Plain, Weights
+from compiler.mil.package import Content
+from compiler.mil.weights import Int8, Palette
 from compiler.ports import Job
 from compiler.qdq import HEAVY, RECURRENT, QdqWorkshop
 from fleet.bundle.description import TensorSpec
@@ -94,20 +95,21 @@ class MilWorkshop:
 
         return [msgspec.structs.replace(x, backend=NAME) for x in self._quantizer.refine(best, asked)]
 
+    @functools.cached_property
+    def _half(self) -> Content:
+        return convert.convert(self._model)
+
     def build(self, candidate: Candidate, folder: Path) -> Artifact:
         """Write the candidate's package.
 
         Raises:
-            CompileError: it cannot be built.
+            CompileError: it cannot be built, or integers make it no smaller than float16.
         """
-        weights = _weights(candidate)
-        content = convert.convert(
-            self._quantized(candidate) if candidate.scheme is Scheme.STATIC else self._model,
-            half=candidate.scheme is not Scheme.FLOAT,
-            weights=weights,
-        )
-        if candidate.scheme is Scheme.WEIGHT_ONLY and not getattr(weights, "stored", 0):
-            raise NothingQuantizedError(f"{candidate.name}: no weight is large enough to be compressed")
+        content = self._content(candidate)
+        if candidate.scheme is Scheme.STATIC and content.size >= self._half.size:
+            raise CompileError(
+                f"{candidate.name}: expected fewer than float16's {self._half.size} bytes; got {content.size}"
+            )
         package.write(content, folder / FILE)
         ports = program.read(folder / FILE).ports
         declared = normalise.tensors(self._job.model)
@@ -119,6 +121,20 @@ class MilWorkshop:
             inputs=_specs(ports.inputs, declared[0]),
             outputs=_specs(ports.outputs, declared[1]),
         )
+
+    def _content(self, candidate: Candidate) -> Content:
+        if candidate.scheme is Scheme.HALF:
+            return self._half
+        if candidate.scheme is Scheme.FLOAT:
+            return convert.convert(self._model, half=False)
+        if candidate.scheme is Scheme.STATIC:
+            return convert.convert(self._quantized(candidate))
+        bits = COMPRESSED[candidate]
+        weights = Palette(bits) if bits else Int8()
+        content = convert.convert(self._model, weights=weights)
+        if not weights.stored:
+            raise NothingQuantizedError(f"{candidate.name}: no weight is large enough to be compressed")
+        return content
 
     def _quantized(self, candidate: Candidate) -> onnx.ModelProto:
         folder = self._job.scratch / f"{candidate.name}.qdq"
@@ -134,13 +150,6 @@ class MilWorkshop:
             counts = Counter(x.op_type for x in self._model.graph.node if x.op_type in RECURRENT)
             found += [f"{n} {kind} not quantized: it stays in float16" for kind, n in sorted(counts.items())]
         return found
-
-
-def _weights(candidate: Candidate) -> Weights:
-    if candidate.scheme is not Scheme.WEIGHT_ONLY:
-        return Plain()
-    bits = COMPRESSED[candidate]
-    return Palette(bits) if bits else Int8()
 
 
 def _specs(ports: Sequence[package.Port], declared: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:

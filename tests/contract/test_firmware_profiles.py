@@ -16,6 +16,7 @@ from toolchains_here import needs
 
 MISSION = [
     "apple-ane",
+    "apple-ane-m4",
     "coral-edgetpu",
     "intel-npu",
     "jetson-agx-orin",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -44,3 +45,9 @@ def test_operator_gives_what_onnx_runtime_gives(case: Case, answers: tuple[Array
 
 def test_every_operator_has_a_case() -> None:
     assert set(table()) == {x.kind for x in CASES}
+
+
+def test_the_page_on_apple_names_every_operator() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "explanation" / "apple.md").read_text()
+    listed = next(x for x in page.splitlines() if x.startswith("`Abs`"))
+    assert set(re.findall(r"`(\w+)`", listed)) == set(table())
