@@ -17,10 +17,12 @@ import onnx
 
 from compiler import switches
 from compiler.datasets import Dataset, spread
+from compiler.errors import CompileError
 from compiler.evaluate import Answering, compare, outputs
-from compiler.onnx_session import Session
+from compiler.onnx_session import Session, observed
 from compiler.parity import rounded
 from compiler.placement import onnx_graph
+from compiler.placement.facts import TensorFact
 from compiler.ports import Runner
 from compiler.switches import Part, Range, Recipe, Switched
 from compiler.tensors import Arrays
@@ -33,6 +35,8 @@ ALONE: Final = 96
 RESCUED: Final = 16
 #: Multiply-accumulates that all questions together may take.
 BUDGET_MACS: Final = 8_000_000_000
+#: Bytes of a model whose copy with switches, which has its weights twice, is still one file of ONNX.
+LARGEST: Final = 640 * 1024**2
 #: Models that may be built to rank nodes by building; more nodes than this are looked at in groups first.
 LOOKS: Final = 24
 #: However large the model, so many questions are asked.
@@ -97,12 +101,14 @@ def measure(
         None where nothing in the outermost graph can be quantized.
 
     Raises:
-        CompileError: the model does not run.
+        CompileError: the model does not run, or is too large to have all its weights twice.
     """
     found = switches.parts(model)
     if not found:
         return None
-    costs = _costs(model)
+    if model.ByteSize() > LARGEST:
+        raise CompileError(f"expected at most {LARGEST} bytes to ask about; got {model.ByteSize()}")
+    costs = _costs(model, observed(model, data.feed(0), scratch))
     macs = max(1, sum(costs.values()))
     asked = _dearest(found, costs, _nodes(macs))
     feeds = data.take(spread(data, _samples(len(asked), macs, len(data))))
@@ -113,8 +119,8 @@ def measure(
     return _Questions(ready, feeds, how, scratch).answer({x.name for x in asked}, recipe)
 
 
-def _costs(model: onnx.ModelProto) -> dict[str, int]:
-    return {x.name: x.macs or 0 for x in onnx_graph.read(model).nodes}
+def _costs(model: onnx.ModelProto, seen: Mapping[str, TensorFact]) -> dict[str, int]:
+    return {x.name: x.macs or 0 for x in onnx_graph.read(model, seen).nodes}
 
 
 def _dearest(found: Sequence[Part], costs: Mapping[str, int], count: int) -> list[Part]:
