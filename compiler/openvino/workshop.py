@@ -14,7 +14,7 @@ from compiler import refining
 from compiler.artifacts import Artifact
 from compiler.candidates import Candidate, Scheme
 from compiler.errors import CompileError, NothingQuantizedError
-from compiler.openvino import library, quantize, saving
+from compiler.openvino import half, library, quantize, saving
 from compiler.openvino.library import Model
 from compiler.ports import Job
 
@@ -75,6 +75,8 @@ class OpenVinoWorkshop:
                 f"the {self._device} needs static shapes; got a shape that depends on values"
                 + (f", as that of {', '.join(wide)}" if wide else "")
             )
+        if self._device:
+            half.check(model, self._job.calibration)  # what is not int8 there is float16
         return model
 
     def plan(self) -> Sequence[Candidate]:
@@ -122,8 +124,8 @@ class OpenVinoWorkshop:
         return self._saved(model, candidate, folder)
 
     def _saved(self, model: Model, candidate: Candidate, folder: Path) -> Artifact:
-        half = candidate.scheme is Scheme.HALF
-        return saving.save(model, folder, runtime=RUNTIME, device=self._device, half=half)
+        short = candidate.scheme is Scheme.HALF
+        return saving.save(model, folder, runtime=RUNTIME, device=self._device, half=short)
 
     def notes(self, candidate: Candidate) -> list[str]:
         """Return warnings about operators with weights that stay in float, and what was not checked."""
