@@ -24,7 +24,8 @@ from compiler.tflite.model import Graph, Operator, Tensor
 FILE_LIMIT: Final = 2 * 1024**3 - 1
 #: Bytes that one tensor, or all together, may take: far more than any device here has.
 TENSOR_LIMIT: Final = 1024**3
-OPERATOR_LIMIT: Final = 100_000
+#: Of operators, of tensors and of buffers: large real models have some thousand.
+OPERATOR_LIMIT: Final = 20_000
 DIMENSION_LIMIT: Final = 8
 NAME_LIMIT: Final = 4096
 #: Operators that keep state, call other graphs or make tensors whose size no file says.
@@ -84,9 +85,14 @@ def _verify(data: bytes) -> None:
     largest = max(graph.OperatorsLength(), graph.TensorsLength(), root.BuffersLength())
     if largest > OPERATOR_LIMIT:
         raise ModelRefusedError(f"expected at most {OPERATOR_LIMIT} operators and tensors; got {largest}")
+    held = 0
     for place in range(root.BuffersLength()):
-        if root.Buffers(place).Offset() > 1 or root.Buffers(place).Size() > 1:
+        buffer = root.Buffers(place)
+        held += buffer.DataLength()
+        if buffer.Offset() > 1 or buffer.Size() > 1:
             raise ModelRefusedError("expected weights inside the model; got ones behind it")
+    if held > len(data):  # buffers that share their bytes would grow when they are read
+        raise ModelRefusedError(f"expected weights of at most {len(data)} bytes, the file's size; got {held}")
 
 
 def check(graph: Graph, custom: Collection[str] = ()) -> None:

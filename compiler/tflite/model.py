@@ -180,9 +180,10 @@ def parse(data: bytes) -> Graph:
     if len(graphs) != 1:
         raise ModelRefusedError(f"expected a TensorFlow Lite model with one graph; got {len(graphs)}")
     graph = graphs[0]
+    constants = [_constant(x) for x in _list(model.buffers)]
     try:
         return Graph(
-            tensors=tuple(_tensor(x, _list(model.buffers)) for x in _list(graph.tensors)),
+            tensors=tuple(_tensor(x, constants) for x in _list(graph.tensors)),
             operators=tuple(_operator(x, _list(model.operatorCodes)) for x in _list(graph.operators)),
             inputs=_ints(graph.inputs),
             outputs=_ints(graph.outputs),
@@ -210,18 +211,21 @@ def names_of(enumeration: str) -> dict[int, str]:
     return {value: name for name, value in found.items() if isinstance(value, int)}
 
 
-def _tensor(tensor: Any, buffers: Any) -> Tensor:  # noqa: ANN401 - generated code without types
+def _constant(buffer: Any) -> bytes | None:  # noqa: ANN401 - generated code without types
+    return None if buffer.data is None or not len(buffer.data) else bytes(np.asarray(buffer.data, np.uint8))
+
+
+def _tensor(tensor: Any, constants: list[bytes | None]) -> Tensor:  # noqa: ANN401 - generated code without types
     kind = names_of("TensorType")[tensor.type]
     shape = _ints(tensor.shapeSignature if tensor.shapeSignature is not None else tensor.shape)
-    if not 0 <= tensor.buffer < max(1, len(buffers)):
-        raise IndexError(f"buffer {tensor.buffer} of {len(buffers)}")
-    data = buffers[tensor.buffer].data if tensor.buffer else None  # the first one stands for "none"
+    if not 0 <= tensor.buffer < max(1, len(constants)):
+        raise IndexError(f"buffer {tensor.buffer} of {len(constants)}")
     scaling = tensor.quantization
     return Tensor(
         name=_text(tensor.name),
         datatype=_DATATYPES.get(kind, kind),
         shape=shape,
-        data=None if data is None or not len(data) else bytes(np.asarray(data, np.uint8)),
+        data=constants[tensor.buffer] if tensor.buffer else None,  # the first one stands for "none"
         scales=() if scaling is None else tuple(float(x) for x in _list(scaling.scale)),
         zero_points=() if scaling is None else _ints(scaling.zeroPoint),
         axis=0 if scaling is None else int(scaling.quantizedDimension),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -198,6 +199,11 @@ def long_name(draft: Draft) -> None:
     draft.graph.tensors[3].name = "x" * 5000
 
 
+def endless(draft: Draft) -> None:
+    """More operators than any model has: each costs time before the first one runs."""
+    draft.graph.operators = draft.graph.operators * 7000
+
+
 def no_operators(draft: Draft) -> None:
     """A graph that does nothing."""
     draft.graph.operators = []
@@ -218,6 +224,7 @@ def no_operators(draft: Draft) -> None:
         (text, "expected numbers; got text"),
         (long_name, "expected names of at most"),
         (no_operators, "expected a graph with operators"),
+        (endless, "expected at most 20000 operators and tensors; got 21000"),
     ],
 )
 def test_a_hostile_file_is_refused(attack: Attack, says: str, tmp_path: Path) -> None:
@@ -253,6 +260,21 @@ def test_what_this_litert_refuses_itself_our_rules_refuse_too(attack: Attack, sa
 def test_what_is_no_model_is_refused(data: bytes, says: str, tmp_path: Path) -> None:
     with pytest.raises(ModelRefusedError, match=says):
         guard.read(write(tmp_path, data))
+
+
+def test_buffers_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
+    """A small file whose thousand buffers are one of a megabyte would take a gigabyte to read."""
+    draft = small_tflite.draft()
+    draft.model.buffers += [tflite.schema().BufferT() for _ in range(50)]
+    data = bytearray(draft.bytes())
+    table = tflite.schema().Model.GetRootAs(data, 0)
+    count = table.BuffersLength()
+    largest = max(range(count), key=lambda i: table.Buffers(i).DataLength())
+    start = table._tab.Vector(table._tab.Offset(12))  # the schema's fifth field
+    for place in range(count - 50, count):
+        struct.pack_into("<I", data, start + 4 * place, table.Buffers(largest)._tab.Pos - start - 4 * place)
+    with pytest.raises(ModelRefusedError, match=r"expected weights of at most .* bytes, the file's size"):
+        guard.read(write(tmp_path, bytes(data)))
 
 
 def test_damaged_files_are_refused_or_read_and_never_crash(tmp_path: Path) -> None:
