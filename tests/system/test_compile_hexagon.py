@@ -20,12 +20,12 @@ MODELS = Path(__file__).parents[3] / "shared" / "models"
 
 
 def compile_(
-    files: SmallModel, target: str, out: Path, **environment: str
+    files: SmallModel, target: str, out: Path, *more: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
             *(KEDGE, "compile", files.model, "--target", target, "--calibration", files.calibration),
-            *("--evaluation", files.evaluation, "--out", out, "--json", "--no-cache", "--precision", "int8"),
+            *("--evaluation", files.evaluation, "--out", out, "--json", "--no-cache", *more),
         ],
         capture_output=True,
         text=True,
@@ -52,7 +52,7 @@ def test_a_real_model_becomes_a_binary_for_the_chip_within_half_a_point(tmp_path
     if not folder.is_dir():
         pytest.skip("needs the test model kws in ../shared/models")
     files = SmallModel(folder / "kws_dscnn_fp32.onnx", folder / "calibration.npz", folder / "evaluation.npz")
-    done = compile_(files, "snapdragon-8gen3", tmp_path / "b")
+    done = compile_(files, "snapdragon-8gen3", tmp_path / "b", "--candidate", "a8w8-channel-percentile")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["chosen"]["precision"] == "int8"
