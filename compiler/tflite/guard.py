@@ -8,9 +8,9 @@ plain values (`compiler.tflite.model`), in the worker process whose memory and t
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -25,7 +25,7 @@ FILE_LIMIT: Final = 2 * 1024**3 - 1
 #: Bytes that one tensor, or all together, may take: far more than any device here has.
 TENSOR_LIMIT: Final = 1024**3
 #: Of operators, of tensors and of buffers: large real models have some thousand.
-OPERATOR_LIMIT: Final = 20_000
+OPERATOR_LIMIT: Final = 10_000
 DIMENSION_LIMIT: Final = 8
 NAME_LIMIT: Final = 4096
 #: Operators that keep state, call other graphs or make tensors whose size no file says.
@@ -77,22 +77,46 @@ def _verify(data: bytes) -> None:
         text = " ".join(str(error).split())[:200]
         if "Didn't find op" not in text and "Encountered unresolved custom op" not in text:
             raise ModelRefusedError(f"expected a TensorFlow Lite model; {text}") from error
-    root = reader.Model.GetRootAs(data, 0)
+    _check_amounts(reader.Model.GetRootAs(data, 0), len(data))
+
+
+def _check_amounts(root: Any, size: int) -> None:  # noqa: ANN401 - generated code without types
+    """Look at how much there is to read before it is read.
+
+    Parts of a flatbuffer may share their bytes, so that a small file becomes a large model: what all parts
+    hold together may not be more than the file.
+    """
     count = root.SubgraphsLength()
     if count != 1:
         raise ModelRefusedError(f"expected one graph; got {count}")
     graph = root.Subgraphs(0)
-    largest = max(graph.OperatorsLength(), graph.TensorsLength(), root.BuffersLength())
+    lists = (graph.OperatorsLength(), graph.TensorsLength(), root.BuffersLength(), root.OperatorCodesLength())
+    largest = max(*lists, root.MetadataLength(), root.SignatureDefsLength())
     if largest > OPERATOR_LIMIT:
         raise ModelRefusedError(f"expected at most {OPERATOR_LIMIT} operators and tensors; got {largest}")
-    held = 0
+    held = sum(_parts(root, graph))
+    if held > size:
+        raise ModelRefusedError(f"expected at most {size} bytes inside, the file's size; got {held}")
+
+
+def _parts(root: Any, graph: Any) -> Iterator[int]:  # noqa: ANN401 - generated code without types
+    """Yield the bytes that each list in the file holds."""
     for place in range(root.BuffersLength()):
         buffer = root.Buffers(place)
-        held += buffer.DataLength()
         if buffer.Offset() > 1 or buffer.Size() > 1:
             raise ModelRefusedError("expected weights inside the model; got ones behind it")
-    if held > len(data):  # buffers that share their bytes would grow when they are read
-        raise ModelRefusedError(f"expected weights of at most {len(data)} bytes, the file's size; got {held}")
+        yield buffer.DataLength()
+    for place in range(graph.TensorsLength()):
+        tensor = graph.Tensors(place)
+        yield len(tensor.Name() or b"") + 4 * (tensor.ShapeLength() + tensor.ShapeSignatureLength())
+        scaling = tensor.Quantization()
+        if scaling is not None:
+            yield 4 * (scaling.ScaleLength() + scaling.MinLength() + scaling.MaxLength())
+            yield 8 * scaling.ZeroPointLength()
+    for place in range(graph.OperatorsLength()):
+        operator = graph.Operators(place)
+        yield 4 * (operator.InputsLength() + operator.OutputsLength() + operator.IntermediatesLength())
+        yield operator.CustomOptionsLength()
 
 
 def check(graph: Graph, custom: Collection[str] = ()) -> None:
