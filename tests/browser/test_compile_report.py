@@ -57,10 +57,10 @@ def test_nodes_are_filtered_by_the_unit_that_runs_them(page: Page, report: str) 
     page.goto(report)
     rows = page.locator("#placement table").first.locator("tbody tr")
     expect(rows.locator("visible=true")).to_have_count(4)
-    page.get_by_label("cpu").check()
+    page.get_by_role("radio", name="cpu").check()
     expect(rows.locator("visible=true")).to_have_count(1)
     expect(rows.locator("visible=true")).to_contain_text("GELU")
-    page.get_by_label("accelerator").check()
+    page.get_by_role("radio", name="accelerator").check()
     expect(rows.locator("visible=true")).to_have_count(2)
 
 

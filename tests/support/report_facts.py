@@ -9,7 +9,7 @@ from compiler.bundle.report import Facts
 from compiler.candidates import Candidate, Scheme
 from compiler.parity import OutputParity, Parity
 from compiler.placement.memory import MIB, Memory
-from compiler.placement.summary import NodePlacement, Placement
+from compiler.placement.summary import Elsewhere, NodePlacement, Placement
 from compiler.requests import Sizes, Verdict
 from compiler.sensitivity import NodeSensitivity, Sensitivity
 from compiler.switches import Recipe
@@ -50,6 +50,9 @@ VERDICTS = (
 )
 
 
+_DLA = Elsewhere(unit="DLA", takes=False, rule=f"{HOSTILE} is not listed", source="DLA documentation")
+
+
 def _node(name: str, operator: str, unit: str, macs: int = 0, rule: str = "supported") -> NodePlacement:
     return NodePlacement(
         name=name,
@@ -61,6 +64,7 @@ def _node(name: str, operator: str, unit: str, macs: int = 0, rule: str = "suppo
         rule=rule,
         source="Maker's documentation, operators" if unit == "accelerator" else "Trials, November 2026",
         sure=operator != "RESHAPE",
+        elsewhere=(msgspec.structs.replace(_DLA, takes=operator == "CONV_2D"),),
     )
 
 

@@ -154,7 +154,17 @@ def test_nodes_of_one_kind_and_fate_are_one_row() -> None:
         ("RESHAPE", 1, "accelerator"),
     ]
     assert groups[0].macs == 2_300_000
-    assert figures.sources(PLACEMENT) == ["Maker's documentation, operators", "Trials, November 2026"]
+    assert [(x.operator, x.nodes, x.takes) for x in figures.offers(PLACEMENT)] == [
+        ("CONV_2D", 2, True),
+        ("GELU", 1, False),
+        ("LSTM", 1, False),
+        ("RESHAPE", 1, False),
+    ]
+    assert figures.sources(PLACEMENT) == [
+        "Maker's documentation, operators",
+        "Trials, November 2026",
+        "DLA documentation",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -164,6 +174,7 @@ def test_nodes_of_one_kind_and_fate_are_one_row() -> None:
         (render.size(900), "900 B"),
         (render.size(30_000), "29 KiB"),
         (render.size(9 * 1024**2), "9.0 MiB"),
+        (render.size(16 * 1024**3), "16.0 GiB"),
         (render.count(768), "768"),
         (render.count(2_656_768), "2.66 M"),
         (render.count(4_100_000_000), "4.1 G"),

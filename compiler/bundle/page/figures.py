@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -35,6 +36,17 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     rule: str
     source: str
     sure: bool
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """What another accelerator of the chip would do with the nodes of one operator, for one reason."""
+
+    unit: str
+    operator: str
+    nodes: int
+    takes: bool
+    rule: str
+    source: str
 
 
 class Bar(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,8 +140,21 @@ def bars(found: Sensitivity) -> list[Bar]:
 
 
 def sources(placement: Placement) -> list[str]:
-    """Return what the rules stand on, each once, in the order in which the table of groups names them."""
-    return list(dict.fromkeys(x.source for x in groups(placement) if x.source))
+    """Return what the rules stand on, each once, in the order in which the tables name them."""
+    named = [*(x.source for x in groups(placement)), *(x.source for x in offers(placement))]
+    return list(dict.fromkeys(x for x in named if x))
+
+
+def offers(placement: Placement) -> list[Offer]:
+    """Return what the chip's other accelerators would do, unit by unit, what they take first."""
+    counts = Counter(
+        (x.unit, node.operator, x.takes, x.rule, x.source) for node in placement.nodes for x in node.elsewhere
+    )
+    made = [
+        Offer(unit=unit, operator=operator, nodes=nodes, takes=takes, rule=rule, source=source)
+        for (unit, operator, takes, rule, source), nodes in counts.items()
+    ]
+    return sorted(made, key=lambda x: (x.unit, not x.takes, -x.nodes, x.operator))
 
 
 def groups(placement: Placement) -> list[Group]:

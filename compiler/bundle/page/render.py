@@ -36,6 +36,7 @@ def as_html(found: Facts) -> bytes:
         plots=figures.plots(found.verdicts, found.max_drop, labels=found.data.classes > 0),
         front=front(found.verdicts),
         groups=figures.groups(found.placement),
+        offers=figures.offers(found.placement),
         sources=figures.sources(found.placement),
         bars=figures.bars(sensitive) if sensitive else [],
     )
@@ -54,7 +55,9 @@ def size(value: int | None) -> str:
         return _NONE
     if value < 10 * _KIB:
         return f"{value:,} B"
-    return f"{value / _KIB:,.0f} KiB" if value < 2 * _KIB**2 else f"{value / _KIB**2:,.1f} MiB"
+    if value < 2 * _KIB**2:
+        return f"{value / _KIB:,.0f} KiB"
+    return f"{value / _KIB**2:,.1f} MiB" if value < 2 * _KIB**3 else f"{value / _KIB**3:,.1f} GiB"
 
 
 def count(value: int | None) -> str:
