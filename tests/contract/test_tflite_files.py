@@ -14,10 +14,13 @@ from compiler.errors import ModelRefusedError
 from compiler.tensors import Arrays
 from compiler.tflite import facts, guard, rewrite
 from compiler.tflite import model as tflite
+from compiler.tflite.edgetpu_compiler import OPERATOR
 from compiler.tflite.running import LiteRt
 from small_tflite import CHANNELS, CLASSES, SIDE, Draft
 
 pytest.importorskip("ai_edge_litert", reason="the package ai-edge-litert is not installed")
+
+MODELS = Path(__file__).parents[3] / "shared" / "models" / "edgetpu"
 
 
 def write(folder: Path, data: bytes) -> Path:
@@ -308,6 +311,19 @@ def test_damaged_files_are_refused_or_read_and_never_crash(tmp_path: Path) -> No
         except ModelRefusedError:
             refused += 1
     assert refused > 20
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1_0.25_128_quant", "split_concat"])
+def test_googles_own_files_pass(name: str) -> None:
+    """And their compiled twins, where an operator of the Edge TPU may be."""
+    path = MODELS / f"{name}.tflite"
+    if not path.is_file():
+        pytest.skip(f"needs the test model {path.name} in ../shared/models/edgetpu")
+    assert guard.read(path).operators
+    compiled = MODELS / f"{name}_edgetpu.tflite"
+    assert len(guard.read(compiled, custom={OPERATOR}).operators) == 1
+    with pytest.raises(ModelRefusedError, match="got 'edgetpu-custom-op'"):
+        guard.read(compiled)
 
 
 def test_a_good_file_passes(tmp_path: Path) -> None:
