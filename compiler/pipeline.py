@@ -5,6 +5,7 @@ It runs in the worker process (`compiler.worker`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -92,7 +93,7 @@ def _prepare(
     limits.apply(request.limits)
     tell("prepare", 0, 1, profile.name)
     trials = Trials(
-        shops={name: _shop(name, backend, job) for name, backend in tools.items()},
+        shops=_shops(tools, job, missing),
         original=Original(path=normal, session=original),
         folder=_made(scratch / "candidates"),
         calibration=calibration,
@@ -154,6 +155,22 @@ def _check_raised(given: Path, raised: Session, data: Dataset, name: str) -> Non
                 f"{name}: output {output!r}: expected the same answers after its operator set was raised; "
                 f"got a signal-to-noise ratio of {noise:.0f} dB: export it with operator set 13 or newer"
             )
+
+
+def _shops(tools: Mapping[str, Backend], job: Job, missing: list[str]) -> dict[str, Shop]:
+    """Open the tool-chains; one beside the target's first that cannot take the model is noted.
+
+    Raises:
+        CompileError: the first cannot.
+    """
+    first, *others = tools
+    found = {first: _shop(first, tools[first], job)}
+    for name in others:
+        try:
+            found[name] = _shop(name, tools[name], job)
+        except CompileError as error:  # noqa: PERF203 - each on its own
+            missing.append(f"{name} candidates were not tried: {error}")
+    return found
 
 
 def _shop(name: str, backend: Backend, job: Job) -> Shop:
