@@ -25,7 +25,8 @@ def compile_(
     return subprocess.run(
         [
             *(KEDGE, "compile", files.model, "--target", target, "--calibration", files.calibration),
-            *("--evaluation", files.evaluation, "--out", out, "--json", "--no-cache", *more),
+            *("--evaluation", files.evaluation, "--out", out, "--json", "--no-cache"),
+            *more,
         ],
         capture_output=True,
         text=True,
