@@ -21,6 +21,7 @@ EXTRAS: Final = {
     "onnxruntime": "kedge agent run, for ONNX models",
     "tflite": "kedge agent run, for TensorFlow Lite models",
     "openvino": "kedge agent run, for OpenVINO models",
+    "coreml": "kedge agent run, for Core ML models, on macOS",
     "compiler": "kedge compile",
     "compiler-coreml": "kedge compile, for Apple's targets",
     "compiler-edgetpu": "kedge compile, for the Edge TPU",

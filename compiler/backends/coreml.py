@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 
 from compiler.artifacts import Artifact
+from compiler.errors import ModelRefusedError
 from compiler.mil import evaluate, package, program
 from compiler.mil.evaluate import Evaluator
 from compiler.mil.facts import facts
@@ -23,6 +24,8 @@ from compiler.ports import Backend, Job, Runner, Workshop
 from fleet.errors import MissingExtraError
 
 _LIBRARY: Final = "coremltools"
+#: Version of the specification to the macOS that brought it (coremltools reference, `target`).
+SYSTEMS: Final = {8: "14", 9: "15"}
 
 
 def backend() -> Backend:
@@ -66,11 +69,14 @@ class CoreMl:
         Raises:
             ModelRefusedError: malformed, or with other operations.
         """
-        evaluate.check(program.read(artifact.path))
+        loaded = program.read(artifact.path)
+        if loaded.version not in SYSTEMS:
+            raise ModelRefusedError(f"{artifact.main}: expected specification 8 or 9; got {loaded.version}")
+        evaluate.check(loaded)
 
     def requires(self, artifact: Artifact) -> dict[str, str]:
-        """Return the Core ML specification that reads the package: 8 is that of iOS 17 and macOS 14."""
-        return {"coreml": f">={program.read(artifact.path).version}"}
+        """Return the macOS that reads the package's specification; iOS 17 came with the same as macOS 14."""
+        return {"macos": f">={SYSTEMS[program.read(artifact.path).version]}"}
 
     def load(self, artifact: Artifact) -> Runner:
         """Load a package, float16 rounded as it is written."""

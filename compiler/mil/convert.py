@@ -14,10 +14,11 @@ from onnx import numpy_helper
 from compiler.errors import CompileError, ModelRefusedError
 from compiler.mil import package, registry
 from compiler.mil.library import quiet
-from compiler.mil.package import Content, Port
+from compiler.mil.package import Content
 from compiler.mil.registry import Node
 from compiler.mil.values import HIGHEST_RANK, Value, Var, emit, kind_of, portable, shape_of
 from compiler.mil.weights import Plain, Weights
+from fleet.bundle.features import Port
 
 #: What an ML Program takes and gives (Core ML documentation, MLMultiArrayDataType).
 _PORT_TYPES: Final = {"float32": "fp32", "float16": "fp16", "int32": "int32"}

@@ -19,9 +19,8 @@ from compiler.mil import kernels, program
 from compiler.mil.kernels import Inputs, Kernel
 from compiler.mil.program import Constant, Operation, Reference
 from compiler.tensors import Array, Arrays
-
-#: Core ML's inputs have these types only.
-_ENTERING: Final = {"float64": np.float32, "float32": np.float32, "float16": np.float32}
+from fleet.bundle import features
+from fleet.errors import BundleError
 
 
 def check(loaded: program.Program) -> None:
@@ -38,7 +37,11 @@ def check(loaded: program.Program) -> None:
 
 
 class Evaluator:
-    """A package, loaded: what depends on constants alone is computed once."""
+    """A package, loaded: what depends on constants alone is computed once.
+
+    Attributes:
+        ports: which feature is which tensor of the ONNX model.
+    """
 
     def __init__(self, folder: Path, *, half: bool = True) -> None:
         """Load a package.
@@ -52,7 +55,7 @@ class Evaluator:
         """
         loaded = program.read(folder)
         check(loaded)
-        self._ports: Final = loaded.ports
+        self.ports: Final = loaded.ports
         self._half: Final = half
         self._known: Final[dict[str, Array]] = {}
         self._steps: Final[list[tuple[Kernel, Operation]]] = []
@@ -68,23 +71,27 @@ class Evaluator:
             self._steps.append((kernel, _wide(operation)))
 
     def run(self, feed: Arrays) -> Arrays:
-        """Return the outputs for one sample, in the types of the ONNX model.
+        """Return the outputs for one sample, as the ONNX model has them.
 
         Raises:
-            CompileError: an input has another shape, or an operation fails; names it.
+            CompileError: an input does not fit, or an operation fails; names it.
         """
-        values = dict(self._known)
-        for port in self._ports.inputs:
-            given = np.asarray(feed[port.name])
-            if given.shape != port.shape:
-                raise CompileError(
-                    f"input {port.name!r}: expected shape {list(port.shape)}; got {list(given.shape)}"
-                )
-            kind = _ENTERING.get(port.datatype, np.int32)
-            values[port.feature] = given.astype(kind).reshape(port.shape or (1,))
+        try:
+            given = features.inward(self.ports, feed)
+        except BundleError as error:
+            raise CompileError(str(error)) from error
+        return features.outward(self.ports, self.predict(given))
+
+    def predict(self, given: Mapping[str, Array]) -> Arrays:
+        """Return the features that Core ML would, for those that it takes.
+
+        Raises:
+            CompileError: an operation fails; names it.
+        """
+        values = {**self._known, **given}
         for kernel, operation in self._steps:
             self._apply(kernel, operation, values)
-        return {x.name: values[x.feature].astype(x.datatype).reshape(x.shape) for x in self._ports.outputs}
+        return {x.feature: values[x.feature] for x in self.ports.outputs}
 
     def _apply(self, kernel: Kernel, operation: Operation, values: dict[str, Array]) -> None:
         inputs = Inputs(

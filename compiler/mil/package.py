@@ -14,42 +14,19 @@ from typing import Final
 import msgspec
 
 from compiler.mil.slimming import Message, slim
+from fleet.bundle import features
+from fleet.bundle.features import Port, Ports
 from fleet.ids import Digest
 
 MODEL: Final = "Data/com.apple.CoreML/model.mlmodel"
 WEIGHTS: Final = "Data/com.apple.CoreML/weights/weight.bin"
 MANIFEST: Final = "Manifest.json"
-#: Key of the metadata that tells how the ONNX model's tensors map to Core ML's features.
-PORTS: Final = "kedge.ports"
 _AUTHOR: Final = "com.apple.CoreML"
 _ITEMS: Final = (
     ("model.mlmodel", "CoreML Model Specification", f"{_AUTHOR}/model.mlmodel"),
     ("weights", "CoreML Model Weights", f"{_AUTHOR}/weights"),
 )
 _SPACE: Final = uuid.uuid5(uuid.NAMESPACE_URL, "urn:kedge:mlpackage")
-
-
-class Port(msgspec.Struct, frozen=True, kw_only=True):
-    """An input or output.
-
-    Attributes:
-        name: in the ONNX model.
-        feature: in the Core ML model.
-        datatype: numpy's name of the type in the ONNX model; Core ML's may be narrower.
-        shape: in the ONNX model; Core ML's has one dimension where this has none.
-    """
-
-    name: str
-    feature: str
-    datatype: str
-    shape: tuple[int, ...]
-
-
-class Ports(msgspec.Struct, frozen=True, kw_only=True):
-    """All inputs and outputs, in the ONNX model's order."""
-
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
 
 
 class Content(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +66,7 @@ def content(
         frozenset(x.feature for x in (*ports.inputs, *ports.outputs)),
     )
     specification.description.metadata.Clear()
-    specification.description.metadata.userDefined[PORTS] = msgspec.json.encode(ports).decode()
+    specification.description.metadata.userDefined[features.KEY] = features.encode(ports)
     blob = weights / Path(WEIGHTS).name
     return Content(
         specification=specification.SerializeToString(deterministic=True),
@@ -97,11 +74,9 @@ def content(
     )
 
 
-def _as_named(ports: Sequence[Port], features: Sequence[Message]) -> tuple[Port, ...]:
+def _as_named(ports: Sequence[Port], found: Sequence[Message]) -> tuple[Port, ...]:
     """Take over the names of features: coremltools renames those that are words of its own language."""
-    return tuple(
-        msgspec.structs.replace(port, feature=found.name) for port, found in zip(ports, features, strict=True)
-    )
+    return tuple(msgspec.structs.replace(port, feature=x.name) for port, x in zip(ports, found, strict=True))
 
 
 def write(content_: Content, folder: Path) -> None:

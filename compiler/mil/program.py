@@ -17,9 +17,11 @@ from compiler.errors import ModelRefusedError
 from compiler.mil import package
 from compiler.mil.blobs import Blobs
 from compiler.mil.library import quiet
-from compiler.mil.package import Ports
 from compiler.mil.slimming import Message
 from compiler.tensors import Array
+from fleet.bundle import features
+from fleet.bundle.features import Ports
+from fleet.errors import BundleError
 
 SIZE_LIMIT: Final = 2 * 1024**3
 #: No constant expands to more values: `constexpr` operations could ask for any number of them.
@@ -117,9 +119,9 @@ def read(folder: Path) -> Program:
     block = main.block_specializations[main.opset]
     blobs = Blobs(files.read(blob, SIZE_LIMIT, ModelRefusedError) if blob.is_file() else b"")
     try:
-        ports = msgspec.json.decode(model.description.metadata.userDefined[package.PORTS], type=Ports)
-    except msgspec.DecodeError as error:
-        raise ModelRefusedError(f"{folder.name}: expected a package that Kedge wrote; {error}") from error
+        ports = features.decode(model.description.metadata.userDefined[features.KEY])
+    except BundleError as error:
+        raise ModelRefusedError(f"{folder.name}: {error}") from error
     return Program(
         version=model.specificationVersion,
         ports=ports,

@@ -21,6 +21,7 @@ from compiler.mil.weights import Int8, Palette
 from compiler.ports import Job
 from compiler.qdq import HEAVY, RECURRENT, QdqWorkshop
 from fleet.bundle.description import TensorSpec
+from fleet.bundle.features import Port
 
 NAME: Final = "coreml"
 FILE: Final = "model.mlpackage"
@@ -152,7 +153,7 @@ class MilWorkshop:
         return found
 
 
-def _specs(ports: Sequence[package.Port], declared: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+def _specs(ports: Sequence[Port], declared: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     """Return tensors of fixed shapes, and any number of samples where the source takes it: each is run."""
     found = []
     for port, source in zip(ports, declared, strict=True):

@@ -44,6 +44,7 @@ class SystemFacts:
         facts = {**self._runtimes, **chips.firmware(self._system), **jetson.firmware(self._system)}
         facts["kernel"] = platform.release()
         facts["python"] = platform.python_version()
+        facts["macos"] = platform.mac_ver()[0]
         facts["os"] = self._operating_system()
         facts["machine"] = platform.machine()
         return {name: value for name, value in facts.items() if value}

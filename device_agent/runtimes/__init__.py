@@ -14,7 +14,11 @@ from device_agent.ports import Runtime
 from fleet.errors import MissingExtraError
 
 #: The distributions that bring a runtime, where they are not called like it.
-_DISTRIBUTIONS: Final = {"qnn": ("onnxruntime-qnn",), "tflite": ("tflite-runtime", "ai-edge-litert")}
+_DISTRIBUTIONS: Final = {
+    "coreml": ("coremltools",),
+    "qnn": ("onnxruntime-qnn",),
+    "tflite": ("tflite-runtime", "ai-edge-litert"),
+}
 
 
 def names() -> list[str]:
