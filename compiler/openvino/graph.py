@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -11,6 +11,29 @@ from compiler.openvino.library import Model
 from compiler.placement.cost import counted
 from compiler.placement.facts import GraphFacts, NodeFact, Scalar, TensorFact, Value
 
+#: Operators that compute nothing: a quantizer before them is as good as one behind.
+MOVING: Final = frozenset(
+    {
+        "Concat",
+        "DepthToSpace",
+        "Gather",
+        "MaxPool",
+        "Pad",
+        "Reshape",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Squeeze",
+        "StridedSlice",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+        "VariadicSplit",
+    }
+)
+#: Operators that run inside the node before them, in its number format.
+_INSIDE: Final = frozenset({"Add", "Clamp", "Relu"})
+_INTEGERS: Final = frozenset({"INT8", "UINT8"})
 _SMALL: Final = 64
 _INT8_LEVELS: Final = 256
 _ENDS: Final = frozenset({"Parameter", "Result"})
@@ -37,6 +60,7 @@ def read(model: Model, *, half: bool = False) -> GraphFacts:
     tensors: dict[tuple[str, int], TensorFact] = {}
     nodes: list[NodeFact] = []
     weights: dict[str, int] = {}
+    formats: dict[str, str] = {}  # by node: the number format that it computes in
     for node in model.get_ordered_ops():
         kind, key = node.get_type_name(), node.get_name()
         inputs = tuple(tensors[x] for x in _sources(node))
@@ -54,6 +78,10 @@ def read(model: Model, *, half: bool = False) -> GraphFacts:
         elif kind == "FakeQuantize":
             outputs = (msgspec.structs.replace(outputs[0], dtype=_quantized(node, inputs[0])),)
         elif kind not in _ENDS:
+            inputs = _fused(kind, inputs, [formats.get(x, "") for x, _ in _sources(node)])
+            formats[key] = next((x.dtype for x in inputs if not x.constant), "")
+            if kind in MOVING and formats[key] in _INTEGERS:
+                outputs = tuple(msgspec.structs.replace(x, dtype=formats[key]) for x in outputs)
             nodes.append(_node(node, inputs, outputs))
         tensors.update({(key, i): x for i, x in enumerate(outputs)})
     return GraphFacts(
@@ -62,6 +90,15 @@ def read(model: Model, *, half: bool = False) -> GraphFacts:
         outputs=tuple(x.get_any_name() for x in model.outputs),
         weights_bytes=sum(weights.values()),
     )
+
+
+def _fused(kind: str, inputs: tuple[TensorFact, ...], formats: Sequence[str]) -> tuple[TensorFact, ...]:
+    """Return the inputs of a bias or an activation as the node before it has them, which it runs inside."""
+    moving = [i for i, x in enumerate(inputs) if not x.constant]
+    if kind not in _INSIDE or len(moving) != 1 or formats[moving[0]] not in _INTEGERS:
+        return inputs
+    before = formats[moving[0]]
+    return tuple(x if x.constant else msgspec.structs.replace(x, dtype=before) for x in inputs)
 
 
 def _sources(node: Model) -> Iterator[tuple[str, int]]:

@@ -17,32 +17,13 @@ from compiler.candidates import Candidate
 from compiler.datasets import Dataset, spread
 from compiler.errors import CompileError
 from compiler.onnx_session import one_line
+from compiler.openvino.graph import MOVING
 from compiler.openvino.library import Model
 
 CALIBRATION_SAMPLES: Final = 128
 #: Share of values that the percentile ranges leave out at either end.
 OUTLIERS: Final = 1e-4
 _QUANTIZER: Final = "FakeQuantize"
-#: Operators through which NNCF draws a quantizer forward: they compute nothing.
-_MOVING: Final = frozenset(
-    {
-        "Concat",
-        "DepthToSpace",
-        "Gather",
-        "MaxPool",
-        "Pad",
-        "Reshape",
-        "Slice",
-        "SpaceToDepth",
-        "Split",
-        "Squeeze",
-        "StridedSlice",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-        "VariadicSplit",
-    }
-)
 #: By the recipe that candidates carry: activations with a zero point where that helps, or never; or as
 #: transformers bear it.
 PRESETS: Final = {"mixed": "MIXED", "symmetric": "PERFORMANCE", "transformer": "MIXED"}
@@ -100,7 +81,7 @@ def bypassed(model: Model, nodes: frozenset[str]) -> Model:
 
 
 def _computes(node: Model) -> bool:
-    return node.get_type_name() not in {_QUANTIZER, "Result", *_MOVING}
+    return node.get_type_name() not in {_QUANTIZER, "Result", *MOVING}
 
 
 def _edges(node: Model) -> Iterator[Model]:
@@ -109,7 +90,7 @@ def _edges(node: Model) -> Iterator[Model]:
         source = place.get_source_output()
         if _quantized(source):
             yield place
-        elif source.get_node().get_type_name() in _MOVING:
+        elif source.get_node().get_type_name() in MOVING:
             yield from _edges(source.get_node())
 
 
