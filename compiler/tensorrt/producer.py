@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from compiler import toolchains
+from compiler import toolchains, topology
 from compiler.datasets import Dataset, spread
 from compiler.errors import CompileError
 from compiler.graphs import DEQUANTIZE, QUANTIZE, Graph, attribute
@@ -60,7 +60,7 @@ def quantized(model: onnx.ModelProto, data: Dataset, scratch: Path, limits: Limi
 
 
 def adopt(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Bring a model into our form, in place: weights in int8, shapes read before the pairs."""
+    """Bring a model to our form, in place: int8 weights, shapes read before pairs, a DQ for each reader."""
     graph = Graph(model)
     gone = set()
     for node in graph.nodes:
@@ -80,7 +80,25 @@ def adopt(model: onnx.ModelProto) -> onnx.ModelProto:
     del model.graph.node[:]
     model.graph.node.extend(kept)
     _drop_unread(model)
+    _part(model)
     return model
+
+
+def _part(model: onnx.ModelProto) -> None:
+    """Give each reader a DequantizeLinear of its own, so that each is fused and typed with its own."""
+    graph = Graph(model)
+    for node in graph.nodes:
+        if node.op_type != DEQUANTIZE or node.output[0] in graph.outputs:
+            continue
+        for place, reader in enumerate(graph.readers[node.output[0]][1:], 1):
+            twin = onnx.NodeProto()
+            twin.CopyFrom(node)
+            twin.name, twin.output[0] = f"{node.name}_{place}", f"{node.output[0]}_{place}"
+            model.graph.node.append(twin)
+            for position, name in enumerate(reader.input):
+                if name == node.output[0]:
+                    reader.input[position] = twin.output[0]
+    topology.sort(model.graph)
 
 
 def _integers(graph: Graph, node: onnx.NodeProto, weights: npt.NDArray[np.generic]) -> npt.NDArray[np.int8]:

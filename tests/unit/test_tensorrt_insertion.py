@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import residual_model
 from compiler.graphs import Graph
-from compiler.tensorrt import insertion, rules
+from compiler.tensorrt import insertion, producer, rules
 
 KNOWN = dict.fromkeys(("x", "c1", "r1", "c2", "sum", "r2", "pooled", "flat", "dense", "y", "z"), 3.0)
 
@@ -116,3 +116,47 @@ def test_layers_with_few_channels_are_narrow() -> None:
     assert insertion.narrow(Graph(layer("Gemm", (64, 10), (2, 64)))) == ("layer",)
     assert insertion.narrow(Graph(layer("Conv", (32, 32, 3, 3), (1, 32, 8, 8)))) == ()
     assert insertion.narrow(Graph(layer("Conv", (32, 1, 3, 3), (1, 32, 8, 8), group=32))) == ()
+
+
+def test_anothers_model_comes_to_our_form() -> None:
+    """ModelOpt keeps weights in float before a Q, and lets readers share a DQ, a shape among them."""
+    rng = np.random.default_rng(3)
+    weights = rng.normal(size=(16, 16, 1, 1)).astype(np.float32)
+    scales = (np.abs(weights).max(axis=(1, 2, 3)) / 127).astype(np.float32)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["x_q"], name="q"),
+        helper.make_node("DequantizeLinear", ["x_q", "s", "z"], ["x_dq"], name="dq"),
+        helper.make_node("QuantizeLinear", ["w", "ws", "wz"], ["w_q"], name="wq", axis=0),
+        helper.make_node("DequantizeLinear", ["w_q", "ws", "wz"], ["w_dq"], name="wdq", axis=0),
+        helper.make_node("Shape", ["x_dq"], ["shape"], name="shape"),
+        helper.make_node("Conv", ["x_dq", "w_dq"], ["c"], name="one"),
+        helper.make_node("Conv", ["x_dq", "w_dq"], ["d"], name="two"),
+        helper.make_node("Concat", ["c", "d"], ["e"], name="both", axis=1),
+        helper.make_node("Reshape", ["e", "two_dims"], ["y"], name="flat"),
+    ]
+    constants = {
+        "s": np.array(0.1, np.float32),
+        "z": np.array(0, np.int8),
+        "w": weights,
+        "ws": scales,
+        "wz": np.zeros(16, np.int8),
+        "two_dims": np.array([0, -1], np.int64),
+    }
+    values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 16, 4, 4])]
+    outputs = [
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, None),
+        helper.make_tensor_value_info("shape", TensorProto.INT64, [4]),
+    ]
+    initializers = [numpy_helper.from_array(x, name) for name, x in constants.items()]
+    graph = helper.make_graph(nodes, "theirs", values, outputs, initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    assert rules.check(model) != []
+    producer.adopt(model)
+    assert rules.check(model) == []
+    found = Graph(model)
+    integers = found.array("w_q")
+    assert integers is not None
+    assert integers.dtype == np.int8
+    steps = scales.reshape(-1, 1, 1, 1)
+    assert (np.abs(integers.astype(np.float32) * steps - weights) <= 0.5001 * steps).all()
+    assert "w" not in found.constants
