@@ -15,7 +15,7 @@ import onnx
 from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_dynamic
 from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-from onnxruntime.quantization.registry import QDQRegistry
+from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from compiler import activations, calibration, refining, tidying, weight_only
 from compiler.artifacts import Artifact
@@ -26,6 +26,8 @@ from compiler.ports import Job
 
 #: Operators whose cost is in their weights: quantizing these alone is the cautious choice.
 HEAVY: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+#: Operators that ONNX Runtime's tool quantizes, but those that give probabilities: eight bits of them tie.
+QUANTIZABLE: Final = tuple(sorted({*QDQRegistry, *QLinearOpsRegistry} - {"Softmax", "ArgMax"}))
 #: What candidates that do so end in.
 CAUTIOUS: Final = "-heavy"
 #: Operators with weights that no recipe here quantizes.
@@ -75,7 +77,7 @@ class QdqWorkshop:
                 (False, "percentile"),
             )
         ]
-        if types & set(HEAVY) and (types - set(HEAVY)) & set(QDQRegistry):
+        if types & set(HEAVY) and (types - set(HEAVY)) & set(QUANTIZABLE):
             static += [_only(x, HEAVY, CAUTIOUS) for x in static[1:3]]
         dynamic = Candidate(name="dynamic", precision="int8", scheme=Scheme.DYNAMIC, per_channel=True)
         weights = Candidate(name="weight-only", precision="int8", scheme=Scheme.WEIGHT_ONLY, per_channel=True)
@@ -84,7 +86,7 @@ class QdqWorkshop:
     def refine(self, best: Candidate, distance: Callable[[Artifact], float]) -> Sequence[Candidate]:
         """Return variants of the best one whose most sensitive nodes, of any type, stay in float."""
         every = msgspec.structs.replace(best, name=best.name.removesuffix(CAUTIOUS), operators=())
-        nodes = [x.name for x in self._model.graph.node if x.op_type in QDQRegistry]
+        nodes = [x.name for x in self._model.graph.node if x.op_type in QUANTIZABLE]
         trial = self._scratch / "trial"
         trial.mkdir()
 
@@ -150,7 +152,7 @@ class QdqWorkshop:
             TensorsData(CalibrationMethod.MinMax, ranges),
             [],
             list(candidate.left_float),
-            list(candidate.operators or QDQRegistry),
+            list(candidate.operators or QUANTIZABLE),
             {"ActivationSymmetric": rules.symmetric, "WeightSymmetric": True, "QuantizeBias": rules.bias},
         )
         quantizer.quantize_model()

@@ -8,8 +8,10 @@ The rule, in order:
    before float; among them, the target's preferred number formats go first.
 4. Among them, those more than `SLOWER` times as slow as the fastest are out; a wide margin, because a
    measured time wavers and the choice must not.
-5. Of the rest, those within `LARGER` (a share of float's size) of the smallest count as equally small, and
-   of these the one nearest to float in its answers wins.
+5. Of the rest, those within `LARGER` (a share of float's size) of the smallest count as equally small; of
+   these, those within a standard error of the best agreement count as equally near to float; of these, the
+   one that leaves least in float wins, and then the nearest. What a candidate leaves in float stands for the
+   small differences in time that measuring cannot tell apart on a busy machine.
 
 Latency against float does not veto by itself (a net of a few microseconds measures the call, not the net)
 until it passes `VETO` times float on a net slow enough to be measured. Where a latency here says nothing
@@ -18,6 +20,7 @@ about the device, none is measured, and none counts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -106,7 +109,26 @@ def _best(rest: Sequence[Measured], float_size: int) -> Measured:
     fast = [x for x in rest if x.latency_ms is None or x.latency_ms <= SLOWER * min(times)]
     smallest = min(x.size for x in fast)
     small = [x for x in fast if x.size <= smallest + LARGER * float_size]
-    return min(small, key=lambda x: (-x.selection.agreement, -x.selection.snr, x.size, x.candidate.name))
+    faithful = _faithful(small)
+    return min(
+        faithful,
+        key=lambda x: (
+            bool(x.candidate.operators),
+            len(x.candidate.left_float),
+            -x.selection.agreement,
+            -x.selection.snr,
+            x.size,
+            x.candidate.name,
+        ),
+    )
+
+
+def _faithful(found: Sequence[Measured]) -> list[Measured]:
+    """Return those whose agreement is within one standard error of the best."""
+    best = max(x.selection.agreement for x in found)
+    samples = min(x.selection.samples for x in found)
+    error = math.sqrt(best * (1 - best) / samples)
+    return [x for x in found if x.selection.agreement >= best - error]
 
 
 def too_slow(candidate: Measured, original: Measured) -> bool:
