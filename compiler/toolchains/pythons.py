@@ -13,7 +13,7 @@ from typing import Final
 from packaging.specifiers import SpecifierSet
 
 #: Minor versions of Python 3 to look for, newest first.
-MINORS: Final = range(15, 8, -1)
+MINORS: Final = range(15, 9, -1)
 _ASK: Final = "import sys; print('%d.%d.%d' % sys.version_info[:3])"
 _PATIENCE_S: Final = 20
 
