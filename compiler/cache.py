@@ -121,7 +121,7 @@ def fingerprint() -> str:
     root = Path(__file__).parents[1]
     for package in _PACKAGES:
         for path in sorted((root / package).rglob("*")):
-            if path.suffix in {".py", ".toml", ".txt", ".jinja"}:
+            if path.suffix in {".py", ".toml", ".txt", ".jinja", ".css"}:
                 found.update(path.read_bytes())
     for place_ in sorted({x for x in sys.path if x and Path(x).is_dir()}):
         found.update("\n".join(sorted(x.name for x in Path(place_).glob("*.dist-info"))).encode())

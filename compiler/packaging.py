@@ -19,6 +19,7 @@ from compiler.placement.summary import Placement
 from compiler.ports import Job, Runner
 from compiler.requests import BundleFacts, Chosen, CompileRequest, CompileResult, Latencies, Sizes
 from compiler.sensitivity import Sensitivity, measure
+from compiler.sharing import digest
 from compiler.stages import Inputs, Winner
 from compiler.switches import Recipe
 from compiler.tensors import Arrays
@@ -30,6 +31,12 @@ _ALPHA: Final = 0.05
 NOTABLE: Final = 0.95
 #: Calibration samples whose answers a device is given to know drift by.
 BASELINE_SAMPLES: Final = 2048
+
+
+class _Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What asking about single nodes found; None where there is none to ask about."""
+
+    found: Sensitivity | None
 
 
 def package(
@@ -126,7 +133,7 @@ def _sensitivity(job: Job, trials: Trials, chosen: Candidate) -> tuple[Sensitivi
     It is that of the chosen candidate's integers; where that has none, of what the target would prefer.
     """
     rules = job.profile.quantization
-    if not rules.weights:
+    if not (rules.weights and rules.activations):
         return None, []
     static = chosen.scheme is Scheme.STATIC
     wide = static and chosen.precision == "int16"
@@ -137,9 +144,15 @@ def _sensitivity(job: Job, trials: Trials, chosen: Candidate) -> tuple[Sensitivi
     )
     try:
         model = activations.folded(job.source, job.scratch)
-        return measure(model, job.calibration, recipe, trials.how, job.scratch), []
+        parts = ("sensitivity", digest(model), str(job.calibration.digest), recipe, trials.how)
+        found = job.sharing.facts(
+            parts,
+            lambda: _Asked(found=measure(model, job.calibration, recipe, trials.how, job.scratch)),
+            _Asked,
+        )
     except CompileError as error:
         return None, [f"the sensitivity of single nodes was not measured: {error}"]
+    return found.found, []
 
 
 def _observed(declared: tuple[TensorSpec, ...], got: Arrays) -> tuple[TensorSpec, ...]:

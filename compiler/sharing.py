@@ -6,8 +6,9 @@ import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
+import msgspec
 import numpy as np
 import onnx
 
@@ -16,6 +17,9 @@ from compiler.tensors import Arrays
 
 _ARRAYS: Final = "arrays.npz"
 _MODEL: Final = "model.onnx"
+_FACTS: Final = "facts.json"
+
+Facts = TypeVar("Facts")
 
 
 class Sharing:
@@ -49,6 +53,10 @@ class Sharing:
             return data
 
         return onnx.load_from_string(self._bytes(_MODEL, parts, serialized))
+
+    def facts(self, parts: tuple[object, ...], make: Callable[[], Facts], kind: type[Facts]) -> Facts:
+        """Return a record: the one found under these parts, else the one made."""
+        return msgspec.json.decode(self._bytes(_FACTS, parts, lambda: msgspec.json.encode(make())), type=kind)
 
     def _bytes(self, file: str, parts: tuple[object, ...], make: Callable[[], bytes]) -> bytes:
         if self._cache is None:

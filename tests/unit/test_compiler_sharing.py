@@ -11,6 +11,7 @@ import small_models
 from compiler import sharing
 from compiler.cache import Cache
 from compiler.sharing import Sharing
+from compiler.switches import Recipe
 from compiler.tensors import Arrays
 
 
@@ -44,6 +45,19 @@ def test_a_model_is_made_once_and_is_the_same_with_and_without_a_cache(tmp_path:
     assert made.times == 1
     alone = Sharing().model(("m",), made.model)
     assert {sharing.digest(x) for x in (*kept, alone)} == {sharing.digest(small_models.graph())}
+
+
+def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
+    """What each node loses by quantization is asked once for all targets with the same numbers."""
+    made = Counting()
+
+    def record() -> Recipe:
+        made.times += 1
+        return Recipe(activations="uint8", per_channel=False)
+
+    kept = [Sharing(Cache(tmp_path)).facts(("r",), record, Recipe) for _ in range(2)]
+    assert made.times == 1
+    assert kept == [Recipe(activations="uint8", per_channel=False)] * 2
 
 
 def test_without_a_cache_everything_is_made_anew() -> None:
