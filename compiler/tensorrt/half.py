@@ -108,7 +108,7 @@ def _pairs(graph: Graph, chosen: set[int]) -> set[int]:
 
 
 def _holds(graph: Graph, name: str, magnitudes: Mapping[str, float]) -> bool:
-    """Return whether float16 holds a tensor's numbers, as far as is known."""
+    """Return whether float16 is known to hold a tensor's numbers."""
     constant = graph.array(name)
     if constant is not None:
         return constant.size == 0 or float(np.abs(constant).max()) <= LIMIT
@@ -116,7 +116,7 @@ def _holds(graph: Graph, name: str, magnitudes: Mapping[str, float]) -> bool:
     if source is not None:
         scale = graph.array(source.input[1])
         return scale is not None and float(np.asarray(scale, np.float64).min()) >= SMALLEST_SCALE
-    return magnitudes.get(name, 0.0) <= LIMIT
+    return magnitudes.get(name, np.inf) <= LIMIT
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:

@@ -15,7 +15,7 @@ from compiler.errors import CompileError
 from compiler.tensorrt import half, insertion, opsets, rules
 from compiler.tensors import Arrays
 
-KNOWN = dict.fromkeys(("x", "c1", "r1", "c2", "sum", "r2", "pooled", "flat", "dense", "y"), 3.0)
+KNOWN = dict.fromkeys(("x", "c1", "r1", "c2", "sum", "r2", "pooled", "flat", "dense", "y", "middle"), 3.0)
 
 
 def typed(model: onnx.ModelProto) -> dict[str, int]:
@@ -57,15 +57,21 @@ def test_an_operator_whose_numbers_pass_float16_stays_float32() -> None:
     assert kinds["first"] == TensorProto.FLOAT16
 
 
+def test_an_operator_whose_numbers_nobody_saw_stays_float32() -> None:
+    kinds = typed(half.convert(residual_model.graph(), {x: y for x, y in KNOWN.items() if x != "c2"}))
+    assert kinds["second"] == kinds["skip"] == TensorProto.FLOAT
+    assert kinds["first"] == TensorProto.FLOAT16
+
+
 def test_weights_that_pass_float16_stay_float32() -> None:
-    kinds = typed(half.convert(products(1e5, 1e-3), {}))
+    kinds = typed(half.convert(products(1e5, 1e-3), KNOWN))
     assert kinds["one"] == TensorProto.FLOAT
     assert kinds["two"] == TensorProto.FLOAT16
 
 
 def test_nothing_to_type_is_said() -> None:
     with pytest.raises(CompileError, match="no operator can be float16"):
-        half.convert(products(1e5, 1e5), {})
+        half.convert(products(1e5, 1e5), KNOWN)
 
 
 def test_pairs_are_typed_as_what_they_are_fused_with() -> None:
@@ -101,14 +107,14 @@ def test_a_branch_still_finds_the_tensors_around_it() -> None:
     other = helper.make_node("If", ["condition"], ["z"], name="if", then_branch=inner, else_branch=inner)
     model.graph.node.append(other)
     model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, 4]))
-    kinds = typed(half.convert(model, {}))
+    kinds = typed(half.convert(model, KNOWN))
     assert kinds["two"] == TensorProto.FLOAT16
     assert kinds["if"] == TensorProto.FLOAT
 
 
 def test_an_overflow_is_seen_on_a_cpu(tmp_path: Path) -> None:
     """ONNX Runtime leaves out the rounding between float16 operators: 240 000 would pass for a number."""
-    onnx.save(half.convert(products(300.0, 1e-3), {}), tmp_path / "model.onnx")
+    onnx.save(half.convert(products(300.0, 1e-3), KNOWN), tmp_path / "model.onnx")
     feed: Arrays = {"x": np.full((1, 4), 200.0, np.float32)}
     assert np.isfinite(rounding.reference(tmp_path / "model.onnx").run(feed)["y"]).all()
     assert np.isinf(rounding.session(tmp_path / "model.onnx").run(feed)["y"]).all()
