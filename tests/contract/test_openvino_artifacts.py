@@ -144,6 +144,24 @@ def test_single_operators_stay_in_float_where_they_are_sensitive(tmp_path: Path)
         )
 
 
+def test_work_is_counted_in_the_number_format_that_it_is_done_in(tmp_path: Path) -> None:
+    """Weights are unpacked when the model is loaded, and a bias runs inside its convolution."""
+    work = job(tmp_path, NPU)
+    found = backends.load("openvino_npu").placement(built(work, Scheme.STATIC, tmp_path / "out"), work)
+    assert found.macs == 12 * 9 * 64 + 768 * 10
+    assert {x.operator: x.precision for x in found.nodes} == {
+        "Convolution": "int8",
+        "MatMul": "int8",
+        "Relu": "int8",
+        "Reshape": "int8",
+    }
+    weights = {x.operator: x.weight_bytes for x in found.nodes}
+    assert weights["MatMul"] == 768 * 10
+    half = backends.load("openvino_npu").placement(built(work, Scheme.HALF, tmp_path / "half"), work)
+    assert half.by_precision == {"float16": 4}
+    assert half.macs == found.macs
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
