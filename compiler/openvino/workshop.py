@@ -47,6 +47,9 @@ def _static(recipe: str, calibration: str) -> Candidate:
     )
 
 
+PERCENTILE: Final = _static("mixed", "percentile")
+
+
 class OpenVinoWorkshop:
     """Makes IR candidates for a CPU or an NPU."""
 
@@ -88,15 +91,19 @@ class OpenVinoWorkshop:
             self._model  # noqa: B018 - to see whether it can be converted at all
         except CompileError:
             return [HALF] if self._device else [FLOAT]  # it fails, and says why
-        static = [_static("mixed", "minmax"), _static("mixed", "percentile")]
+        static = [_static("mixed", "minmax")]
         if self._device:
-            static.append(_static("symmetric", "minmax"))
+            static += [PERCENTILE, _static("symmetric", "minmax")]
         if self._like_transformer():
             static.append(_static("transformer", "minmax"))
         return [*static, HALF] if self._device else [*static, WEIGHT_ONLY, HALF, FLOAT]
 
     def refine(self, best: Candidate, distance: Callable[[Artifact], float]) -> Sequence[Candidate]:
-        """Return variants of the best one whose most sensitive nodes stay in float."""
+        """Return variants of the best one whose most sensitive nodes stay in float.
+
+        On a CPU, where other tool-chains have candidates too, percentiles come only now: NNCF takes as long
+        for them as for all the rest.
+        """
         quantized = quantize.quantize(self._model, best, self._job.calibration, self._device)
         nodes = quantize.quantized_nodes(quantized)
         trial = self._job.scratch / "trial"
@@ -106,7 +113,8 @@ class OpenVinoWorkshop:
             model = quantize.bypassed(quantized, frozenset(nodes) - frozenset(kept))
             return -distance(self._saved(model, best, trial))
 
-        return [_left(best, left) for left in refining.choices(nodes, alone)]
+        later = [] if self._device else [msgspec.structs.replace(PERCENTILE, backend=self._backend)]
+        return [*later, *(_left(best, left) for left in refining.choices(nodes, alone))]
 
     def build(self, candidate: Candidate, folder: Path) -> Artifact:
         """Write the candidate's artifact.
