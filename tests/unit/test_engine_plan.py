@@ -128,3 +128,34 @@ def test_the_plan_names_the_gpu_and_a_share_of_its_memory() -> None:
     assert plan("jetson-thor").compute_capability == "11.0"
     assert plan().compute_capability == "8.7"
     assert plan("jetson-orin-nano").workspace_bytes == 1024**3
+
+
+#: As devices in the field may hold it.
+FROZEN = b"""{
+ "builds": [
+  {
+   "environment": {},
+   "provider": {"trt_engine_cache_enable": "1", "trt_int8_enable": "1"},
+   "software": {"tensorrt": ">=10.3,<11"},
+   "trtexec": ["trtexec", "--onnx={model}", "--saveEngine={engine}"],
+   "unit": "GPU"
+  }
+ ],
+ "compute_capability": "8.7",
+ "jetpack": ">=6.1",
+ "model": "sha256:0000000000000000000000000000000000000000000000000000000000000000",
+ "precision": "int8",
+ "profile": {"least": {"x": [1, 3]}, "most": {"x": [8, 3]}, "usual": {"x": [1, 3]}},
+ "schema": 1,
+ "tensorrt": ">=10.3",
+ "workspace_bytes": 1073741824
+}"""
+
+
+def test_a_plan_of_today_is_read_tomorrow() -> None:
+    """Key and meaning of each field stay; the cache keeps its name, or every device would build anew."""
+    found = engine_plan.decode(FROZEN)
+    build = engine_plan.choose(found, "GPU", JETPACK_6)
+    assert found.profile.most == {"x": (8, 3)}
+    key = engine_plan.cache_key(found, build, tensorrt="10.3.0.30", compute_capability="8.7")
+    assert key == "82ddc6f3c4b4dc0064121c6fa48336e22bfe98f1edee6bd83b17a0f4ce389aec"
