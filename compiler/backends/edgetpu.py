@@ -80,12 +80,12 @@ class EdgeTpu:
         return {}
 
     def load(self, artifact: Artifact) -> Runner:
-        """Load the file that any CPU can run: no Edge TPU is emulated."""
+        """Load the file that any CPU can run, with a device's kernels: no Edge TPU is emulated."""
         return LiteRt(artifact.path, _interface(artifact))
 
     def load_reference(self, artifact: Artifact) -> Runner:
-        """Load the same with the reference kernels, whose rounding a device's are nearest to."""
-        return LiteRt(artifact.path, _interface(artifact), plain=True)
+        """Load the same with XNNPACK's kernels, which LiteRT takes on larger devices."""
+        return LiteRt(artifact.path, _interface(artifact), fast=True)
 
     def placement(self, artifact: Artifact, job: Job) -> Placement:
         """Return where Coral's rules say that the operators run."""

@@ -20,18 +20,19 @@ from fleet.errors import BundleError, MissingExtraError
 class LiteRt:
     """A file loaded in LiteRT, which takes and gives what the source model does."""
 
-    def __init__(self, path: Path, ports: Interface, *, plain: bool = False) -> None:
+    def __init__(self, path: Path, ports: Interface, *, fast: bool = False) -> None:
         """Load it.
 
         Args:
             path: the file.
             ports: what an application feeds and gets.
-            plain: compute with the reference kernels, which are written for clarity alone.
+            fast: compute with XNNPACK's kernels, which round otherwise; without, with those that
+                tflite-runtime has on a device.
 
         Raises:
             CompileError: LiteRT cannot load it.
         """
-        self._interpreter: Final = opened(path, plain=plain)
+        self._interpreter: Final = opened(path, fast=fast)
         self._inputs: Final = _bound(ports.inputs, self._interpreter.get_input_details())
         self._outputs: Final = _bound(ports.outputs, self._interpreter.get_output_details())
 
@@ -79,7 +80,7 @@ class Watched:
         self._interpreter.invoke()
 
 
-def opened(path: Path, *, plain: bool = False, watched: bool = False) -> Any:  # noqa: ANN401 - no annotations
+def opened(path: Path, *, fast: bool = False, watched: bool = False) -> Any:  # noqa: ANN401 - no annotations
     """Return LiteRT's interpreter of a file, its tensors allocated.
 
     Raises:
@@ -90,10 +91,7 @@ def opened(path: Path, *, plain: bool = False, watched: bool = False) -> Any:  #
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
     except ModuleNotFoundError as error:
         raise MissingExtraError("TensorFlow Lite", EXTRA) from error
-    kernels = OpResolverType.BUILTIN_REF if plain else OpResolverType.AUTO
-    if watched:
-        # The accelerated kernels keep what lies between fused operators to themselves.
-        kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    kernels = OpResolverType.AUTO if fast else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that watching takes memory

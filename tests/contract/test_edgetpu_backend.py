@@ -128,12 +128,12 @@ def test_exact_ranges_reach_from_the_smallest_to_the_largest_value(shop: Shop, t
 
 
 def test_a_device_of_the_older_library_answers_the_same(shop: Shop, tmp_path: Path) -> None:
-    """Coral devices have tflite-runtime; its kernels are those that LiteRT calls the reference."""
+    """Coral devices have tflite-runtime: what is measured here is measured with its kernels."""
     pytest.importorskip("tflite_runtime", reason="the package tflite-runtime is not installed")
     from tflite_runtime.interpreter import Interpreter
 
     artifact = built(shop, tmp_path)
-    ours = outputs(shop.backend.load_reference(artifact), shop.data)["scores"]
+    ours = outputs(shop.backend.load(artifact), shop.data)["scores"]
     theirs = Interpreter(model_path=str(artifact.path), num_threads=1)
     theirs.allocate_tensors()
     ports = interface.decode((tmp_path / interface.PATH).read_bytes())
