@@ -38,15 +38,12 @@ LIMIT: Final = 32752.0
 SMALLEST_SCALE: Final = float(np.finfo(np.float16).tiny)
 
 
-def convert(
-    model: onnx.ModelProto, magnitudes: Mapping[str, float], left_float: frozenset[str] = frozenset()
-) -> onnx.ModelProto:
+def convert(model: onnx.ModelProto, magnitudes: Mapping[str, float]) -> onnx.ModelProto:
     """Return the model typed in float16 where that holds.
 
     Args:
         model: with names for its nodes; it may hold Q/DQ pairs.
         magnitudes: the largest absolute value of each float tensor, by name.
-        left_float: names of nodes that stay in float32.
 
     Raises:
         CompileError: nothing in it can be float16, or its Q/DQ need an operator set it cannot be raised to.
@@ -54,7 +51,7 @@ def convert(
     quantized = any(x.op_type == QUANTIZE for x in model.graph.node)
     model = opsets.between(_copy(model), opsets.FLOAT16_PAIRS if quantized else 1)
     _round_scales(model)
-    chosen = choose(model, magnitudes, left_float)
+    chosen = choose(model, magnitudes)
     if not chosen:
         raise CompileError("no operator can be float16")
     _Typing(model, chosen).run()
@@ -72,9 +69,7 @@ def _round_scales(model: onnx.ModelProto) -> None:
                 tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
 
 
-def choose(
-    model: onnx.ModelProto, magnitudes: Mapping[str, float], left_float: frozenset[str]
-) -> frozenset[int]:
+def choose(model: onnx.ModelProto, magnitudes: Mapping[str, float]) -> frozenset[int]:
     """Return the places of the nodes that become float16."""
     graph, types = Graph(model), _types(model)
 
@@ -82,11 +77,7 @@ def choose(
         names = [x for x in (*_typed_inputs(node), *node.output) if types.get(x) == TensorProto.FLOAT]
         return bool(names) and all(_holds(graph, x, magnitudes) for x in names)
 
-    found = {
-        place
-        for place, node in enumerate(graph.nodes)
-        if node.op_type in HALF and node.name not in left_float and fits(node)
-    }
+    found = {place for place, node in enumerate(graph.nodes) if node.op_type in HALF and fits(node)}
     return frozenset(found | _pairs(graph, found))
 
 
