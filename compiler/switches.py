@@ -160,11 +160,8 @@ def switched(
     before: list[onnx.NodeProto] = []
     after: dict[str, list[onnx.NodeProto]] = {}
     for index, name in enumerate(tensors):
-        copy.graph.initializer.append(numpy_helper.from_array(np.array(index, np.int64), f"{name}:index"))
-        pick = [helper.make_node("Gather", [MASK, f"{name}:index"], [f"{name}:on"])]
-        plain = name if name in inputs else f"{name}:float"
-        given = f"{name}:picked" if name in inputs else name
-        pick.append(helper.make_node("Where", [f"{name}:on", f"{name}:rounded", plain], [given]))
+        plain, given = (name, f"{name}:picked") if name in inputs else (f"{name}:float", name)
+        pick = _pick(copy.graph, name, index, plain, given)
         if name in weights:
             axis = _axis(model.graph, name) if recipe.per_channel else None
             _round_weight(copy.graph, weights[name], axis)
@@ -177,12 +174,22 @@ def switched(
         else:
             after[name] = [*pair, *pick]
     _interleave(copy.graph, before, after)
-    copy.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
+    if _DOMAIN not in {x.domain for x in copy.opset_import}:
+        copy.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
     copy.graph.input.append(helper.make_tensor_value_info(MASK, onnx.TensorProto.BOOL, [len(tensors)]))
     kept = tuple(
         msgspec.structs.replace(x, tensors=tuple(y for y in x.tensors if y in tensors)) for x in found
     )
     return Switched(model=copy, parts=tuple(x for x in kept if x.tensors), tensors=tensors)
+
+
+def _pick(graph: onnx.GraphProto, name: str, index: int, plain: str, given: str) -> list[onnx.NodeProto]:
+    """Return what passes on a tensor as it is or rounded, as one value of the mask says."""
+    graph.initializer.append(numpy_helper.from_array(np.array(index, np.int64), f"{name}:index"))
+    return [
+        helper.make_node("Gather", [MASK, f"{name}:index"], [f"{name}:on"]),
+        helper.make_node("Where", [f"{name}:on", f"{name}:rounded", plain], [given]),
+    ]
 
 
 def _rename(nodes: Sequence[onnx.NodeProto], old: str, new: str) -> None:
