@@ -51,8 +51,7 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
         datatype: as the Open Inference Protocol names it, or as the schema does.
         shape: -1 for a dynamic dimension.
         data: the bytes of a constant, None for an activation.
-        scales, zero_points: of quantized tensors: one, or one for each index of `axis`.
-        axis: along which there are several.
+        scales, zero_points: of quantized tensors: one, or one for each output channel.
     """
 
     name: str
@@ -61,7 +60,6 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True):
     data: bytes | None = None
     scales: tuple[float, ...] = ()
     zero_points: tuple[int, ...] = ()
-    axis: int = 0
 
     @property
     def value(self) -> tuple[int, ...] | None:
@@ -228,7 +226,6 @@ def _tensor(tensor: Any, constants: list[bytes | None]) -> Tensor:  # noqa: ANN4
         data=constants[tensor.buffer] if tensor.buffer else None,  # the first one stands for "none"
         scales=() if scaling is None else tuple(float(x) for x in _list(scaling.scale)),
         zero_points=() if scaling is None else _ints(scaling.zeroPoint),
-        axis=0 if scaling is None else int(scaling.quantizedDimension),
     )
 
 
