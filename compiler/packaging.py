@@ -199,7 +199,8 @@ def _warnings(trials: Trials, given: Inputs, winner: Winner, max_drop: float) ->
             f"without them it takes {bare:,}"
         )
     found += trials.notes(chosen)
-    if chosen.scheme is Scheme.FLOAT and any(x.candidate.scheme is not Scheme.FLOAT for x in trials.measured):
+    floats = {Scheme.FLOAT, Scheme.HALF}
+    if chosen.scheme in floats and any(x.candidate.scheme not in floats for x in trials.measured):
         found.append("keep float: no quantized candidate keeps the accuracy budget and is smaller")
     if trials.untried:
         found.append(f"not tried, for want of time: {', '.join(x.name for x in trials.untried)}")
