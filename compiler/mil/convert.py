@@ -12,8 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from compiler.errors import CompileError, ModelRefusedError
-from compiler.mil import package, registry
-from compiler.mil.library import quiet
+from compiler.mil import library, package, registry
 from compiler.mil.package import Content
 from compiler.mil.registry import Node
 from compiler.mil.values import HIGHEST_RANK, Value, Var, emit, kind_of, portable, shape_of
@@ -37,9 +36,10 @@ def convert(model: onnx.ModelProto, *, half: bool = True, weights: Weights | Non
         CompileError: coremltools cannot do with what it was given.
     """
     registry.check(model)
-    with quiet():
-        import coremltools
+    library.load()
+    import coremltools
 
+    with library.quiet():
         program, inputs, outputs = _program(model, weights or Plain())
         precision = coremltools.precision.FLOAT16 if half else coremltools.precision.FLOAT32
         try:

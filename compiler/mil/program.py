@@ -14,9 +14,8 @@ import numpy as np
 
 from compiler import files
 from compiler.errors import ModelRefusedError
-from compiler.mil import package
+from compiler.mil import library, package
 from compiler.mil.blobs import Blobs
-from compiler.mil.library import quiet
 from compiler.mil.slimming import Message
 from compiler.tensors import Array
 from fleet.bundle import features
@@ -102,8 +101,8 @@ def read(folder: Path) -> Program:
     Raises:
         ModelRefusedError: it is none that Kedge wrote, or damaged.
     """
-    with quiet():
-        from coremltools.proto import Model_pb2
+    library.load()
+    from coremltools.proto import Model_pb2
     from google.protobuf.message import DecodeError
 
     model: Message = Model_pb2.Model()
