@@ -107,7 +107,7 @@ class OpenVinoWorkshop:
         quantized = quantize.quantize(self._model, best, self._job.calibration, self._device)
         nodes = quantize.quantized_nodes(quantized)
         trial = self._job.scratch / "trial"
-        trial.mkdir()
+        trial.mkdir(exist_ok=True)
 
         def alone(kept: tuple[str, ...]) -> float:
             model = quantize.bypassed(quantized, frozenset(nodes) - frozenset(kept))
