@@ -28,6 +28,11 @@ from compiler.ports import Job
 HEAVY: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 #: Operators that ONNX Runtime's tool quantizes, but those that give probabilities: eight bits of them tie.
 QUANTIZABLE: Final = tuple(sorted({*QDQRegistry, *QLinearOpsRegistry} - {"Softmax", "ArgMax"}))
+#: What has a kernel worth its name for ranges found while it runs: that of convolutions is several times as
+#: slow as float.
+DYNAMIC: Final = ("MatMul", "Gather", "Attention", "EmbedLayerNormalization")
+#: Operators that become one of these.
+DENSE: Final = frozenset({"MatMul", "Gemm", "Attention"})
 #: What candidates that do so end in.
 CAUTIOUS: Final = "-heavy"
 #: Operators with weights that no recipe here quantizes.
@@ -81,7 +86,7 @@ class QdqWorkshop:
             static += [_only(x, HEAVY, CAUTIOUS) for x in static[1:3]]
         dynamic = Candidate(name="dynamic", precision="int8", scheme=Scheme.DYNAMIC, per_channel=True)
         weights = Candidate(name="weight-only", precision="int8", scheme=Scheme.WEIGHT_ONLY, per_channel=True)
-        return [*static, dynamic, weights, FLOAT]
+        return [*static, *([dynamic] if types & DENSE else []), weights, FLOAT]
 
     def refine(self, best: Candidate, distance: Callable[[Artifact], float]) -> Sequence[Candidate]:
         """Return variants of the best one whose most sensitive nodes, of any type, stay in float."""
@@ -131,7 +136,11 @@ class QdqWorkshop:
             return weight_only.quantize(tidying.copy(self._model))
         if candidate.scheme is Scheme.DYNAMIC:
             quantize_dynamic(
-                tidying.copy(self._model), out, per_channel=candidate.per_channel, weight_type=QuantType.QInt8
+                tidying.copy(self._model),
+                out,
+                per_channel=candidate.per_channel,
+                weight_type=QuantType.QInt8,
+                op_types_to_quantize=list(DYNAMIC),
             )
             return onnx.load(out)
         return self._static(candidate)

@@ -3,7 +3,8 @@
 The rule, in order:
 
 1. A candidate must keep the accuracy budget on the selection half of the evaluation data.
-2. Where the target can run float, a candidate that is not smaller than float has nothing to offer and is out.
+2. Where the target can run float, a candidate that is hardly smaller than float (`SMALLER`) has nothing to
+   offer and is out.
 3. Candidates that compute in integers (static, dynamic) go before weight-only, that before half, and that
    before float; among them, the target's preferred number formats go first.
 4. Among them, those more than `SLOWER` times as slow as the fastest are out; a wide margin, because a
@@ -29,6 +30,8 @@ import msgspec
 from compiler.candidates import Candidate, Scheme
 from compiler.evaluate import Comparison
 
+#: A share of float's size above which nearly everything stayed in float, whatever the candidate is called.
+SMALLER: Final = 0.95
 SLOWER: Final = 1.5
 LARGER: Final = 0.10
 VETO: Final = 2.0
@@ -65,7 +68,7 @@ def eligible(measured: Sequence[Measured], max_drop: float) -> list[Measured]:
         x
         for x in measured
         if x.selection.keeps(max_drop)
-        and (x.candidate.scheme is Scheme.FLOAT or not floats or x.size < max(floats))
+        and (x.candidate.scheme is Scheme.FLOAT or not floats or x.size <= SMALLER * max(floats))
     ]
 
 

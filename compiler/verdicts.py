@@ -71,7 +71,7 @@ def _status(x: Measured, original: Measured, limit: int | None, max_drop: float)
     if not x.selection.keeps(max_drop):
         side = x.selection.side_snr
         return "over budget", f"another output at {side:.0f} dB" if side < SNR_FLOOR else ""
-    if limit is not None and x.candidate.scheme is not Scheme.FLOAT and x.size >= limit:
+    if limit is not None and x.candidate.scheme is not Scheme.FLOAT and x.size > search.SMALLER * limit:
         return "not smaller", ""
     return (TOO_SLOW, "") if search.too_slow(x, original) else (ELIGIBLE, "")
 

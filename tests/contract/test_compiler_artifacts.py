@@ -132,7 +132,8 @@ def test_the_sensitive_operator_is_found_and_left_in_float(tmp_path: Path) -> No
     heavy = next(x for x in workshop.plan() if x.operators)
     assert distance(built(workshop, heavy, tmp_path / "h")) > -15
     first = workshop.refine(heavy, distance)[0]
-    assert first.left_float == ("dense",)
+    assert set(first.left_float) <= {"scaling", "dense"}
+    assert "dense" in first.left_float
     assert distance(built(workshop, first, tmp_path / "r")) < -25
 
 
