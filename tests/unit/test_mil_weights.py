@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,3 +51,25 @@ def test_interpolation_keeps_what_is_constant(how: str) -> None:
     ):
         assert matrix.shape == (8, 5)
         assert np.allclose(matrix.sum(axis=1), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "inputs"),
+    [
+        ("tile", {"x": np.zeros((1, 4)), "reps": np.array([1 << 20, 1 << 20])}),
+        ("fill", {"shape": np.array([1 << 20, 1 << 20])}),
+        ("pad", {"x": np.zeros((1, 4)), "pad": np.array([1 << 30, 1 << 30])}),
+        ("one_hot", {"indices": np.zeros(1 << 10), "one_hot_vector_size": np.array(1 << 30)}),
+        (
+            "upsample_nearest_neighbor",
+            {"x": np.zeros((1, 1, 4, 4)), "scale_factor_height": np.array(1 << 30)},
+        ),
+        ("upsample_bilinear", {"x": np.zeros((1, 1, 4, 4)), "scale_factor_height": np.array(1 << 30)}),
+    ],
+)
+def test_an_operation_that_asks_for_more_than_there_is_fails_before_it_takes_it(
+    kernel: str, inputs: dict[str, npt.NDArray[np.float64]]
+) -> None:
+    """A few bytes of a package from elsewhere could otherwise fill the memory of whoever looks at it."""
+    with pytest.raises(ValueError, match="expected at most"):
+        kernels.table()[kernel](Inputs({name: [x] for name, x in inputs.items()}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -62,6 +63,20 @@ class Inputs:
     def text(self, name: str, default: str = "") -> str:
         """Return a text."""
         return str(self._values[name][0]) if name in self._values else default
+
+
+#: No tensor has more values: a package from elsewhere could ask for any number of them.
+ELEMENT_LIMIT: Final = 1 << 26
+
+
+def bounded(*sizes: int) -> None:
+    """Check the size of a tensor before it is made.
+
+    Raises:
+        ValueError: it is too large.
+    """
+    if math.prod(sizes) > ELEMENT_LIMIT:
+        raise ValueError(f"expected at most {ELEMENT_LIMIT} values; got {list(sizes)}")
 
 
 Kernel = Callable[[Inputs], "Array | tuple[Array, ...]"]

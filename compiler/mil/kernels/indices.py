@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from compiler.mil.kernels import Inputs, computes
+from compiler.mil.kernels import Inputs, bounded, computes
 from compiler.tensors import Array
 
 _Indices = npt.NDArray[np.int64]
@@ -77,5 +77,6 @@ def _one_hot(i: Inputs) -> Array:
     indices, size, axis = _whole(i), i.integer("one_hot_vector_size"), i.integer("axis", -1)
     on = i.array("on_value") if i.has("on_value") else np.ones((), np.int32)
     off = i.array("off_value") if i.has("off_value") else np.zeros((), np.int32)
+    bounded(indices.size, size)
     hit = indices[..., None] == np.arange(size)
     return np.moveaxis(np.where(hit, on, off), -1, axis)

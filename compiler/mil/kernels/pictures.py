@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from compiler.mil.kernels import Floats, Inputs, computes
+from compiler.mil.kernels import Floats, Inputs, bounded, computes
 from compiler.tensors import Array
 
 
@@ -12,6 +12,7 @@ from compiler.tensors import Array
 def _nearest(i: Inputs) -> Array:
     x = i.array()
     high, wide = i.integer("scale_factor_height", 1), i.integer("scale_factor_width", 1)
+    bounded(x.size, high, wide)
     return x.repeat(high, axis=2).repeat(wide, axis=3)
 
 
@@ -25,6 +26,7 @@ def _bilinear(i: Inputs) -> Array:
 
 def _stretched(x: Floats, axis: int, factor: int, corners: bool) -> Floats:
     """Interpolate one axis; without aligned corners the cells' centres are aligned."""
+    bounded(x.size, factor)
     size = x.shape[axis]
     new = np.arange(size * factor, dtype=np.float64)
     if corners:

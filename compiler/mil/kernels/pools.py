@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from compiler.mil.kernels import Floats, Inputs, computes
+from compiler.mil.kernels import Floats, Inputs, bounded, computes
 from compiler.tensors import Array
 
 
@@ -17,6 +17,7 @@ def _windows(i: Inputs, x: Floats, fill: float) -> Floats:
     if i.text("pad_type") != "custom" or i.flag("ceil_mode"):
         raise ValueError("pool: expected explicit padding and no ceil_mode")
     ends = [(pads[2 * a], pads[2 * a + 1]) for a in range(rank)]
+    bounded(*x.shape[:2], *(size + sum(pair) for size, pair in zip(x.shape[2:], ends, strict=True)))
     padded = np.pad(x, [(0, 0), (0, 0), *ends], constant_values=fill)
     windows = sliding_window_view(padded, kernel, axis=tuple(range(2, x.ndim)))  # type: ignore[call-overload]  # numpy's stub lacks several axes
     step = (slice(None), slice(None), *(slice(None, None, s) for s in strides))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from compiler.mil.kernels import Floats, Inputs, computes
+from compiler.mil.kernels import Floats, Inputs, bounded, computes
 from compiler.tensors import Array
 
 
@@ -77,7 +77,10 @@ def _pads(
 
 
 def _padded(x: Floats, pads: list[tuple[int, int]]) -> Floats:
-    return np.pad(x, [(0, 0), (0, 0), *pads]) if any(map(any, pads)) else x
+    if not any(map(any, pads)):
+        return x
+    bounded(*x.shape[:2], *(size + sum(pair) for size, pair in zip(x.shape[2:], pads, strict=True)))
+    return np.pad(x, [(0, 0), (0, 0), *pads])
 
 
 def convolve(x: Floats, weight: Floats, strides: list[int], dilations: list[int], groups: int) -> Floats:
@@ -127,6 +130,7 @@ def _conv_transpose(i: Inputs) -> Array:
         (n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(sizes, strides, kernel, dilations, strict=True)
     ]
     outs = weight.shape[1]
+    bounded(len(x), groups, outs, *full)
     grouped = x.reshape(len(x), groups, -1, *sizes)
     split = weight.reshape(groups, -1, *weight.shape[1:])
     found = np.zeros((len(x), groups, outs, *full), np.float32)

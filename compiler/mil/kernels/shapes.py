@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from compiler.mil.kernels import Inputs, computes
+from compiler.mil.kernels import Inputs, bounded, computes
 from compiler.tensors import Array
 
 
@@ -32,6 +32,7 @@ def _expand_dims(i: Inputs) -> Array:
 
 @computes("tile")
 def _tile(i: Inputs) -> Array:
+    bounded(i.array().size, *i.integers("reps"))
     return np.tile(i.array(), i.integers("reps"))
 
 
@@ -89,6 +90,7 @@ def _pad(i: Inputs) -> Array:
     """The padding names the last dimensions."""
     x, given = i.array(), i.integers("pad")
     pairs = [(0, 0)] * (x.ndim - len(given) // 2) + list(zip(given[::2], given[1::2], strict=True))
+    bounded(*(size + sum(pair) for size, pair in zip(x.shape, pairs, strict=True)))
     mode = i.text("mode", "constant")
     if mode == "constant":
         return np.pad(x, pairs, constant_values=i.array("constant_val") if i.has("constant_val") else 0)
@@ -98,6 +100,7 @@ def _pad(i: Inputs) -> Array:
 @computes("fill")
 def _fill(i: Inputs) -> Array:
     value = i.array("value") if i.has("value") else np.zeros((), np.float32)
+    bounded(*i.integers("shape"))
     return np.full(i.integers("shape"), value)
 
 
