@@ -12,7 +12,8 @@ import onnx
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from compiler import calibration, sharing
-from compiler.onnx_session import Session, one_line
+from compiler.errors import one_line
+from compiler.onnx_session import Session
 from compiler.ports import Job
 from compiler.tensors import Arrays
 

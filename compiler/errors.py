@@ -16,7 +16,29 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
+from typing import Final
+
 from fleet.errors import KedgeError, UserError
+
+#: Characters that are passed on of what a tool says.
+SHOWN: Final = 300
+#: Characters of the reason why a candidate is none.
+REASON: Final = 1000
+_TIME: Final = re.compile(r"\b\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[.,\d]*Z? ?")
+_ADDRESS: Final = re.compile(r"\b0x[0-9a-fA-F]{6,}")
+
+
+def one_line(said: BaseException | str, shown: int = SHOWN) -> str:
+    """Return what went wrong as one line, shortened, without what is of this run alone.
+
+    It stands in bundles, which must be the same wherever and whenever they are made; and a worker keeps its
+    files in a temporary folder of its own (`compiler.client`).
+    """
+    text = " ".join(str(said).split())
+    text = re.sub(rf"{re.escape(tempfile.gettempdir())}/(?:[^\s'\"/:]+/)*", "", text)
+    return _ADDRESS.sub("0x…", _TIME.sub("", text))[:shown]
 
 
 class ModelRefusedError(UserError):

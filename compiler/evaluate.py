@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from compiler import statistics
 from compiler.datasets import Dataset
-from compiler.errors import CompileError, DatasetError, ModelRefusedError
+from compiler.errors import CompileError, DatasetError, ModelRefusedError, one_line
 from compiler.ports import Runner
 from compiler.tensors import Array, Arrays, Outputs
 
@@ -96,7 +96,7 @@ def outputs(runner: Runner, data: Dataset, tick: Callable[[], None] = lambda: No
         try:
             sample = runner.run(data.feed(index))
         except Exception as error:  # runtimes raise anything
-            raise CompileError(f"sample {index}: {' '.join(str(error).split())[:300]}") from error
+            raise CompileError(f"sample {index}: {one_line(error)}") from error
         for name, value in sample.items():
             found.setdefault(name, []).append(np.asarray(value))
         tick()

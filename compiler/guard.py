@@ -18,7 +18,7 @@ import onnx
 from onnx import external_data_helper, inliner, numpy_helper
 
 from compiler import breadth, files
-from compiler.errors import ModelRefusedError
+from compiler.errors import ModelRefusedError, one_line
 from fleet.ids import Digest
 
 #: A protobuf message ends here, and so does a model in one file.
@@ -101,7 +101,7 @@ def _parsed(data: bytes, file: str) -> onnx.ModelProto:
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's own, which has no types; nothing else is called here
-        raise ModelRefusedError(f"{file}: expected an ONNX model; got {_line(error)}") from error
+        raise ModelRefusedError(f"{file}: expected an ONNX model; got {one_line(error)}") from error
     if not model.graph.node or not model.graph.output:
         raise ModelRefusedError(f"{file}: expected a graph with operators and outputs; got none")
     return _without_functions(model) if model.functions else model
@@ -112,7 +112,7 @@ def _without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         inlined = inliner.inline_local_functions(model)
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-        raise ModelRefusedError(f"local functions: {_line(error)}") from error
+        raise ModelRefusedError(f"local functions: {one_line(error)}") from error
     opsets = [x for x in inlined.opset_import if x.domain not in local]
     del inlined.opset_import[:]
     inlined.opset_import.extend(opsets)
@@ -273,7 +273,7 @@ def _check_weights(tensor: onnx.TensorProto) -> None:
     try:
         values = numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as error:
-        raise ModelRefusedError(f"weight {tensor.name[:80]!r}: {_line(error)}") from error
+        raise ModelRefusedError(f"weight {tensor.name[:80]!r}: {one_line(error)}") from error
     if not np.issubdtype(values.dtype, np.floating):
         return
     # A single infinite number is how a clamp says "no bound".
@@ -288,9 +288,5 @@ def _check_structure(model: onnx.ModelProto, size: int) -> None:
             model, check_type=True, strict_mode=False, data_prop=True
         )
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
-        raise ModelRefusedError(f"model: {_line(error)}") from error
+        raise ModelRefusedError(f"model: {one_line(error)}") from error
     breadth.check(inferred, size)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

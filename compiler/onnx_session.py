@@ -8,7 +8,7 @@ from typing import Final
 import onnx
 import onnxruntime
 
-from compiler.errors import CompileError
+from compiler.errors import CompileError, one_line
 from compiler.placement.facts import TensorFact
 from compiler.tensors import Arrays
 from fleet.wire.tensors import NAMES
@@ -79,8 +79,3 @@ def observed(model: onnx.ModelProto, feed: Arrays, scratch: Path) -> dict[str, T
         name: TensorFact(name=name, dtype=NAMES.get(x.dtype, ""), shape=x.shape)
         for name, x in {**feed, **found}.items()
     }
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's text as one line, shortened."""
-    return " ".join(str(error).split())[:300]

@@ -12,7 +12,7 @@ from compiler import activations, datasets, parity, suitability, tradeoffs, verd
 from compiler.bundle import contents, data, golden, insight, layout, measurements
 from compiler.candidates import Candidate, Scheme
 from compiler.datasets import Dataset
-from compiler.errors import CompileError, ModelRefusedError
+from compiler.errors import CompileError, ModelRefusedError, one_line
 from compiler.evaluate import Kind, outputs
 from compiler.placement.memory import MIB
 from compiler.placement.summary import Placement
@@ -151,7 +151,7 @@ def _sensitivity(job: Job, trials: Trials, chosen: Candidate) -> tuple[Sensitivi
             _Asked,
         )
     except CompileError as error:
-        return None, [f"the sensitivity of single nodes was not measured: {error}"]
+        return None, [f"the sensitivity of single nodes was not measured: {one_line(error)}"]
     return found.found, []
 
 

@@ -17,7 +17,7 @@ from compiler.bundle import layout
 from compiler.cache import Cache
 from compiler.candidates import FLOAT, Candidate
 from compiler.datasets import Dataset
-from compiler.errors import CompileError, ModelRefusedError, OptionError
+from compiler.errors import REASON, CompileError, ModelRefusedError, OptionError, one_line
 from compiler.evaluate import check_finite, compare, outputs, snr
 from compiler.onnx_session import Session
 from compiler.patience import Patience
@@ -169,7 +169,7 @@ def _shops(tools: Mapping[str, Backend], job: Job, missing: list[str]) -> dict[s
         try:
             found[name] = _shop(name, tools[name], job)
         except CompileError as error:  # noqa: PERF203 - each on its own
-            missing.append(f"{name} candidates were not tried: {error}")
+            missing.append(f"{name} candidates were not tried: {one_line(error, REASON)}")
     return found
 
 
@@ -215,7 +215,7 @@ def _confirm(
         try:
             got = outputs(trials.runner(measured.candidate), data)
         except CompileError as error:  # as in the search, the next one may do
-            refused[measured.candidate] = str(error)
+            refused[measured.candidate] = one_line(error, REASON)
             continue
         comparison = compare(wanted, got, trials.how, data.labels)
         if comparison.keeps(request.max_drop):

@@ -20,8 +20,7 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from compiler import activations, calibration, refining, tidying, weight_only
 from compiler.artifacts import Artifact
 from compiler.candidates import FLOAT, Candidate, Scheme
-from compiler.errors import CompileError, NothingQuantizedError
-from compiler.onnx_session import one_line
+from compiler.errors import CompileError, NothingQuantizedError, one_line
 from compiler.ports import Job
 
 #: Operators whose cost is in their weights: quantizing these alone is the cautious choice.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Final
 
@@ -59,7 +60,8 @@ def shorten(model: onnx.ModelProto, keep: frozenset[str]) -> None:
         return
     found = dict.fromkeys(x.name for x in model.graph.initializer)
     found |= dict.fromkeys(x for node in model.graph.node for x in (*node.input, *node.output))
-    short = {x: f"q{i}" for i, x in enumerate(x for x in found if x and x not in keep)}
+    free = (x for x in map("q{}".format, itertools.count()) if x not in keep)
+    short = dict(zip((x for x in found if x and x not in keep), free, strict=False))  # names never run out
     for tensor in model.graph.initializer:
         tensor.name = short.get(tensor.name, tensor.name)
     for node in model.graph.node:

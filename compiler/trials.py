@@ -15,9 +15,9 @@ from compiler import latency, search
 from compiler.artifacts import Artifact
 from compiler.candidates import FLOAT, Candidate, Scheme
 from compiler.datasets import Dataset, spread
-from compiler.errors import CompileError, OptionError
+from compiler.errors import REASON, CompileError, OptionError, one_line
 from compiler.evaluate import Answering, Kind, answering, check_finite, compare, outputs
-from compiler.onnx_session import Session, one_line
+from compiler.onnx_session import Session
 from compiler.patience import Patience
 from compiler.ports import Backend, Runner, Workshop
 from compiler.search import Measured
@@ -191,7 +191,7 @@ class Trials:
         except CompileError as error:
             if len(self._shops) == 1:
                 raise
-            self.failed[_finer(name)] = str(error)
+            self.failed[_finer(name)] = one_line(error, REASON)
             return []
 
     def _passed_over(self, candidate: Candidate) -> bool:
@@ -221,7 +221,7 @@ class Trials:
             comparison = compare(self._floats, got, self.how, self._selection.labels)
             self.measured.append(Measured(candidate=candidate, size=artifact.size(), selection=comparison))
         except CompileError as error:
-            self.failed[candidate] = str(error)
+            self.failed[candidate] = one_line(error, REASON)
         except UserError:
             raise
         except Exception as error:  # tool-chains raise anything; the others may do
@@ -253,7 +253,7 @@ class Trials:
         except _OutOfTimeError:
             self.untried.append(finer)
         except CompileError as error:
-            self.failed[finer] = str(error)
+            self.failed[finer] = one_line(error, REASON)
         else:
             for candidate in filter(wanted, found):
                 self._tell("try candidates", 0, 0, candidate.name)

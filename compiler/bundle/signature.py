@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Final
 
 from compiler.bundle import layout
-from compiler.errors import SignatureError
+from compiler.errors import SignatureError, one_line
 from fleet.errors import MissingExtraError
 
 #: What is no part of the bundle, and so is not signed.
@@ -61,7 +61,7 @@ def verify(folder: Path, public_key: Path) -> None:
         config.set_hashing_config(hashing.Config().set_ignored_paths(paths=_BESIDE))
         config.verify(folder, signature)
     except Exception as error:  # the library raises anything on a malformed file, such as KeyError
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = one_line(error) or type(error).__name__
         raise SignatureError(f"{folder}: the signature does not verify with {public_key}: {text}") from error
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from compiler.errors import CompileError, ModelRefusedError
+from compiler.errors import CompileError, ModelRefusedError, one_line
 from compiler.mil import library, package, registry
 from compiler.mil.package import Content
 from compiler.mil.registry import Node
@@ -51,12 +51,8 @@ def convert(model: onnx.ModelProto, *, half: bool = True, weights: Weights | Non
                 skip_model_load=True,
             )
         except Exception as error:  # its passes raise anything
-            raise CompileError(f"coremltools: {_line(error)}") from error
+            raise CompileError(f"coremltools: {one_line(error)}") from error
         return package.content(made.get_spec(), Path(made.weights_dir), inputs, outputs)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _program(model: onnx.ModelProto, weights: Weights) -> tuple[object, list[Port], list[Port]]:
@@ -86,7 +82,7 @@ def _walk(model: onnx.ModelProto, values: dict[str, Value], weights: Weights) ->
         except ModelRefusedError:
             raise
         except Exception as error:  # the builder refuses what it cannot express with anything
-            raise node.refusal("what its operations take", _line(error)) from error
+            raise node.refusal("what its operations take", one_line(error)) from error
         several: Sequence[Value] = found if isinstance(found, Sequence) else [found]
         for name, value in zip(node.outputs, several, strict=False):
             if name:

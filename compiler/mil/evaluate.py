@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from compiler.errors import CompileError, ModelRefusedError
+from compiler.errors import CompileError, ModelRefusedError, one_line
 from compiler.mil import kernels, program
 from compiler.mil.kernels import Inputs, Kernel
 from compiler.mil.program import Constant, Operation, Reference
@@ -106,9 +106,7 @@ class Evaluator:
                         _rounded(value) if output.kind == "float16" and self._half else value
                     )
         except (ValueError, IndexError, KeyError, TypeError) as error:
-            raise CompileError(
-                f"{operation.kind} {operation.name!r}: {' '.join(str(error).split())}"
-            ) from error
+            raise CompileError(f"{operation.kind} {operation.name!r}: {one_line(error)}") from error
 
 
 def _given(value: Constant | Reference, values: Mapping[str, Array]) -> Array | str:

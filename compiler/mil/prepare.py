@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
-from compiler.errors import CompileError
+from compiler.errors import CompileError, one_line
 
 
 def fix_shapes(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
@@ -51,9 +51,7 @@ def fold(model: onnx.ModelProto, scratch: Path) -> onnx.ModelProto:
     try:
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base but this
-        raise CompileError(
-            f"ONNX Runtime cannot load the model: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise CompileError(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
     return onnx.load(out)
 
 

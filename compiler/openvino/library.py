@@ -11,8 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from compiler.errors import CompileError
-from compiler.onnx_session import one_line
+from compiler.errors import CompileError, one_line
 from compiler.tensors import Arrays
 from fleet.errors import MissingExtraError
 

@@ -15,8 +15,7 @@ from typing import Final
 
 from compiler.candidates import Candidate
 from compiler.datasets import Dataset, spread
-from compiler.errors import CompileError
-from compiler.onnx_session import one_line
+from compiler.errors import CompileError, one_line
 from compiler.openvino.graph import MOVING
 from compiler.openvino.library import Model
 

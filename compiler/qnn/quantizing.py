@@ -17,7 +17,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from compiler import activations, calibration
 from compiler.calibration import Histogram
 from compiler.candidates import Candidate
-from compiler.onnx_session import one_line
+from compiler.errors import one_line
 from compiler.tensors import Arrays
 from firmware_profiles.profile import Precision
 

@@ -19,8 +19,8 @@ from compiler import activations, normalise
 from compiler.artifacts import Artifact
 from compiler.calibration import Histogram
 from compiler.candidates import Candidate, Scheme
-from compiler.errors import CompileError, ModelRefusedError
-from compiler.onnx_session import Session, one_line
+from compiler.errors import CompileError, ModelRefusedError, one_line
+from compiler.onnx_session import Session
 from compiler.placement import onnx_graph
 from compiler.placement.facts import GraphFacts
 from compiler.placement.rules import Unit, decide

@@ -7,7 +7,7 @@ from typing import Final
 import onnx
 from onnx import version_converter
 
-from compiler.errors import CompileError
+from compiler.errors import CompileError, one_line
 
 #: The newest that the ONNX parser of TensorRT 10.3 reads (onnx-tensorrt 10, supported operators).
 NEWEST: Final = 20
@@ -28,5 +28,4 @@ def between(model: onnx.ModelProto, least: int, most: int = NEWEST) -> onnx.Mode
     try:
         return version_converter.convert_version(model, wanted)
     except Exception as error:  # the converter raises errors of C++ that share no base
-        reason = " ".join(str(error).split())[:200]
-        raise CompileError(f"expected operator set {wanted}; got {before}: {reason}") from error
+        raise CompileError(f"expected operator set {wanted}; got {before}: {one_line(error)}") from error

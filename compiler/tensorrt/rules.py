@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import onnx
 
+from compiler.errors import one_line
 from compiler.graphs import (
     ACTIVATIONS,
     COMMUTING,
@@ -99,7 +100,7 @@ def _typed(model: onnx.ModelProto) -> Iterator[Violation]:
     try:
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except onnx.shape_inference.InferenceError as error:
-        yield Violation(rule=Rule.TYPED, node=model.graph.name, found=" ".join(str(error).split())[:200])
+        yield Violation(rule=Rule.TYPED, node=model.graph.name, found=one_line(error))
 
 
 def _conversions(graph: Graph) -> Iterator[onnx.NodeProto]:

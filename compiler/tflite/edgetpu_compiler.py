@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from compiler.errors import CompileError, OptionError
+from compiler.errors import SHOWN, CompileError, OptionError, one_line
 
 PROGRAM: Final = "edgetpu_compiler"
 VARIABLE: Final = "KEDGE_EDGETPU_COMPILER"
@@ -79,7 +79,7 @@ def compile_file(program: str, path: Path, timeout_s: float) -> Compiled:
     made = path.with_name(path.stem + SUFFIX)
     path.with_name(made.stem + ".log").unlink(missing_ok=True)  # the program leaves its report there
     if not made.is_file():
-        raise CompileError(f"{PROGRAM}: expected it to write {made.name}; it says: {_line(text)}")
+        raise CompileError(f"{PROGRAM}: expected it to write {made.name}; it says: {_end(text)}")
     return Compiled(path=made, on_tpu=_number(_ON_TPU, text), on_cpu=_number(_ON_CPU, text))
 
 
@@ -104,9 +104,9 @@ def _run(arguments: list[str], timeout_s: float) -> str:
         raise CompileError(f"{PROGRAM}: {error.strerror}") from error
     text = done.stdout.decode(errors="replace")
     if done.returncode:
-        raise CompileError(f"{PROGRAM}: {_line(text) or f'exit code {done.returncode}'}")
+        raise CompileError(f"{PROGRAM}: {_end(text) or f'exit code {done.returncode}'}")
     return text
 
 
-def _line(text: str) -> str:
-    return " ".join(text.split())[-300:]
+def _end(text: str) -> str:
+    return one_line(text, len(text))[-SHOWN:]

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from compiler import files
-from compiler.errors import ModelRefusedError
+from compiler.errors import ModelRefusedError, one_line
 from compiler.placement.facts import ELEMENT_BYTES
 from compiler.tflite import model as tflite
 from compiler.tflite.model import Graph, Operator, Tensor
@@ -74,7 +74,7 @@ def _verify(data: bytes) -> None:
     try:
         Interpreter(model_content=data, num_threads=1)
     except ValueError as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error)
         if "Didn't find op" not in text and "Encountered unresolved custom op" not in text:
             raise ModelRefusedError(f"expected a TensorFlow Lite model; {text}") from error
     _check_amounts(reader.Model.GetRootAs(data, 0), len(data))

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from compiler.errors import CompileError
+from compiler.errors import CompileError, one_line
 from compiler.tflite.model import EXTRA
 from fleet.errors import MissingExtraError
 
@@ -52,8 +52,7 @@ def quantize(model: bytes, ranges: Ranges, left_float: Collection[str] = ()) -> 
             warnings.simplefilter("ignore")
             made = tool.Quantizer(model, rules).quantize(statistics).quantized_model
     except Exception as error:  # it raises anything; the search goes on without the candidate
-        text = " ".join(str(error).split())[:300]
-        raise CompileError(f"ai-edge-quantizer: {type(error).__name__}: {text}") from error
+        raise CompileError(f"ai-edge-quantizer: {type(error).__name__}: {one_line(error)}") from error
     return bytes(made)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from compiler.errors import CompileError
+from compiler.errors import CompileError, one_line
 from compiler.tensors import Array, Arrays
 from compiler.tflite.model import EXTRA
 from fleet.bundle import interface
@@ -103,7 +103,7 @@ def opened(path: Path, *, fast: bool = False, watched: bool = False) -> Any:  # 
             )
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
-        text = " ".join(str(error).split())[:300] or "it may take more memory than there is"
+        text = one_line(error) or "it may take more memory than there is"
         raise CompileError(f"LiteRT cannot load {path.name}: {text}") from error
     return interpreter
 

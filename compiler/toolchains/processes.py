@@ -14,7 +14,7 @@ from typing import BinaryIO, Final, TypeVar, cast
 
 import msgspec
 
-from compiler.errors import CompileError, LimitError
+from compiler.errors import REASON, CompileError, LimitError, one_line
 from compiler.toolchains import host
 
 T = TypeVar("T")
@@ -94,7 +94,7 @@ class Process:
     def failed(self, said: str) -> CompileError:
         """Return the error for what the worker said went wrong."""
         kind = LimitError if said.startswith("MemoryError") else CompileError
-        return kind(f"{self._label}: {said}")
+        return kind(f"{self._label}: {one_line(said, REASON)}")
 
     def broken(self) -> CompileError:
         """Return the error for a process that ended, or sent what is no answer."""
@@ -140,7 +140,10 @@ class Process:
         self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, self._stderr.tell() - _STDERR_SHOWN))
         lines = self._stderr.read().decode(errors="replace").split("\n")
-        return " | ".join([x.strip() for x in lines if x.strip()][-_LINES_SHOWN:]) or "it said nothing"
+        return (
+            one_line(" | ".join([x.strip() for x in lines if x.strip()][-_LINES_SHOWN:]), REASON)
+            or "it said nothing"
+        )
 
 
 def _surroundings(python: Path, scratch: Path) -> dict[str, str]:

@@ -20,9 +20,8 @@ from compiler import activations, symmetric, tidying
 from compiler.artifacts import Artifact
 from compiler.calibration import Histogram
 from compiler.candidates import Candidate, Scheme
-from compiler.errors import CompileError
+from compiler.errors import CompileError, one_line
 from compiler.graphs import DEQUANTIZE, WEIGHTED
-from compiler.onnx_session import one_line
 from compiler.ports import Job
 from compiler.qdq import LEFT_FLOAT, RECURRENT
 from compiler.sensitivity import most_sensitive
