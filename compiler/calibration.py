@@ -32,8 +32,9 @@ class Histogram:
         self.counts: Final = np.zeros(BINS, np.int64)
 
     def add(self, values: npt.NDArray[np.generic]) -> None:
-        """Count some values, which lie in the range."""
-        places = (values.reshape(-1).astype(np.float64) - self.low) * (BINS / (self.high - self.low))
+        """Count some values, which lie in the range or are not finite: then they do not count."""
+        finite = values[np.isfinite(values)].astype(np.float64)
+        places = (finite - self.low) * (BINS / (self.high - self.low))
         self.counts[:] += np.bincount(places.astype(np.int64).clip(0, BINS - 1), minlength=BINS)
 
     @property
@@ -63,6 +64,24 @@ def unpacked(arrays: Arrays) -> dict[str, Histogram]:
     return found
 
 
+def bounds(values: npt.NDArray[np.generic]) -> Range | None:
+    """Return the smallest and the largest finite value; None where there is none, or no float.
+
+    An attention mask is infinite where nothing is to be seen, and no integer stands for that.
+    """
+    if not values.size or not np.issubdtype(values.dtype, np.floating):
+        return None
+    low, high = float(values.min()), float(values.max())
+    if np.isfinite(low) and np.isfinite(high):
+        return low, high
+    return bounds(values[np.isfinite(values)])
+
+
+def widened(before: Range | None, found: Range) -> Range:
+    """Return the range that holds both."""
+    return found if before is None else (min(before[0], found[0]), max(before[1], found[1]))
+
+
 def collect(samples: Callable[[], Iterable[Arrays]]) -> dict[str, Histogram]:
     """Return a histogram for each float tensor.
 
@@ -72,10 +91,8 @@ def collect(samples: Callable[[], Iterable[Arrays]]) -> dict[str, Histogram]:
     ranges: dict[str, Range] = {}
     for tensors in samples():
         for name, values in tensors.items():
-            if values.size and np.issubdtype(values.dtype, np.floating):
-                low, high = float(values.min()), float(values.max())
-                before = ranges.get(name, (low, high))
-                ranges[name] = (min(low, before[0]), max(high, before[1]))
+            if (found := bounds(values)) is not None:
+                ranges[name] = widened(ranges.get(name), found)
     histograms = {name: Histogram(*range_) for name, range_ in ranges.items()}
     for tensors in samples():
         for name, histogram in histograms.items():

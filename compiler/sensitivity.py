@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import numpy as np
 import onnx
 
 from compiler import switches
+from compiler.calibration import bounds, widened
 from compiler.datasets import Dataset, spread
 from compiler.errors import CompileError
 from compiler.evaluate import Answering, compare, outputs
@@ -153,9 +153,8 @@ def _ranges(model: onnx.ModelProto, tensors: Sequence[str], data: Dataset, scrat
     for index in range(len(data)):
         feed = data.feed(index)
         for name, values in {**feed, **runner.run(feed)}.items():
-            if name in tensors and values.dtype == np.float32 and values.size:
-                low, high = found.get(name, (np.inf, -np.inf))
-                found[name] = min(low, float(values.min())), max(high, float(values.max()))
+            if name in tensors and (range_ := bounds(values)) is not None:
+                found[name] = widened(found.get(name), range_)
     return found
 
 

@@ -142,6 +142,27 @@ def half_trained() -> onnx.ModelProto:
     return _model(nodes, [_value("x", "n", WIDTH)], [_value("scores", "n", CLASSES)], weights)
 
 
+def masked() -> onnx.ModelProto:
+    """Return causal attention: what a step must not see is hidden by infinity, as exporters write it."""
+    nodes = [
+        helper.make_node("MatMul", ["steps", "a"], ["hidden"]),
+        helper.make_node("Transpose", ["hidden"], ["keys"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["hidden", "keys"], ["near"]),
+        helper.make_node("Where", ["later", "never", "near"], ["seen"]),
+        helper.make_node("Softmax", ["seen"], ["shares"], axis=-1),
+        helper.make_node("MatMul", ["shares", "hidden"], ["attended"]),
+        helper.make_node("ReduceMean", ["attended"], ["mean"], axes=[1], keepdims=0),
+        helper.make_node("MatMul", ["mean", "b"], ["scores"]),
+    ]
+    weights = {
+        "a": _weights(1, WIDTH, 64),
+        "b": _weights(2, 64, CLASSES),
+        "later": np.triu(np.ones((6, 6), np.bool_), 1)[None],
+        "never": np.array(-np.inf, np.float32),
+    }
+    return _model(nodes, [_value("steps", "n", 6, WIDTH)], [_value("scores", "n", CLASSES)], weights)
+
+
 #: Kind to its model, and what its samples are: shapes by input.
 KINDS: dict[str, tuple[Callable[[], onnx.ModelProto], dict[str, tuple[int, ...]]]] = {
     "two inputs": (two_inputs, {"sound": (WIDTH,), "picture": (8,)}),
@@ -150,6 +171,7 @@ KINDS: dict[str, tuple[Callable[[], onnx.ModelProto], dict[str, tuple[int, ...]]
     "any length": (long_or_short, {"steps": (20, WIDTH)}),
     "operator set 9": (old, {"image": (1, 8, 8)}),
     "training mode": (half_trained, {"x": (WIDTH,)}),
+    "masked attention": (masked, {"steps": (6, WIDTH)}),
 }
 
 

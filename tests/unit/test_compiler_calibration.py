@@ -27,6 +27,16 @@ def test_minmax_clips_nothing() -> None:
     assert calibration.minmax(histogram_of(values)) == (-3.0, 7.0)
 
 
+def test_infinities_have_no_part_in_a_range() -> None:
+    """An attention mask hides what comes later by minus infinity: no integer stands for that."""
+    values = np.array([-np.inf, -3.0, 0.5, np.nan, 7.0, np.inf], np.float32)
+    histogram = histogram_of(values)
+    assert calibration.minmax(histogram) == (-3.0, 7.0)
+    assert histogram.counts.sum() == 3
+    nothing = np.full(4, -np.inf, np.float32)
+    assert calibration.collect(lambda: [{"mask": nothing}]) == {}
+
+
 def test_percentile_leaves_out_an_outlier() -> None:
     """One value in 100 000 is a hundred times the others: it must not cost them their resolution."""
     values = np.append(np.random.default_rng(0).uniform(0, 1, 99_999), 100.0).astype(np.float32)
