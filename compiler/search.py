@@ -63,13 +63,15 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 def eligible(measured: Sequence[Measured], max_drop: float) -> list[Measured]:
     """Return those that keep the budget and, unless float themselves, are smaller than the target's float."""
+    large = {x.candidate for x in hardly_smaller(measured)}
+    return [x for x in measured if x.selection.keeps(max_drop) and x.candidate not in large]
+
+
+def hardly_smaller(measured: Sequence[Measured]) -> list[Measured]:
+    """Return those that are no smaller than float, or not worth a word, where the target can run float."""
     floats = [x.size for x in measured if x.candidate.scheme is Scheme.FLOAT]
-    return [
-        x
-        for x in measured
-        if x.selection.keeps(max_drop)
-        and (x.candidate.scheme is Scheme.FLOAT or not floats or x.size <= SMALLER * max(floats))
-    ]
+    others = [x for x in measured if x.candidate.scheme is not Scheme.FLOAT]
+    return [x for x in others if floats and x.size > SMALLER * min(floats)]
 
 
 def ranking(

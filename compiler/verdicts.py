@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping
 
 from compiler import search
-from compiler.candidates import FLOAT, Candidate, Scheme
+from compiler.candidates import FLOAT, Candidate
 from compiler.evaluate import SNR_FLOOR
 from compiler.parity import rounded
 from compiler.requests import Verdict
@@ -25,10 +25,10 @@ def of(
 ) -> tuple[Verdict, ...]:
     """Return the verdicts, in the order of the trials, failed ones last."""
     original = trials.original
-    limit = max((x.size for x in trials.measured if x.candidate.scheme is Scheme.FLOAT), default=None)
+    large = {x.candidate for x in search.hardly_smaller(trials.measured)}
     found = []
     for x in trials.measured:
-        status, reason = _status(x, original, limit, max_drop)
+        status, reason = _status(x, original, max_drop, large=x.candidate in large)
         if x.candidate in refused:
             status, reason = "not confirmed", refused[x.candidate]
         if x.candidate == chosen:
@@ -65,13 +65,13 @@ def _unmeasured(x: Candidate, status: str, reason: str) -> Verdict:
     )
 
 
-def _status(x: Measured, original: Measured, limit: int | None, max_drop: float) -> tuple[str, str]:
+def _status(x: Measured, original: Measured, max_drop: float, *, large: bool) -> tuple[str, str]:
     if x.candidate == FLOAT:
         return ELIGIBLE, "the model as it is"
     if not x.selection.keeps(max_drop):
         side = x.selection.side_snr
         return "over budget", f"another output at {side:.0f} dB" if side < SNR_FLOOR else ""
-    if limit is not None and x.candidate.scheme is not Scheme.FLOAT and x.size > search.SMALLER * limit:
+    if large:
         return "not smaller", ""
     return (TOO_SLOW, "") if search.too_slow(x, original) else (ELIGIBLE, "")
 

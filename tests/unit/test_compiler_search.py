@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,6 +76,17 @@ def test_few_samples_make_the_budget_strict() -> None:
 
 def test_what_is_not_smaller_than_float_is_out() -> None:
     assert best(measured("a", size=1000, ms=0.1)) == "float"
+
+
+def test_what_is_not_smaller_than_the_smallest_float_is_out() -> None:
+    """Another runtime writes the same net more broadly: that makes nothing else small."""
+    broad = Candidate(name="broad", precision="float32", scheme=Scheme.FLOAT, backend="other")
+    table = [
+        msgspec.structs.replace(ORIGINAL, candidate=broad, size=4000),
+        ORIGINAL,
+        measured("a", size=1500),
+    ]
+    assert [x.candidate.name for x in search.eligible(table, 0.5)] == ["broad", "float"]
 
 
 def test_integers_go_before_unpacked_weights_and_those_before_float() -> None:
