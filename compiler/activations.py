@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import onnx
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from compiler import calibration, sharing
+from compiler.datasets import spread
 from compiler.errors import one_line
 from compiler.onnx_session import Session
 from compiler.ports import Job
@@ -78,7 +78,7 @@ def _collected(model: onnx.ModelProto, job: Job) -> dict[str, calibration.Histog
     path = job.scratch / "activations.onnx"
     onnx.save(shown, path)
     session = Session(path, plain=True)
-    rows = np.unique(np.linspace(0, len(data) - 1, CALIBRATION_SAMPLES).astype(np.int64))
+    rows = spread(data, CALIBRATION_SAMPLES)
 
     def samples() -> Iterable[Arrays]:
         for row in rows.tolist():

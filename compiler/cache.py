@@ -20,6 +20,7 @@ from typing import Final
 
 import msgspec
 
+from compiler import files
 from fleet.ids import plain
 
 #: Bytes that all entries together may take.
@@ -48,7 +49,7 @@ class Cache:
             whole = listing == _listing(entry)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.DecodeError):
+        except (OSError, ValueError):
             whole = False
         if not whole:
             shutil.rmtree(entry, ignore_errors=True)
@@ -94,7 +95,7 @@ def _entries(folder: Path) -> Iterator[tuple[float, int, Path]]:
 
 def _listing(folder: Path) -> dict[str, str]:
     return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        path.relative_to(folder).as_posix(): files.digest_of(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != _LISTING
     }

@@ -6,7 +6,6 @@ Samples lie along axis 0. An input whose first dimension is dynamic or 1 takes t
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -31,7 +30,6 @@ ADVICE: Final = {
     "calibration": "100 to 300 samples as in the field settle the ranges",
     "evaluation": "at least 400 other samples, with labels=… (class indices) if they are known",
 }
-_HASHED: Final = 1024**2
 
 Labels = npt.NDArray[np.int64]
 
@@ -120,11 +118,10 @@ def _digest(file: BinaryIO, name: str) -> Digest:
         raise DatasetError(f"{name}: expected an .npz file; got 0 bytes")
     if start.startswith(b"version https://git-lfs"):
         raise DatasetError(f"{name}: expected an .npz file; got a Git LFS pointer (run `git lfs pull`)")
-    digest = hashlib.sha256(start)
-    while part := file.read(_HASHED):
-        digest.update(part)
     file.seek(0)
-    return Digest(f"sha256:{digest.hexdigest()}")
+    digest = Digest(f"sha256:{files.digest(file)}")
+    file.seek(0)
+    return digest
 
 
 def _count(headers: Mapping[str, Header], file: str) -> int:

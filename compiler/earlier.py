@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -10,18 +9,19 @@ from typing import Final
 
 import msgspec
 
-from compiler import cache, limits
+from compiler import cache, files, limits, toolchains
 from compiler.bundle import layout
 from compiler.cache import Cache
 from compiler.requests import BundleFacts, CompileRequest, CompileResult
-from compiler.verdicts import NOT_TRIED
+from compiler.verdicts import CRASHED, NOT_TRIED
 from firmware_profiles import registry
 
 _RESULT: Final = "result.json"
 _BUNDLE: Final = "bundle"
-#: Programs that people install themselves and that change what comes out.
-_PROGRAMS: Final = ("edgetpu_compiler",)
-_SETTINGS: Final = ("KEDGE_EDGETPU_COMPILER", "KEDGE_TOOLCHAINS")
+#: Programs that people install themselves and that change what comes out, by what names another one.
+_PROGRAMS: Final = {"KEDGE_EDGETPU_COMPILER": "edgetpu_compiler"}
+#: What another run may do better: with more time, or where memory does not run out.
+_PASSING: Final = frozenset({NOT_TRIED, CRASHED})
 
 
 def find(request: CompileRequest) -> CompileResult | None:
@@ -40,8 +40,8 @@ def find(request: CompileRequest) -> CompileResult | None:
 def keep(request: CompileRequest, result: CompileResult) -> None:
     """Keep a result for the next time."""
     name = _key(request)
-    if not name or any(x.status == NOT_TRIED for x in result.candidates):
-        return  # with more time there is more to find
+    if not name or any(x.status in _PASSING for x in result.candidates):
+        return
 
     def fill(folder: Path) -> None:
         shutil.copytree(request.out, folder / _BUNDLE)
@@ -56,7 +56,7 @@ def _key(request: CompileRequest) -> str:
         return ""
     paths = [*limits.parts(Path(request.model)), Path(request.calibration), Path(request.evaluation)]
     try:
-        digests = [_digest(x) for x in paths]
+        digests = [files.digest_of(x) for x in [*paths, *_programs()]]
     except OSError:
         return ""
     asked = msgspec.structs.replace(
@@ -67,21 +67,11 @@ def _key(request: CompileRequest) -> str:
         out="",
         scratch="",
         cache="",
-        limits=limits.COMPILE_LIMITS,  # they decide whether there is a result, not which
     )
-    tools = [shutil.which(x) for x in _PROGRAMS] + [os.environ.get(x) for x in _SETTINGS]
-    return cache.key("compilation", digests, asked, registry.load(request.target), tools, _toolchains())
+    environments = [Path(x.folder).name for x in toolchains.status() if x.installed]
+    return cache.key("compilation", digests, asked, registry.load(request.target), environments)
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1024**2):
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def _toolchains() -> list[str]:
-    from compiler import toolchains
-
-    return [Path(x.folder).name for x in toolchains.status() if x.installed]
+def _programs() -> list[Path]:
+    found = [shutil.which(os.environ.get(setting) or name) for setting, name in _PROGRAMS.items()]
+    return [Path(x) for x in found if x]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from fleet.errors import KedgeError
+
+#: Bytes that are read at once.
+_BLOCK: Final = 1024**2
 
 
 def read(path: Path, limit: int, error: type[KedgeError]) -> bytes:
@@ -33,6 +37,20 @@ def open_regular(path: Path, error: type[KedgeError]) -> BinaryIO:
     with _told(path, error):
         _check_regular(path, error)
         return path.open("rb")
+
+
+def digest(file: BinaryIO) -> str:
+    """Return the SHA-256 of what an open file holds from where it stands, as hexadecimal digits."""
+    found = hashlib.sha256()
+    while part := file.read(_BLOCK):
+        found.update(part)
+    return found.hexdigest()
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return digest(file)
 
 
 def _check_regular(path: Path, error: type[KedgeError]) -> None:

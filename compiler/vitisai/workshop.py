@@ -18,7 +18,7 @@ from onnxruntime.quantization.registry import QDQRegistry
 
 from compiler import activations, symmetric, tidying
 from compiler.artifacts import Artifact
-from compiler.calibration import Histogram
+from compiler.calibration import Histogram, bounds
 from compiler.candidates import Candidate, Scheme
 from compiler.errors import CompileError, one_line
 from compiler.graphs import DEQUANTIZE, WEIGHTED
@@ -153,7 +153,8 @@ def _weights(model: onnx.ModelProto) -> dict[str, list[dict[str, object]]]:
 
 
 def _histogram(values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Histogram:
-    histogram = Histogram(float(values.min(initial=0)), float(values.max(initial=0)))
+    low, high = bounds(values) or (0.0, 0.0)
+    histogram = Histogram(min(low, 0.0), max(high, 0.0))
     histogram.add(values)
     return histogram
 

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import model_kinds
 import residual_model
 from compiler.graphs import Graph
 from compiler.vitisai import rules
@@ -38,6 +39,13 @@ def test_xint8_has_power_of_two_scales_one_per_tensor(workshop: VitisAiWorkshop,
     assert rules.check(model, "xint8") == []
     scales = {x.input[1] for x in model.graph.node if x.op_type == "DequantizeLinear"}
     assert len(scales) > 4
+
+
+def test_a_mask_of_infinity_keeps_no_format_out(tmp_path: Path) -> None:
+    """Its scale would be infinite, and no power of two is."""
+    workshop = VitisAiWorkshop(residual_model.job(model_kinds.masked(), "ryzen-ai", tmp_path))
+    (tmp_path / "out").mkdir()
+    assert rules.check(built(workshop, "xint8", tmp_path / "out"), "xint8") == []
 
 
 def test_no_pair_stands_between_a_convolution_and_its_activation(
