@@ -126,7 +126,7 @@ def rebuild(
 def _definition(bundle: Bundle) -> _Definition:
     try:
         statement = msgspec.json.decode(bundle.bytes_of(provenance.PATH), type=_Statement)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{provenance.PATH}: {error}") from error
     return statement.predicate.build_definition
 

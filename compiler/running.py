@@ -13,8 +13,7 @@ from compiler.bundle import archive, golden, layout
 from compiler.errors import OptionError
 from compiler.evaluate import outputs
 from firmware_profiles import registry
-from fleet.bundle import manifest
-from fleet.bundle.manifest import Bundle, Role
+from fleet.bundle.manifest import Bundle
 from fleet.errors import BundleError
 
 
@@ -65,11 +64,10 @@ def run(folder: Path, source: Path, target: Path) -> RunResult:
 
 def _unpacked(bundle: Bundle, folder: Path) -> Artifact:
     about = bundle.description
-    for part in bundle.manifest.layers:
-        if part.annotations.get(manifest.ROLE) == Role.MODEL.value:
-            path = folder / part.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(bundle.bytes_of(part.path))
+    for name in bundle.model_files():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bundle.bytes_of(name))
     return Artifact(
         folder=folder,
         main=about.artifact,

@@ -26,7 +26,7 @@ from device_agent.settings import Settings
 from device_agent.update.data import Offer, UpdateData
 from device_agent.update.events import Action, ActiveBroken, Done, Failed
 from fleet.bundle.description import BundleDescription
-from fleet.bundle.manifest import Bundle, Role
+from fleet.bundle.manifest import Bundle
 from fleet.errors import BundleError, KedgeError, MissingExtraError
 from fleet.ids import Digest
 from fleet.telemetry import baseline
@@ -275,13 +275,11 @@ class Installer:
 
     def _artifact(self, bundle: Bundle) -> Path:
         """Return where the runtime finds the model: a file, or a folder that holds all of it."""
-        main, parts = bundle.description.artifact, bundle.manifest.of_role(Role.MODEL)
-        if not any(path == main or path.startswith(f"{main}/") for path in parts):
-            raise BundleError(f"bundle: expected an artifact {main!r}, got {', '.join(parts) or 'none'}")
+        parts = bundle.model_files()
         for digest in parts.values():
             if not self._site.store.intact(digest):
                 raise BundleError(f"store: {digest} is missing or damaged")
-        return self._site.store.lay_out(bundle.digest, parts) / main
+        return self._site.store.lay_out(bundle.digest, parts) / bundle.description.artifact
 
 
 def satisfies(version: str, wanted: str) -> bool:

@@ -155,7 +155,7 @@ def read(folder: Path) -> Bundle:
         raise BundleError(f"{folder / MARK}: expected OCI image layout 1.0.0")
     try:
         index = msgspec.json.decode(read_file(folder / INDEX, _TOP_LIMIT, BundleError), type=_Index)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{folder / INDEX}: {error}") from error
     if len(index.manifests) != 1:
         raise BundleError(f"{folder / INDEX}: expected one manifest; got {len(index.manifests)}")

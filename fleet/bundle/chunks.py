@@ -71,7 +71,7 @@ def decode(data: bytes) -> ChunkIndex:
             Digest(blob)
             for part in parts:
                 part.digest  # noqa: B018 - reading it checks its form
-    except (msgspec.DecodeError, KedgeError) as error:
+    except (ValueError, KedgeError, RecursionError) as error:
         raise BundleError(f"chunk index: {error}") from error
     if any(part.size < 0 or part.size > CHUNK_SIZE for parts in index.blobs.values() for part in parts):
         raise BundleError(f"chunk index: expected chunks of 0 to {CHUNK_SIZE} bytes")

@@ -6,8 +6,9 @@ from typing import Final
 
 import msgspec
 
-from fleet.errors import BundleError
+from fleet.errors import BundleError, WireError
 from fleet.ids import Name, plain
+from fleet.wire.tensors import dtype_of
 
 SCHEMA: Final = 1
 
@@ -169,13 +170,15 @@ def decode(data: bytes) -> BundleDescription:
     """Read the file.
 
     Raises:
-        BundleError: malformed, of a newer schema, or with a bad name.
+        BundleError: malformed, of a newer schema, or with a bad name or type.
     """
     try:
         description = msgspec.json.decode(data, type=BundleDescription)
         Name(description.model)
         Name(description.target)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        for tensor in (*description.inputs, *description.outputs):
+            dtype_of(tensor.datatype)
+    except (ValueError, RecursionError, WireError) as error:
         raise BundleError(f"bundle.json: {error}") from error
     if description.schema != SCHEMA:
         raise BundleError(f"bundle.json: expected schema {SCHEMA}, got {description.schema}")

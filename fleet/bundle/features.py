@@ -58,7 +58,7 @@ def decode(text: str) -> Ports:
     """
     try:
         return msgspec.json.decode(text, type=Ports)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{KEY}: expected the ports of a package that Kedge wrote; {error}") from error
 
 

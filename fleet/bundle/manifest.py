@@ -27,6 +27,8 @@ ROLE: Final = "dev.kedge.role"
 DESCRIPTION_PATH: Final = "kedge/bundle.json"
 #: No manifest is larger: it travels as one chunk.
 MANIFEST_LIMIT: Final = 128 * 1024
+#: Bytes of a file's path: no file system has names of more than 255.
+PATH_LIMIT: Final = 240
 
 
 class Role(str, enum.Enum):
@@ -135,20 +137,31 @@ def decode(data: bytes) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest)
         for part in (manifest.config, *manifest.layers):
             Digest(part.digest)
-    except (msgspec.DecodeError, KedgeError, RecursionError) as error:
+    except (ValueError, KedgeError, RecursionError) as error:
         raise BundleError(f"manifest: {error}") from error
     if manifest.artifact_type != ARTIFACT_TYPE:
         raise BundleError(f"manifest: expected artifact type {ARTIFACT_TYPE}, got {manifest.artifact_type!r}")
-    paths = [x.path for x in manifest.layers]
-    for path in paths:
-        parts = path.split("/")
-        if not path or path.startswith("/") or "\\" in path or "\0" in path or {"", ".", ".."} & set(parts):
-            raise BundleError(f"manifest: expected a relative file path, got {path!r}")
-    if len(set(paths)) != len(paths):
-        raise BundleError("manifest: a file path stands twice")
+    _check_paths([x.path for x in manifest.layers])
     if any(x.size < 0 for x in (manifest.config, *manifest.layers)):
         raise BundleError("manifest: a size is negative")
     return manifest
+
+
+def _check_paths(paths: list[str]) -> None:
+    """Check that files of these paths can lie beside each other in any folder, and nowhere else."""
+    for path in paths:
+        parts = path.split("/")
+        if not path.isprintable() or "\\" in path or {"", ".", ".."} & set(parts):
+            raise BundleError(f"manifest: expected a relative file path, got {path[:PATH_LIMIT]!r}")
+        if len(path.encode()) > PATH_LIMIT:
+            raise BundleError(
+                f"manifest: expected paths of at most {PATH_LIMIT} bytes, got {len(path.encode())}"
+            )
+    if len(set(paths)) != len(paths):
+        raise BundleError("manifest: a file path stands twice")
+    folders = {"/".join(x.split("/")[:i]) for x in paths for i in range(1, x.count("/") + 1)}
+    if both := sorted(folders & set(paths)):
+        raise BundleError(f"manifest: expected a file or a folder at {both[0]!r}, got both")
 
 
 class Bundle:
@@ -176,6 +189,17 @@ class Bundle:
         if len(data) != part.size:
             raise BundleError(f"{path}: expected {part.size} bytes, got {len(data)}")
         return data
+
+    def model_files(self) -> dict[str, Digest]:
+        """Return the files of the model by path.
+
+        Raises:
+            BundleError: what the runtime shall load is not among them.
+        """
+        main, parts = self.description.artifact, self.manifest.of_role(Role.MODEL)
+        if not any(path == main or path.startswith(f"{main}/") for path in parts):
+            raise BundleError(f"bundle: expected an artifact {main!r}, got {', '.join(parts) or 'none'}")
+        return parts
 
     def verify(self) -> None:
         """Check every file of the bundle.

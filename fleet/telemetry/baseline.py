@@ -70,7 +70,7 @@ def decode(data: bytes) -> Baseline:
     """
     try:
         baseline = msgspec.json.decode(data, type=Baseline)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{PATH}: {error}") from error
     if len(baseline.confidence) != BINS:
         raise BundleError(f"{PATH}: expected {BINS} bins, got {len(baseline.confidence)}")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet.bundle import chunks, description, manifest
+from fleet.bundle import chunks, description, engine_plan, features, interface, manifest
 from fleet.errors import BundleError
 from fleet.ids import Digest
+from fleet.telemetry import baseline
 
 DESCRIPTION = description.BundleDescription(
     model="digits",
@@ -72,7 +75,9 @@ def test_every_single_altered_byte_is_found() -> None:
                 manifest.Bundle(digest, {**store, name: altered}.__getitem__).verify()
 
 
-@pytest.mark.parametrize("path", ["", "/etc/passwd", "../x", "a/../b", "a//b", "./a", "a\\b"])
+@pytest.mark.parametrize(
+    "path", ["", "/etc/passwd", "../x", "a/../b", "a//b", "./a", "a\\b", "a\0b", "\x1b[2Ja"]
+)
 def test_a_path_that_leaves_the_bundle_is_refused(path: str) -> None:
     """A hostile bundle names a file outside its folder: the manifest is refused before a byte is written."""
     digest, store = blobs()
@@ -88,6 +93,72 @@ def test_a_path_that_stands_twice_is_refused() -> None:
     evil = msgspec.structs.replace(good, layers=(*good.layers, good.layers[0]))
     with pytest.raises(BundleError, match="stands twice"):
         manifest.decode(manifest.encode(evil))
+
+
+@pytest.mark.parametrize(
+    ("path", "refusal"),
+    [
+        ("model.onnx/weights", "expected a file or a folder at 'model.onnx', got both"),
+        ("a" * 241, "expected paths of at most 240 bytes, got 241"),
+        ("ä/" * 90 + "a", "expected paths of at most 240 bytes, got 271"),
+    ],
+)
+def test_paths_that_no_folder_can_hold_are_refused(path: str, refusal: str) -> None:
+    """A file of a hostile bundle is another one's folder, or has a name that no file system takes."""
+    digest, store = blobs()
+    good = manifest.decode(store[digest])
+    evil = msgspec.structs.replace(
+        good, layers=(*good.layers, manifest.layer(manifest.Role.MODEL, path, b""))
+    )
+    with pytest.raises(BundleError, match=refusal):
+        manifest.decode(manifest.encode(evil))
+
+
+@pytest.mark.parametrize(
+    "artifact", ["/etc/passwd", "../model.onnx", "", "model", "report.html", "model.onnx/../../x"]
+)
+def test_the_runtime_is_given_nothing_but_the_bundles_own_model(artifact: str) -> None:
+    """A hostile bundle names another file of the machine as its artifact, whose answers would tell of it."""
+    digest, store = blobs()
+    bundle = manifest.Bundle(digest, store.__getitem__)
+    assert list(bundle.model_files()) == ["model.onnx"]
+    evil = _described(digest, store, msgspec.structs.replace(DESCRIPTION, artifact=artifact))
+    bundle = manifest.Bundle(evil, store.__getitem__)
+    with pytest.raises(BundleError, match="expected an artifact"):
+        bundle.model_files()
+
+
+def _described(digest: Digest, store: dict[str, bytes], other: description.BundleDescription) -> Digest:
+    """Put a bundle with another description into the store; return its digest."""
+    body = description.encode(other)
+    layer = manifest.layer(manifest.Role.DESCRIPTION, manifest.DESCRIPTION_PATH, body)
+    good = manifest.decode(store[digest])
+    data = manifest.encode(msgspec.structs.replace(good, layers=(layer, *good.layers[1:])))
+    store[str(layer.digest)], store[str(Digest.of(data))] = body, data
+    return Digest.of(data)
+
+
+def test_a_tensor_of_no_known_type_is_refused() -> None:
+    spec = msgspec.structs.replace(DESCRIPTION.inputs[0], datatype="FP99")
+    other = msgspec.structs.replace(DESCRIPTION, inputs=(spec,))
+    with pytest.raises(BundleError, match=r"datatype: expected one of .* got 'FP99'"):
+        description.decode(description.encode(other))
+
+
+@pytest.mark.parametrize(
+    "decode",
+    [
+        *(manifest.decode, description.decode, chunks.decode, baseline.decode),
+        *(features.decode, interface.decode, engine_plan.decode),
+    ],
+)
+@pytest.mark.parametrize("data", [b'{"schema": "\xff\xfe"}', b'{"x":' + b"[" * 5000])
+def test_text_of_no_encoding_and_deep_nesting_are_bundle_errors(
+    decode: Callable[[bytes], object], data: bytes
+) -> None:
+    """A hostile bundle's JSON has bytes that are no UTF-8, or brackets without end: no reader stumbles."""
+    with pytest.raises(BundleError):
+        decode(data)
 
 
 @given(st.binary(max_size=200))
