@@ -20,6 +20,17 @@ from fleet.ids import plain
 
 PATH: Final = "engine_plan.json"
 SCHEMA: Final = 1
+#: What a plan may set. Other options of the provider load libraries (`trt_extra_plugin_lib_paths`) or name
+#: files to read and write, and other variables change more than TensorRT: a bundle must never reach them.
+OPTIONS: Final = frozenset(
+    {
+        *("trt_engine_cache_enable", "trt_timing_cache_enable"),
+        *("trt_max_workspace_size", "trt_builder_optimization_level"),
+        *("trt_int8_enable", "trt_fp16_enable", "trt_dla_enable", "trt_dla_core"),
+        *("trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes"),
+    }
+)
+VARIABLES: Final = frozenset({"NVIDIA_TF32_OVERRIDE"})
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -128,12 +139,20 @@ def decode(data: bytes) -> EnginePlan:
     """Read the file.
 
     Raises:
-        BundleError: malformed, or of another schema.
+        BundleError: malformed, of another schema, or with settings that no plan may have.
     """
     try:
         plan = msgspec.json.decode(data, type=EnginePlan)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{PATH}: {error}") from error
     if plan.schema != SCHEMA:
         raise BundleError(f"{PATH}: expected schema {SCHEMA}, got {plan.schema}")
+    for build in plan.builds:
+        _check_within(build.provider, OPTIONS)
+        _check_within(build.environment, VARIABLES)
     return plan
+
+
+def _check_within(settings: Mapping[str, str], allowed: frozenset[str]) -> None:
+    if others := sorted(settings.keys() - allowed):
+        raise BundleError(f"{PATH}: expected no settings but {', '.join(sorted(allowed))}, got {others[0]!r}")

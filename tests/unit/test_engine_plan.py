@@ -124,6 +124,22 @@ def test_what_is_no_plan_is_refused(data: bytes) -> None:
         engine_plan.decode(data)
 
 
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("provider", "trt_extra_plugin_lib_paths"),
+        ("provider", "trt_ep_context_file_path"),
+        ("environment", "LD_PRELOAD"),
+    ],
+)
+def test_a_plan_cannot_load_code_or_name_files(part: str, name: str) -> None:
+    """A hostile bundle carries a library, and a plan whose options make TensorRT load it: it is refused."""
+    good = plan()
+    evil = msgspec.structs.replace(good.builds[0], **{part: {name: "plugin.so"}})
+    with pytest.raises(BundleError, match=f"got '{name}'"):
+        engine_plan.decode(engine_plan.encode(msgspec.structs.replace(good, builds=(evil,))))
+
+
 def test_the_plan_names_the_gpu_and_a_share_of_its_memory() -> None:
     assert plan("jetson-thor").compute_capability == "11.0"
     assert plan().compute_capability == "8.7"
