@@ -58,7 +58,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
             line = process.exchange(lambda: process.answers.readline(host.LINE_LIMIT))
             try:
                 answer = msgspec.json.decode(line, type=_Answer)
-            except msgspec.DecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise process.broken() from error
         if answer.failed:
             raise process.failed(answer.failed)

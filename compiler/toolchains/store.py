@@ -158,7 +158,7 @@ class Store(msgspec.Struct, frozen=True, kw_only=True):
     def _ready(self, definition: Definition) -> Ready | None:
         try:
             return msgspec.json.decode((self._folder(definition) / MARKER).read_bytes(), type=Ready)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, ValueError):
             return None
 
     def _environment(self, definition: Definition, ready: Ready) -> Environment:

@@ -86,7 +86,7 @@ def _asked(client: httpx.Client, server: str, request: EnrolRequest) -> EnrolRep
         raise StateError(f"{url}: the server refuses ({response.status_code}): {_reason(response)}")
     try:
         return msgspec.json.decode(response.content, type=EnrolReply)
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise WireError(f"enrolment reply: {error}") from error
 
 

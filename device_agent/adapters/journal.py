@@ -47,7 +47,7 @@ class FileJournal:
             return msgspec.json.decode(path.read_bytes(), type=Entry)
         except FileNotFoundError:
             return Entry(data=UpdateData(model=model))
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, ValueError) as error:
             raise StorageError(f"{path}: {error}") from error
 
     def save(self, entry: Entry) -> None:

@@ -116,5 +116,5 @@ def _asked(server: str, request: RenewRequest) -> str:
         response = httpx.post(url, content=msgspec.json.encode(request), headers=headers, timeout=_TIMEOUT)
         response.raise_for_status()
         return msgspec.json.decode(response.content, type=RenewReply).certificate_pem
-    except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise UnreachableError(f"{url}: {error}") from error

@@ -117,7 +117,7 @@ class StateFolder:
             raise StateError(
                 f"state folder {self.root}: not enrolled; run `kedge agent enroll` first"
             ) from error
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, ValueError) as error:
             raise StateError(f"{self._identity}: {error}") from error
 
     def save_identity(self, identity: Identity) -> None:
@@ -128,7 +128,7 @@ class StateFolder:
         """Return where the agent answers, or None when none was started here."""
         try:
             return msgspec.json.decode(self._running.read_bytes(), type=Running)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, ValueError):
             return None
 
     def save_running(self, running: Running) -> None:

@@ -202,7 +202,7 @@ def assigned(profile: bytes) -> Counter[str]:
     """
     try:
         events = msgspec.json.decode(profile, type=list[_Event])
-    except msgspec.DecodeError as error:
+    except ValueError as error:
         raise RuntimeFailure(f"tensorrt: profile: {error}") from error
     ran = {x.name: str(x.args.get("provider", "")) for x in events if x.name.endswith("_kernel_time")}
     return Counter(x for x in ran.values() if x)

@@ -202,7 +202,7 @@ def _split(incoming: Incoming) -> tuple[InferBody, bytes]:
         raise InputError(f"body: expected {length} bytes of JSON, got {len(incoming.body)}")
     try:
         body = msgspec.json.decode(incoming.body[:length], type=InferBody)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"body: {error}") from error
     return body, incoming.body[length:]
 

@@ -82,5 +82,5 @@ def decode_floor(data: bytes | None) -> datetime | None:
     """Return the time floor that a device has kept; one that cannot be read is none."""
     try:
         return msgspec.json.decode(data, type=Time) if data is not None else None
-    except msgspec.DecodeError:
+    except ValueError:
         return None

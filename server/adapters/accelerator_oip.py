@@ -209,7 +209,7 @@ def _as_json(tensor: Tensor) -> dict[str, object]:
 def _rest_inference(body: bytes) -> Inference:
     try:
         answer = msgspec.json.decode(body, type=_RestAnswer)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise AcceleratorError(f"answer: {error}", passing=True) from error
     outputs = tuple(
         _checked(x.name, x.datatype, x.shape, _packed(x.datatype, x.data)) for x in answer.outputs

@@ -35,7 +35,7 @@ class Layout:
             index = msgspec.json.decode(_bytes(folder / "index.json"), type=_Index)
         except OSError as error:
             raise BundleError(f"{folder}: no bundle: {error.strerror}: {error.filename}") from error
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise BundleError(f"{folder}/index.json: {error}") from error
         if len(index.manifests) != 1:
             raise BundleError(f"{folder}: expected one bundle, got {len(index.manifests)}")

@@ -35,7 +35,7 @@ class MetadataFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self._ledger = msgspec.json.decode((self.folder / _LEDGER).read_bytes(), type=dict[str, int])
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, ValueError):
             self._ledger = {}
         for role in (ROOT, TARGETS, SNAPSHOT):
             self.given_out(role, max(self.versions(role), default=0))

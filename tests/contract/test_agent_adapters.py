@@ -365,9 +365,10 @@ def test_the_journal_reads_back_and_says_what_is_damaged(tmp_path: Path) -> None
     journal.save(Entry(data=UpdateData(model="m", serial=7)))
     assert journal.load("m").data.serial == 7
     assert journal.models() == ["m"]
-    (tmp_path / "m.json").write_bytes(b"{")
-    with pytest.raises(StorageError, match=r"m\.json"):
-        journal.load("m")
+    for damaged in (b"{", b'{"data": {"model": "\xff"}}'):  # the second as a failing disk leaves it
+        (tmp_path / "m.json").write_bytes(damaged)
+        with pytest.raises(StorageError, match=r"m\.json"):
+            journal.load("m")
 
 
 def test_secrets_are_for_their_owner(tmp_path: Path) -> None:
