@@ -5,6 +5,7 @@ Nothing of the front-end takes part in it: what it wrote is read back as Core ML
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -121,11 +122,15 @@ def read(folder: Path) -> Program:
         ports = features.decode(model.description.metadata.userDefined[features.KEY])
     except BundleError as error:
         raise ModelRefusedError(f"{folder.name}: {error}") from error
+    try:
+        operations = tuple(_operations(block, blobs))
+    except (IndexError, KeyError, ValueError, OverflowError) as error:  # a part is missing, or absurd
+        raise ModelRefusedError(f"{folder.name}: expected operations that Kedge writes; {error}") from error
     return Program(
         version=model.specificationVersion,
         ports=ports,
         inputs=tuple(_output(x) for x in main.inputs),
-        operations=tuple(_operations(block, blobs)),
+        operations=operations,
     )
 
 
@@ -171,7 +176,7 @@ def _value(proto: Message, blobs: Blobs) -> Constant:
     if tensor.dataType not in _TYPES:
         raise ModelRefusedError(f"constant: expected a type of {sorted(_TYPES)}; got {tensor.dataType}")
     kind = _TYPES[tensor.dataType]
-    if np.prod(shape, dtype=np.float64) > ELEMENT_LIMIT:
+    if max(math.prod(shape), *shape, 0) > ELEMENT_LIMIT:
         raise ModelRefusedError(f"constant: expected at most {ELEMENT_LIMIT} values; got {list(shape)}")
     if proto.WhichOneof("value") == "blobFileValue":
         if proto.blobFileValue.fileName != _BLOB_FILE:

@@ -46,6 +46,11 @@ def read(path: Path) -> Context:
     nodes = [(x.domain, x.op_type) for x in model.graph.node]
     if nodes != [OPERATOR]:
         raise ModelRefusedError(f"{path.name}: expected one EPContext node; got {len(nodes)} nodes")
+    graph = model.graph
+    if len(graph.initializer) or len(graph.sparse_initializer) or len(model.functions):
+        raise ModelRefusedError(
+            f"{path.name}: expected nothing beside the EPContext node; got weights or functions"
+        )
     values = {x.name: onnx.helper.get_attribute_value(x) for x in model.graph.node[0].attribute}
     binary = values.get(_BINARY, b"")
     if values.get("embed_mode") != 1 or not isinstance(binary, bytes) or not binary:

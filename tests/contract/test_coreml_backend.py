@@ -248,9 +248,26 @@ def _bomb(model: Any) -> None:  # noqa: ANN401 - a generated message has no type
             operation.attributes["val"].type.tensorType.dimensions[0].constant.size = 1 << 60
 
 
-def _blob(model: Any) -> Any:  # noqa: ANN401 - a generated message has no type
+def _wide(model: Any) -> None:  # noqa: ANN401 - a generated message has no type
+    """A shape of no values, which no array can have."""
+    dimensions = _constant(model).type.tensorType.dimensions
+    dimensions[0].constant.size = 1 << 63
+    dimensions[1].constant.size = 0
+
+
+def _constant(model: Any) -> Any:  # noqa: ANN401 - a generated message has no type
     values = (x.attributes["val"] for x in _block(model).operations if x.type == "const")
-    return next(x.blobFileValue for x in values if x.HasField("blobFileValue"))
+    return next(x for x in values if x.HasField("blobFileValue"))
+
+
+def _silent(model: Any) -> None:  # noqa: ANN401 - a generated message has no type
+    """A constant without a value."""
+    first = next(x for x in _block(model).operations if x.type == "const")
+    del first.attributes["val"]
+
+
+def _blob(model: Any) -> Any:  # noqa: ANN401 - a generated message has no type
+    return _constant(model).blobFileValue
 
 
 def _garbage(folder: Path) -> None:
@@ -280,6 +297,8 @@ def _longer(folder: Path) -> None:
         (_specification(_elsewhere), "expected it in the package; got '/etc/passwd'"),
         (_specification(_beyond), "weights: expected an entry"),
         (_specification(_bomb), "expected at most"),
+        (_specification(_wide), "expected at most"),
+        (_specification(_silent), "expected operations that Kedge writes"),
         (_specification(lambda x: x.description.metadata.userDefined.clear()), "that Kedge wrote"),
     ],
 )

@@ -170,18 +170,25 @@ def test_work_is_counted_in_the_number_format_that_it_is_done_in(tmp_path: Path)
         (lambda text: text.replace("<net", "<!DOCTYPE net [<!ENTITY a 'aaaa'>]><net", 1), "document type"),
         (lambda _text: "no XML at all", "expected an IR"),
         (lambda text: text.replace('version="opset1"', 'version="extension"', 1), "standard operator set"),
+        (lambda text: text.replace("<layer ", '<layer xmlns="a" ', 1), "got a namespace"),
+        (lambda text: text.encode("utf-16"), "expected an IR; 'utf-8' codec"),
+        (
+            lambda text: text.replace('"Const"', '"Constant"').replace('offset="0"', 'offset="99999"'),
+            "within",
+        ),
         (lambda text: text.replace('offset="0"', 'offset="9999999999"', 1), "expected constants within"),
         (lambda text: text.replace('offset="0"', 'offset="-8"', 1), "expected constants within"),
         (lambda text: text.replace('offset="0"', 'offset="a"', 1), "invalid literal"),
     ],
 )
 def test_a_hostile_ir_is_refused_before_the_library_reads_it(
-    tmp_path: Path, change: Callable[[str], str], says: str
+    tmp_path: Path, change: Callable[[str], str | bytes], says: str
 ) -> None:
     artifact = built(job(tmp_path, MYRIAD), Scheme.HALF, tmp_path / "out")
     backend = backends.load("movidius")
     backend.vet(artifact)
-    artifact.path.write_text(change(artifact.path.read_text()))
+    changed = change(artifact.path.read_text())
+    artifact.path.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
     with pytest.raises(ModelRefusedError, match=says):
         backend.vet(artifact)
 

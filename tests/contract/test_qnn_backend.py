@@ -214,7 +214,21 @@ def test_what_points_outside_of_itself_or_holds_no_binary_is_refused(embedded: i
     )
     values = [helper.make_tensor_value_info(x, TensorProto.FLOAT, [1]) for x in ("x", "y")]
     model = helper.make_model(helper.make_graph([node], "c", values[:1], values[1:]))
-    onnx.save(model, tmp_path / "model.onnx")
-    artifact = Artifact(folder=tmp_path, main="model.onnx", kind="qnn-context", runtime="qnn")
+    _refused(model, tmp_path)
+
+
+def test_weights_beside_the_binary_are_refused(small: tuple[Job, Artifact], tmp_path: Path) -> None:
+    """As a further output, they could be those in any file that external data can name."""
+    model = onnx.load(small[1].path)
+    weight = model.graph.initializer.add()
+    weight.name, weight.data_type, weight.data_location = "w", TensorProto.FLOAT, TensorProto.EXTERNAL
+    weight.dims.append(4)
+    weight.external_data.add(key="location", value="../secret")
+    _refused(model, tmp_path)
+
+
+def _refused(model: onnx.ModelProto, folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    artifact = Artifact(folder=folder, main="model.onnx", kind="qnn-context", runtime="qnn")
     with pytest.raises(ModelRefusedError, match="expected"):
         qnn_parts.backend().vet(artifact)
