@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,8 +37,6 @@ CAUTIOUS: Final = "-heavy"
 RECURRENT: Final = ("LSTM", "GRU", "RNN")
 FILE: Final = "model.onnx"
 RUNTIME: Final = "onnxruntime"
-#: How many single nodes may stay in float, in the order in which they are tried.
-LEFT_FLOAT: Final = (1, 2, 4)
 _TYPES: Final = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 
 
@@ -93,15 +90,7 @@ class QdqWorkshop:
         nodes = [x.name for x in self._model.graph.node if x.op_type in QUANTIZABLE]
         trial = self._scratch / "trial"
         trial.mkdir()
-
-        def alone(quantized: tuple[str, ...]) -> float:
-            rest = tuple(x for x in nodes if x not in quantized)
-            try:
-                return -distance(self.build(_left(every, rest), trial))
-            except NothingQuantizedError:
-                return math.inf
-
-        return [_left(every, left) for left in refining.choices(nodes, alone)]
+        return refining.variants(every, nodes, lambda x: distance(self.build(x, trial)))
 
     def build(self, candidate: Candidate, folder: Path) -> Artifact:
         """Write the candidate's artifact.
@@ -181,23 +170,4 @@ class QdqWorkshop:
 
 
 def _only(candidate: Candidate, operators: tuple[str, ...], suffix: str) -> Candidate:
-    return Candidate(
-        name=candidate.name + suffix,
-        precision=candidate.precision,
-        scheme=candidate.scheme,
-        per_channel=candidate.per_channel,
-        calibration=candidate.calibration,
-        operators=operators,
-    )
-
-
-def _left(candidate: Candidate, left_float: tuple[str, ...]) -> Candidate:
-    return Candidate(
-        name=f"{candidate.name}-float{len(left_float)}",
-        precision=candidate.precision,
-        scheme=candidate.scheme,
-        per_channel=candidate.per_channel,
-        calibration=candidate.calibration,
-        operators=candidate.operators,
-        left_float=left_float,
-    )
+    return msgspec.structs.replace(candidate, name=candidate.name + suffix, operators=operators)

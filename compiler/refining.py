@@ -7,8 +7,14 @@ sources adds up, so the sum over the nodes that stay quantized foretells what is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Final
+
+import msgspec
+
+from compiler.candidates import Candidate
+from compiler.errors import NothingQuantizedError
 
 #: Signal-to-noise ratios that are aimed at, in dB: each gives one choice of nodes, the boldest first.
 AIMS: Final = (14.0, 20.0, 26.0, 34.0)
@@ -18,6 +24,33 @@ PARTS: Final = 24
 SINGLE: Final = 48
 
 Nodes = tuple[str, ...]
+
+
+def variants(
+    best: Candidate, nodes: Sequence[str], distance: Callable[[Candidate], float]
+) -> list[Candidate]:
+    """Return variants of a candidate whose most sensitive nodes stay in float, fewer nodes first.
+
+    Args:
+        best: the candidate.
+        nodes: those that it quantizes, in the order of the graph.
+        distance: how far from float is what becomes of a candidate: its signal-to-noise ratio in dB, negated.
+    """
+
+    def alone(quantized: Nodes) -> float:
+        rest = tuple(x for x in nodes if x not in quantized)
+        try:
+            return -distance(left(best, rest))
+        except NothingQuantizedError:
+            return math.inf
+
+    return [left(best, x) for x in choices(nodes, alone)]
+
+
+def left(candidate: Candidate, nodes: Nodes) -> Candidate:
+    """Return the candidate that leaves these nodes in float, too."""
+    name = f"{candidate.name}-float{len(nodes)}"
+    return msgspec.structs.replace(candidate, name=name, left_float=(*candidate.left_float, *nodes))
 
 
 def choices(nodes: Sequence[str], alone: Callable[[Nodes], float]) -> list[Nodes]:

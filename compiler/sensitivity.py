@@ -7,7 +7,7 @@ the same answer on any machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -37,8 +37,6 @@ RESCUED: Final = 16
 BUDGET_MACS: Final = 8_000_000_000
 #: Bytes of a model whose copy with switches, which has its weights twice, is still one file of ONNX.
 LARGEST: Final = 640 * 1024**2
-#: Models that may be built to rank nodes by building; more nodes than this are looked at in groups first.
-LOOKS: Final = 24
 #: However large the model, so many questions are asked.
 _LOOKS: Final = 8
 #: Float, and all nodes at once.
@@ -220,22 +218,3 @@ class _Questions:
     def _rescued(self, node: NodeSensitivity) -> NodeSensitivity:
         others = [x for x in self._ready.parts if x.name != node.name]
         return msgspec.structs.replace(node, rescued_db=self._look(others)[0])
-
-
-def most_sensitive(
-    nodes: Sequence[str], distance: Callable[[tuple[str, ...]], float], keep: int
-) -> tuple[str, ...]:
-    """Return the nodes whose staying in float brings the model nearest to float, the best first.
-
-    Args:
-        nodes: names in the order of the graph.
-        distance: how far the model is from float when these nodes are left in float.
-        keep: how many to return.
-    """
-    size = max(1, -(-len(nodes) // LOOKS))
-    groups = [tuple(nodes[i : i + size]) for i in range(0, len(nodes), size)]
-    ranked = sorted(groups, key=distance)
-    if size == 1:
-        return tuple(x for group in ranked for x in group)[:keep]
-    inner = [x for group in ranked[: max(1, LOOKS // size)] for x in group]
-    return most_sensitive(inner, distance, keep)

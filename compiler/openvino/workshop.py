@@ -114,7 +114,7 @@ class OpenVinoWorkshop:
             return -distance(self._saved(model, best, trial))
 
         later = [] if self._device else [msgspec.structs.replace(PERCENTILE, backend=self._backend)]
-        return [*later, *(_left(best, left) for left in refining.choices(nodes, alone))]
+        return [*later, *(refining.left(best, x) for x in refining.choices(nodes, alone))]
 
     def build(self, candidate: Candidate, folder: Path) -> Artifact:
         """Write the candidate's artifact.
@@ -155,7 +155,3 @@ class OpenVinoWorkshop:
         products = [x for x in nodes if x.op_type in _PRODUCTS]
         computed = any(weights.isdisjoint(x.input) for x in products if x.op_type == "MatMul")
         return computed or len(products) >= _MANY or any(x.op_type in _ATTENTION for x in nodes)
-
-
-def _left(candidate: Candidate, left: tuple[str, ...]) -> Candidate:
-    return msgspec.structs.replace(candidate, name=f"{candidate.name}-float{len(left)}", left_float=left)

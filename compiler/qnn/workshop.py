@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 import onnx
 
-from compiler import activations, normalise
+from compiler import activations, normalise, refining
 from compiler.artifacts import Artifact
 from compiler.calibration import Histogram
 from compiler.candidates import Candidate, Scheme
@@ -27,7 +27,6 @@ from compiler.placement.rules import Unit, decide
 from compiler.ports import Job
 from compiler.qnn import compiling, quantizing, recipes
 from compiler.qnn.contexts import Context
-from compiler.sensitivity import most_sensitive
 from compiler.sharing import digest
 from firmware_profiles.profile import Precision
 from fleet.bundle.description import TensorSpec
@@ -35,8 +34,6 @@ from fleet.bundle.description import TensorSpec
 KIND: Final = "qnn-context"
 RUNTIME: Final = "qnn"
 FILE: Final = "model.onnx"
-#: How many single nodes may compute in float16, in the order in which they are tried.
-LEFT_FLOAT: Final = (1, 2, 4)
 _MEASURED: Final = (
     "chosen among candidates in ONNX Runtime; accuracy, golden vectors and thresholds are those of the "
     "context binary in Qualcomm's HTP emulation; nothing was measured on the chip itself"
@@ -45,7 +42,6 @@ _MEASURED: Final = (
 EMULATED: Final = 2**36
 #: So many samples are golden: fewer are no proof.
 FEWEST: Final = 8
-HEAVY: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 class HtpWorkshop:
@@ -100,13 +96,8 @@ class HtpWorkshop:
         """Return variants of the best one whose most sensitive nodes compute in float16, if the chip can."""
         if Precision.FLOAT16 not in self._job.profile.precisions:
             return []
-        nodes = [x.name for x in self._float.graph.node if x.op_type in HEAVY and x.name]
-
-        def without(left_float: tuple[str, ...]) -> float:
-            return distance(self._described(self._twins, self._twin(_left(best, left_float))))
-
-        order = most_sensitive(nodes, without, keep=max(LEFT_FLOAT))
-        return [_left(best, order[:count]) for count in LEFT_FLOAT if count <= len(order)]
+        nodes = [x.name for x in self._float.graph.node if x.name]
+        return refining.variants(best, nodes, lambda x: distance(self._described(self._twins, self._twin(x))))
 
     def build(self, candidate: Candidate, folder: Path) -> Artifact:
         """Quantize, compile for the chip, and check the stamp.
@@ -183,8 +174,3 @@ def _batches(fixed: tuple[TensorSpec, ...], source: tuple[TensorSpec, ...]) -> t
         msgspec.structs.replace(x, shape=(y.shape[0], *x.shape[1:])) if x.batched and y.batched else x
         for x, y in zip(fixed, source, strict=True)
     )
-
-
-def _left(candidate: Candidate, left_float: tuple[str, ...]) -> Candidate:
-    name = f"{candidate.name}-float{len(left_float)}"
-    return msgspec.structs.replace(candidate, name=name, left_float=left_float)

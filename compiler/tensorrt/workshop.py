@@ -10,15 +10,14 @@ from typing import Final
 import msgspec
 import onnx
 
-from compiler import activations, normalise, symmetric, tidying
+from compiler import activations, normalise, refining, symmetric, tidying
 from compiler.artifacts import Artifact
 from compiler.calibration import Histogram
 from compiler.candidates import Candidate, Scheme
-from compiler.errors import CompileError
+from compiler.errors import CompileError, NothingQuantizedError
 from compiler.graphs import DEQUANTIZE, WEIGHTED, Graph
 from compiler.ports import Job
-from compiler.qdq import LEFT_FLOAT, RECURRENT
-from compiler.sensitivity import most_sensitive
+from compiler.qdq import RECURRENT
 from compiler.sharing import digest
 from compiler.tensorrt import half, insertion, opsets, plans, producer, rules
 from fleet.bundle import engine_plan
@@ -87,12 +86,7 @@ class TensorRtWorkshop:
         weighted = [x.name for x in self._model.graph.node if x.op_type in WEIGHTED and x.name not in there]
         trial = self._job.scratch / "trial"
         trial.mkdir(exist_ok=True)
-
-        def without(left_float: tuple[str, ...]) -> float:
-            return distance(self.build(_left(best, left_float), trial))
-
-        order = most_sensitive(weighted, without, keep=max(LEFT_FLOAT))
-        return [_left(best, order[:count]) for count in LEFT_FLOAT if count < len(weighted)]
+        return refining.variants(best, weighted, lambda x: distance(self.build(x, trial)))
 
     def build(self, candidate: Candidate, folder: Path) -> Artifact:
         """Write the candidate's model and the plan for its engine.
@@ -102,6 +96,8 @@ class TensorRtWorkshop:
         """
         try:
             model = opsets.between(self._typed(candidate), 1)
+        except NothingQuantizedError:
+            raise
         except CompileError as error:
             raise CompileError(f"{candidate.name}: {error}") from error
         return finish(self._job, self._names, model, candidate, folder)
@@ -114,7 +110,9 @@ class TensorRtWorkshop:
         if candidate.scheme is Scheme.STATIC and not produced:
             insertion.quantize(model, self._magnitudes(candidate.calibration), candidate.left_float)
             if not any(x.op_type == DEQUANTIZE for x in model.graph.node):
-                raise CompileError("nothing in the model can be quantized this way")
+                raise NothingQuantizedError(
+                    f"{candidate.name}: nothing in the model can be quantized this way"
+                )
         if candidate.precision in {MIXED, FLOAT16.precision}:
             model = half.convert(model, self._magnitudes("minmax"))
         return model
@@ -160,8 +158,3 @@ def finish(
     plan = plans.make(job.profile, data, candidate.precision, inputs, sample)
     (folder / engine_plan.PATH).write_bytes(engine_plan.encode(plan))
     return Artifact(folder=folder, main=FILE, kind=_KINDS[candidate.scheme], runtime=NAME)
-
-
-def _left(candidate: Candidate, left_float: tuple[str, ...]) -> Candidate:
-    name = f"{candidate.name}-float{len(left_float)}"
-    return msgspec.structs.replace(candidate, name=name, left_float=(*candidate.left_float, *left_float))

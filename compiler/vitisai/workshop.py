@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import numpy as np
 import onnx
 from onnx import numpy_helper
@@ -16,15 +15,14 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry
 
-from compiler import activations, symmetric, tidying
+from compiler import activations, refining, symmetric, tidying
 from compiler.artifacts import Artifact
 from compiler.calibration import Histogram, bounds
 from compiler.candidates import Candidate, Scheme
-from compiler.errors import CompileError, one_line
+from compiler.errors import CompileError, NothingQuantizedError, one_line
 from compiler.graphs import DEQUANTIZE, WEIGHTED
 from compiler.ports import Job
-from compiler.qdq import LEFT_FLOAT, RECURRENT
-from compiler.sensitivity import most_sensitive
+from compiler.qdq import RECURRENT
 from compiler.vitisai import fusion, rules
 
 NAME: Final = "vitisai"
@@ -69,15 +67,10 @@ class VitisAiWorkshop:
 
     def refine(self, best: Candidate, distance: Callable[[Artifact], float]) -> Sequence[Candidate]:
         """Return variants of the best one whose most sensitive operators stay in float."""
-        nodes = [x.name for x in self._model.graph.node if x.op_type in WEIGHTED and x.name]
+        nodes = [x.name for x in self._model.graph.node if x.op_type in QDQRegistry]
         trial = self._job.scratch / "trial"
         trial.mkdir(exist_ok=True)
-
-        def without(left_float: tuple[str, ...]) -> float:
-            return distance(self.build(_left(best, left_float), trial))
-
-        order = most_sensitive(nodes, without, keep=max(LEFT_FLOAT))
-        return [_left(best, order[:count]) for count in LEFT_FLOAT if count < len(nodes)]
+        return refining.variants(best, nodes, lambda x: distance(self.build(x, trial)))
 
     def build(self, candidate: Candidate, folder: Path) -> Artifact:
         """Write the candidate's model.
@@ -93,7 +86,9 @@ class VitisAiWorkshop:
         tidying.shorten(model, self._names)
         if candidate.scheme is not Scheme.FLOAT:
             if not any(x.op_type == DEQUANTIZE for x in model.graph.node):
-                raise CompileError(f"{candidate.name}: nothing in the model can be quantized this way")
+                raise NothingQuantizedError(
+                    f"{candidate.name}: nothing in the model can be quantized this way"
+                )
             broken = rules.check(model, candidate.precision)
             if broken:
                 raise CompileError(f"{candidate.name}: {broken[0]}")
@@ -157,8 +152,3 @@ def _histogram(values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> His
     histogram = Histogram(min(low, 0.0), max(high, 0.0))
     histogram.add(values)
     return histogram
-
-
-def _left(candidate: Candidate, left_float: tuple[str, ...]) -> Candidate:
-    name = f"{candidate.name}-float{len(left_float)}"
-    return msgspec.structs.replace(candidate, name=name, left_float=left_float)

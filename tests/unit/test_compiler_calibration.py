@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compiler import calibration, weight_only
-from compiler.sensitivity import most_sensitive
 from compiler.tensors import Arrays
 
 
@@ -80,21 +79,6 @@ def test_int8_weights_are_off_by_half_a_step_at_most(axis: int, seed: int) -> No
     shape = (-1, 1) if axis == 0 else (1, -1)
     steps = scales.reshape(shape)
     assert (np.abs(integers * steps - values) <= 0.5001 * steps).all()
-
-
-def test_the_most_sensitive_nodes_are_found_among_many() -> None:
-    """Of a hundred nodes three matter; looking at each alone would take a hundred trials."""
-    harm = {"n17": 5.0, "n42": 3.0, "n80": 1.0}
-    nodes = [f"n{i}" for i in range(100)]
-    looks = 0
-
-    def distance(left: tuple[str, ...]) -> float:
-        nonlocal looks
-        looks += 1
-        return sum(harm.values()) - sum(harm.get(x, 0.0) for x in left)
-
-    assert most_sensitive(nodes, distance, 3) == ("n17", "n42", "n80")
-    assert looks < 70
 
 
 def test_histograms_survive_a_file() -> None:
