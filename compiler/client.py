@@ -18,6 +18,7 @@ from typing import IO, Final
 import msgspec
 
 from compiler import backends, errors, toolchains
+from compiler.beside import AND
 from compiler.limits import for_import
 from compiler.requests import CompileRequest, CompileResult, Failed, Finished, Message, Progress
 from firmware_profiles import errors as profile_errors
@@ -83,9 +84,12 @@ def compile_model(request: CompileRequest, tell: Callable[[Progress], None]) -> 
 def _without(request: CompileRequest, crash: _CandidateCrashedError, took: float) -> CompileRequest:
     """Return the request without what crashed, in the time that is left."""
     budget, limits = request.time_budget_s, request.limits
+    # Of several at work, the next attempt finds out which.
+    known = {} if AND in crash.candidate else {crash.candidate: crash.how}
     return msgspec.structs.replace(
         request,
-        crashed={**request.crashed, crash.candidate: crash.how},
+        crashed={**request.crashed, **known},
+        at_once=bool(known) and request.at_once,
         time_budget_s=max(budget - took, LEAST_S) if budget else 0.0,
         limits=msgspec.structs.replace(limits, wall_s=max(limits.wall_s - took, LEAST_S)),
     )

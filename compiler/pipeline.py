@@ -99,7 +99,9 @@ def _prepare(
         calibration=calibration,
         selection=selection,
         max_drop=request.max_drop,
-        patience=Patience(request.time_budget_s, request.crashed, frozenset(request.untried)),
+        patience=Patience(
+            request.time_budget_s, request.crashed, frozenset(request.untried), at_once=request.at_once
+        ),
         tell=tell,
     )
     given = Inputs(

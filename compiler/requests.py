@@ -30,6 +30,7 @@ class CompileRequest(msgspec.Struct, frozen=True, kw_only=True):
             that depended on measured times.
         time_budget_s: seconds that trying candidates may take; 0 for as long as it takes.
         crashed: candidates that ended the worker in an earlier attempt, and how.
+        at_once: several tool-chains may work beside one another; not where it must be told which one crashes.
         untried: candidates that are not tried, as there was no time for them: repeats such a compilation.
         scratch: folder for intermediate files; the parent's, since a worker that is killed cleans up nothing.
     """
@@ -52,6 +53,7 @@ class CompileRequest(msgspec.Struct, frozen=True, kw_only=True):
     time_budget_s: float = 0.0
     crashed: dict[str, str] = {}
     untried: tuple[str, ...] = ()
+    at_once: bool = True
 
 
 class BundleFacts(msgspec.Struct, frozen=True, kw_only=True):

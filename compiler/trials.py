@@ -11,8 +11,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from compiler import latency, search
+from compiler import beside, latency, search
 from compiler.artifacts import Artifact
+from compiler.beside import Beside, Tell
 from compiler.candidates import FLOAT, Candidate, Scheme
 from compiler.datasets import Dataset, spread
 from compiler.errors import REASON, CompileError, OptionError, one_line
@@ -26,8 +27,6 @@ from fleet.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-#: Is told stage, done, total (0: unknown) and detail.
-Tell = Callable[[str, int, int, str], None]
 #: Samples of the calibration data on which single nodes are judged.
 TRIAL_SAMPLES: Final = 64
 
@@ -162,14 +161,33 @@ class Trials:
         if not plan:
             names = ", ".join(f"{x.name} ({x.precision})" for x in planned)
             raise OptionError(f"expected a precision or candidate of {names}; got none of them")
-        self._tell("run the float model", 0, len(plan), f"{len(self._selection)} samples")
+        self._tell(
+            "run the float model", 0, len(plan), f"{len(self._selection)} samples, {self.how.kind.value}"
+        )
         if FLOAT in planned and FLOAT not in plan:
             plan.insert(0, FLOAT)  # where a target runs float, it is what the others are weighed against
-        for done, candidate in enumerate(plan):
-            self._tell("try candidates", done, len(plan), candidate.name)
-            self._try(candidate)
-        for name in self._shops:
-            self._refine(name, wanted)
+        progress = Beside(self._tell, len(plan))
+
+        def work(name: str) -> None:
+            for candidate in [x for x in plan if x.backend == name]:
+                progress.at(name, "try candidates", candidate.name, counts=True)
+                self._try(candidate)
+            self._refine(name, wanted, progress)
+            progress.done(name)
+
+        tasks = {name: functools.partial(work, name) for name in self._shops}
+        beside.run(tasks, at_once=self._patience.at_once)
+        self._put_in_order()
+
+    def _put_in_order(self) -> None:
+        """Order what was found by tool-chain, as threads end when they like."""
+        place = {name: index for index, name in enumerate(self._shops)}
+        self.measured.sort(key=lambda x: place[x.candidate.backend])
+        self.untried.sort(key=lambda x: place[x.backend])
+        for found in (self.failed, self.crashed):
+            items = sorted(found.items(), key=lambda x: place[x[0].backend])
+            found.clear()
+            found.update(items)
 
     def time(self) -> None:
         """Measure the latencies of those that could win, and of float."""
@@ -228,7 +246,7 @@ class Trials:
             logger.exception("%s", candidate.name)
             self.failed[candidate] = f"{type(error).__name__}: {one_line(error)}"
 
-    def _refine(self, name: str, wanted: Callable[[Candidate], bool]) -> None:
+    def _refine(self, name: str, wanted: Callable[[Candidate], bool], progress: Beside) -> None:
         shop = self._shops[name]
         static = [
             x for x in self.measured if x.candidate.scheme is Scheme.STATIC and x.candidate.backend == name
@@ -245,7 +263,7 @@ class Trials:
         def distance(artifact: Artifact) -> float:
             if self._late():
                 raise _OutOfTimeError
-            self._tell("find sensitive operators", 0, 0, finer.name)
+            progress.at(name, "find sensitive operators", finer.name)
             return -compare(want, outputs(_quick(artifact, shop.backend), data), self.how, None).snr
 
         try:
@@ -256,7 +274,7 @@ class Trials:
             self.failed[finer] = one_line(error, REASON)
         else:
             for candidate in filter(wanted, found):
-                self._tell("try candidates", 0, 0, candidate.name)
+                progress.at(name, "try candidates", candidate.name)
                 self._try(candidate)
 
 
