@@ -13,7 +13,7 @@ from compiler import cache, files, limits, toolchains
 from compiler.bundle import layout
 from compiler.cache import Cache
 from compiler.requests import BundleFacts, CompileRequest, CompileResult
-from compiler.verdicts import CRASHED, NOT_TRIED
+from compiler.search.verdicts import CRASHED, NOT_TRIED
 from firmware_profiles import registry
 
 _RESULT: Final = "result.json"

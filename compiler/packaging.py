@@ -8,22 +8,25 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from compiler import activations, datasets, parity, suitability, tradeoffs, verdicts
 from compiler.bundle import contents, data, golden, insight, layout, measurements
 from compiler.candidates import Candidate, Scheme
-from compiler.datasets import Dataset
+from compiler.data import datasets, suitability
+from compiler.data.datasets import Dataset
 from compiler.errors import CompileError, ModelRefusedError, one_line
-from compiler.evaluate import Kind, outputs
+from compiler.measuring import parity
+from compiler.measuring.evaluate import Kind, outputs
+from compiler.measuring.sensitivity import Sensitivity, measure
+from compiler.measuring.switches import Recipe
 from compiler.placement.memory import MIB
 from compiler.placement.summary import Placement
 from compiler.ports import Job, Runner
+from compiler.quantizing import activations
 from compiler.requests import BundleFacts, Chosen, CompileRequest, CompileResult, Latencies, Sizes
-from compiler.sensitivity import Sensitivity, measure
+from compiler.search import tradeoffs, verdicts
+from compiler.search.trials import Trials
 from compiler.sharing import digest
 from compiler.stages import Inputs, Winner
-from compiler.switches import Recipe
 from compiler.tensors import Arrays
-from compiler.trials import Trials
 from fleet.bundle.description import Accuracy, TensorSpec
 
 _ALPHA: Final = 0.05

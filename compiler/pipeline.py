@@ -12,21 +12,25 @@ from typing import Final
 import msgspec
 import onnx
 
-from compiler import backends, datasets, guard, limits, normalise, packaging, search, suitability, verdicts
+from compiler import backends, limits, packaging
+from compiler.beside import Tell
 from compiler.bundle import layout
 from compiler.cache import Cache
 from compiler.candidates import FLOAT, Candidate
-from compiler.datasets import Dataset
+from compiler.data import datasets, suitability
+from compiler.data.datasets import Dataset
 from compiler.errors import REASON, CompileError, ModelRefusedError, OptionError, one_line
-from compiler.evaluate import check_finite, compare, outputs, snr
+from compiler.measuring.evaluate import check_finite, compare, outputs, snr
+from compiler.models import guard, normalise
 from compiler.onnx_session import Session
-from compiler.patience import Patience
 from compiler.ports import Backend, Job
 from compiler.requests import CompileRequest, CompileResult
-from compiler.search import Measured
+from compiler.search import rules, verdicts
+from compiler.search.patience import Patience
+from compiler.search.rules import Measured
+from compiler.search.trials import Original, Shop, Trials
 from compiler.sharing import Sharing
 from compiler.stages import Inputs, Winner
-from compiler.trials import Original, Shop, Tell, Trials
 from firmware_profiles import registry
 from firmware_profiles.profile import Profile
 
@@ -251,7 +255,7 @@ def _in_order(trials: Trials, request: CompileRequest, profile: Profile) -> list
     if request.pinned:
         named = {x.candidate.name: x for x in trials.measured}
         return [named[x] for x in request.pinned if x in named]
-    ranked = search.ranking(
+    ranked = rules.ranking(
         trials.measured,
         trials.original,
         request.max_drop,

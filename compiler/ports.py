@@ -11,7 +11,7 @@ import onnx
 
 from compiler.artifacts import Artifact
 from compiler.candidates import Candidate
-from compiler.datasets import Dataset
+from compiler.data.datasets import Dataset
 from compiler.limits import COMPILE_LIMITS, Limits
 from compiler.placement.summary import Placement
 from compiler.sharing import Sharing
@@ -31,7 +31,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A model to be compiled.
 
     Attributes:
-        model: in the normal form (`compiler.normalise`).
+        model: in the normal form (`compiler.models.normalise`).
         source: the same as a file: the float reference.
         calibration: samples that ranges are found on.
         profile: of the target.

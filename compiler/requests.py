@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from compiler.limits import COMPILE_LIMITS, Limits
-from compiler.parity import Parity
+from compiler.measuring.parity import Parity
+from compiler.measuring.sensitivity import Sensitivity
 from compiler.placement.summary import Placement
-from compiler.sensitivity import Sensitivity
 from fleet.bundle.description import Accuracy
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from compiler import backends, datasets, limits
+from compiler import backends, limits
 from compiler.artifacts import Artifact
 from compiler.bundle import archive, golden, layout
+from compiler.data import datasets
 from compiler.errors import OptionError
-from compiler.evaluate import outputs
+from compiler.measuring.evaluate import outputs
 from firmware_profiles import registry
 from fleet.bundle.manifest import Bundle
 from fleet.errors import BundleError

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from compiler.candidates import Candidate
-from compiler.datasets import Dataset
-from compiler.evaluate import Comparison
-from compiler.search import Measured
+from compiler.data.datasets import Dataset
+from compiler.measuring.evaluate import Comparison
+from compiler.search.rules import Measured
 from compiler.tensors import Arrays
 from fleet.bundle.description import TensorSpec
 from fleet.ids import Digest

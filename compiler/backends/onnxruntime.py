@@ -7,13 +7,13 @@ from typing import Final
 import onnx
 import onnxruntime
 
-from compiler import guard
 from compiler.artifacts import Artifact
+from compiler.models import guard
 from compiler.onnx_session import Session, observed, opened
 from compiler.placement import onnx_graph
 from compiler.placement.summary import Placement, on_cpu
 from compiler.ports import Backend, Job, Runner, Workshop
-from compiler.qdq import QdqWorkshop
+from compiler.quantizing.qdq import QdqWorkshop
 
 #: Operator set to the first ONNX Runtime that reads it (ONNX Runtime documentation, compatibility).
 OPSET_RELEASES: Final = ((20, "1.17"), (21, "1.18"), (22, "1.21"))

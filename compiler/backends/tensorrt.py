@@ -12,13 +12,14 @@ import msgspec
 import onnx
 import onnxruntime
 
-from compiler import guard, rounding
 from compiler.artifacts import Artifact
 from compiler.errors import CompileError, ModelRefusedError
+from compiler.models import guard
 from compiler.onnx_session import observed
 from compiler.placement import onnx_graph
 from compiler.placement.summary import Placement, beside, by_rules
 from compiler.ports import Backend, Job, Runner, Workshop
+from compiler.quantizing import rounding
 from compiler.tensorrt import producer, rules
 from compiler.tensorrt.workshop import TensorRtWorkshop
 from firmware_profiles.profile import ExtraUnit

@@ -6,13 +6,13 @@ from typing import Final
 
 import onnx
 
-from compiler import rounding
 from compiler.artifacts import Artifact
 from compiler.backends.onnxruntime import OnnxRuntime
 from compiler.onnx_session import observed
 from compiler.placement import onnx_graph
 from compiler.placement.summary import Placement, by_rules
 from compiler.ports import Backend, Job, Runner, Workshop
+from compiler.quantizing import rounding
 from compiler.vitisai.workshop import FLOAT, VitisAiWorkshop
 
 

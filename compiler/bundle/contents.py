@@ -13,10 +13,10 @@ from compiler.bundle import golden, layout, model_config, provenance, report, sb
 from compiler.bundle.data import DataFacts
 from compiler.bundle.page import render
 from compiler.candidates import Candidate
-from compiler.parity import Parity
+from compiler.measuring.parity import Parity
+from compiler.measuring.sensitivity import Sensitivity
 from compiler.placement.summary import Placement
 from compiler.requests import CompileRequest, Sizes, Verdict
-from compiler.sensitivity import Sensitivity
 from firmware_profiles.profile import Profile
 from fleet.bundle import description, manifest
 from fleet.bundle.description import Accuracy, BundleDescription, OffloadCalibration, Requirements, TensorSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from compiler.parity import rounded
+from compiler.measuring.parity import rounded
 from compiler.stages import Inputs
 
 

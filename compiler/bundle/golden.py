@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from compiler.bundle import archive
-from compiler.datasets import Dataset
+from compiler.data.datasets import Dataset
 from compiler.tensors import Array, Arrays
 from fleet.bundle.description import Golden, TensorSpec, Tolerance
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from compiler.evaluate import Answering, Kind
+from compiler.measuring.evaluate import Answering, Kind
 from compiler.tensors import Arrays
 from fleet.bundle.description import OffloadCalibration
 from fleet.offload.calibrate import calibrate

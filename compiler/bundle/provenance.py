@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from compiler.bundle.report import Facts
-from compiler.verdicts import CRASHED, NOT_TRIED
+from compiler.search.verdicts import CRASHED, NOT_TRIED
 from fleet.ids import Digest
 
 PATH: Final = "provenance.json"

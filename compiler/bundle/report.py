@@ -8,11 +8,11 @@ import msgspec
 
 from compiler.bundle.data import DataFacts
 from compiler.candidates import Candidate
-from compiler.parity import Parity
+from compiler.measuring.parity import Parity
+from compiler.measuring.sensitivity import Sensitivity
 from compiler.placement.summary import Placement
 from compiler.requests import Sizes, Verdict
-from compiler.sensitivity import Sensitivity
-from compiler.verdicts import ELIGIBLE, TOO_SLOW
+from compiler.search.verdicts import ELIGIBLE, TOO_SLOW
 from firmware_profiles.profile import Profile
 from fleet.bundle.description import BundleDescription
 

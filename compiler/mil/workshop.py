@@ -11,15 +11,15 @@ from typing import Final
 import msgspec
 import onnx
 
-from compiler import normalise
 from compiler.artifacts import Artifact
 from compiler.candidates import Candidate, Scheme
 from compiler.errors import CompileError, NothingQuantizedError
 from compiler.mil import convert, package, prepare, program, registry
 from compiler.mil.package import Content
 from compiler.mil.weights import Int8, Palette
+from compiler.models import normalise
 from compiler.ports import Job
-from compiler.qdq import HEAVY, RECURRENT, QdqWorkshop
+from compiler.quantizing.qdq import HEAVY, RECURRENT, QdqWorkshop
 from fleet.bundle.description import TensorSpec
 from fleet.bundle.features import Port
 

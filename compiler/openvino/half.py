@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from compiler.datasets import Dataset, spread
+from compiler.data.datasets import Dataset, spread
 from compiler.errors import CompileError
 from compiler.openvino import library
 from compiler.openvino.library import Model

@@ -12,9 +12,9 @@ import msgspec
 from compiler import toolchains
 from compiler.artifacts import Artifact
 from compiler.candidates import Candidate
-from compiler.datasets import spread
+from compiler.data.datasets import spread
 from compiler.errors import CompileError
-from compiler.evaluate import snr
+from compiler.measuring.evaluate import snr
 from compiler.openvino import graph, half, library, lowering, saving
 from compiler.openvino.library import Model
 from compiler.openvino.workshop import HALF, RUNTIME

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from compiler.candidates import Candidate
-from compiler.datasets import Dataset, spread
+from compiler.data.datasets import Dataset, spread
 from compiler.errors import CompileError, one_line
 from compiler.openvino.graph import MOVING
 from compiler.openvino.library import Model

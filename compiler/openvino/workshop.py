@@ -10,13 +10,13 @@ from typing import Final
 
 import msgspec
 
-from compiler import refining
 from compiler.artifacts import Artifact
 from compiler.candidates import Candidate, Scheme
 from compiler.errors import CompileError, NothingQuantizedError
 from compiler.openvino import half, library, quantize, saving
 from compiler.openvino.library import Model
 from compiler.ports import Job
+from compiler.quantizing import refining
 
 RUNTIME: Final = "openvino"
 #: Operators with weights that NNCF leaves as they are.

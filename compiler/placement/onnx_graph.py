@@ -10,7 +10,7 @@ import msgspec
 import onnx
 from onnx import numpy_helper
 
-from compiler import topology
+from compiler.models import topology
 from compiler.placement import cost
 from compiler.placement.facts import GraphFacts, NodeFact, TensorFact, Value
 

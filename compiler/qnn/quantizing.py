@@ -14,10 +14,10 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config, qnn_preprocess_model
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from compiler import activations, calibration
-from compiler.calibration import Histogram
 from compiler.candidates import Candidate
 from compiler.errors import one_line
+from compiler.quantizing import activations, calibration
+from compiler.quantizing.calibration import Histogram
 from compiler.tensors import Arrays
 from firmware_profiles.profile import Precision
 

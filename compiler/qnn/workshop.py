@@ -15,11 +15,10 @@ from typing import Final
 import msgspec
 import onnx
 
-from compiler import activations, normalise, refining
 from compiler.artifacts import Artifact
-from compiler.calibration import Histogram
 from compiler.candidates import Candidate, Scheme
 from compiler.errors import CompileError, ModelRefusedError, one_line
+from compiler.models import normalise
 from compiler.onnx_session import Session
 from compiler.placement import onnx_graph
 from compiler.placement.facts import GraphFacts
@@ -27,6 +26,8 @@ from compiler.placement.rules import Unit, decide
 from compiler.ports import Job
 from compiler.qnn import compiling, quantizing, recipes
 from compiler.qnn.contexts import Context
+from compiler.quantizing import activations, refining
+from compiler.quantizing.calibration import Histogram
 from compiler.sharing import digest
 from firmware_profiles.profile import Precision
 from fleet.bundle.description import TensorSpec

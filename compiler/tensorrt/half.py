@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compiler.errors import CompileError
-from compiler.graphs import DEQUANTIZE, QUANTIZE, Graph, captured
+from compiler.models.graphs import DEQUANTIZE, QUANTIZE, Graph, captured
 from compiler.tensorrt import opsets
 
 #: Operators all of whose float inputs and outputs have one type, and whose numbers stay of a size.

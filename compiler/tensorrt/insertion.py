@@ -16,8 +16,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from compiler import topology, weight_only
-from compiler.graphs import (
+from compiler.models import topology
+from compiler.models.graphs import (
     COMMUTING,
     DEQUANTIZE,
     QUANTIZE,
@@ -27,6 +27,7 @@ from compiler.graphs import (
     captured,
     channel_axis,
 )
+from compiler.quantizing import weight_only
 
 POOLS: Final = ("AveragePool", "GlobalAveragePool")
 LARGEST: Final = 127

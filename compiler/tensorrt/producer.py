@@ -10,11 +10,12 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from compiler import toolchains, topology
-from compiler.datasets import Dataset, spread
+from compiler import toolchains
+from compiler.data.datasets import Dataset, spread
 from compiler.errors import CompileError
-from compiler.graphs import DEQUANTIZE, QUANTIZE, Graph, attribute
 from compiler.limits import Limits
+from compiler.models import topology
+from compiler.models.graphs import DEQUANTIZE, QUANTIZE, Graph, attribute
 from compiler.toolchains.errors import MissingToolchainError
 
 TOOLCHAIN: Final = "modelopt"

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from compiler.errors import one_line
-from compiler.graphs import (
+from compiler.models.graphs import (
     ACTIVATIONS,
     COMMUTING,
     DEQUANTIZE,

@@ -10,14 +10,15 @@ from typing import Final
 import msgspec
 import onnx
 
-from compiler import activations, normalise, refining, symmetric, tidying
 from compiler.artifacts import Artifact
-from compiler.calibration import Histogram
 from compiler.candidates import Candidate, Scheme
 from compiler.errors import CompileError, NothingQuantizedError
-from compiler.graphs import DEQUANTIZE, WEIGHTED, Graph
+from compiler.models import normalise, tidying
+from compiler.models.graphs import DEQUANTIZE, WEIGHTED, Graph
 from compiler.ports import Job
-from compiler.qdq import RECURRENT
+from compiler.quantizing import activations, refining, symmetric
+from compiler.quantizing.calibration import Histogram
+from compiler.quantizing.qdq import RECURRENT
 from compiler.sharing import digest
 from compiler.tensorrt import half, insertion, opsets, plans, producer, rules
 from fleet.bundle import engine_plan

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from compiler import toolchains
-from compiler.datasets import Dataset, spread
+from compiler.data.datasets import Dataset, spread
 from compiler.errors import CompileError
 from compiler.onnx_session import Session
 from compiler.placement.facts import NodeFact, TensorFact

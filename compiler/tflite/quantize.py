@@ -1,9 +1,9 @@
 """Quantizing float TensorFlow Lite files with ai-edge-quantizer, and ranges of our own.
 
-Its own calibration is a moving average, which clips; ours are exact (`compiler.calibration`). Activations get
-int8 and a zero point, weights int8 with a scale per output channel, and biases int32, as in TensorFlow's
-"8-bit quantization specification". Fully connected layers get one scale: the specification had no other when
-`edgetpu_compiler` was made.
+Its own calibration is a moving average, which clips; ours are exact (`compiler.quantizing.calibration`).
+Activations get int8 and a zero point, weights int8 with a scale per output channel, and biases int32, as in
+TensorFlow's "8-bit quantization specification". Fully connected layers get one scale: the specification had
+no other when `edgetpu_compiler` was made.
 """
 
 from __future__ import annotations

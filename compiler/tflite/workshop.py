@@ -9,11 +9,11 @@ from typing import Final
 
 import msgspec
 
-from compiler import calibration
 from compiler.artifacts import Artifact
 from compiler.candidates import Candidate, Scheme
-from compiler.datasets import spread
+from compiler.data.datasets import spread
 from compiler.ports import Job
+from compiler.quantizing import calibration
 from compiler.tensors import Arrays
 from compiler.tflite import convert, edgetpu_compiler, quantize
 from compiler.tflite import model as tflite

@@ -6,7 +6,7 @@ from typing import Final
 
 import onnx
 
-from compiler.graphs import QUANTIZE, Graph
+from compiler.models.graphs import QUANTIZE, Graph
 
 #: As AMD Quark does ("remove QuantizeLinear & DequantizeLinear on certain operations, such as conv-relu").
 BEFORE: Final = ("Add", "Conv", "ConvTranspose", "Gemm")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 
-from compiler.graphs import DEQUANTIZE, QUANTIZE, Graph
+from compiler.models.graphs import DEQUANTIZE, QUANTIZE, Graph
 
 _TYPES = {"xint8": {"int8", "int32"}, "int8": {"int8", "int32"}, "int16": {"int16", "int8", "int32"}}
 

@@ -15,14 +15,15 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry
 
-from compiler import activations, refining, symmetric, tidying
 from compiler.artifacts import Artifact
-from compiler.calibration import Histogram, bounds
 from compiler.candidates import Candidate, Scheme
 from compiler.errors import CompileError, NothingQuantizedError, one_line
-from compiler.graphs import DEQUANTIZE, WEIGHTED
+from compiler.models import tidying
+from compiler.models.graphs import DEQUANTIZE, WEIGHTED
 from compiler.ports import Job
-from compiler.qdq import RECURRENT
+from compiler.quantizing import activations, refining, symmetric
+from compiler.quantizing.calibration import Histogram, bounds
+from compiler.quantizing.qdq import RECURRENT
 from compiler.vitisai import fusion, rules
 
 NAME: Final = "vitisai"

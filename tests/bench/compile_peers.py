@@ -22,12 +22,13 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from compiler import datasets, guard, normalise
 from compiler.bundle import layout
-from compiler.datasets import Dataset
+from compiler.data import datasets
+from compiler.data.datasets import Dataset
 from compiler.errors import CompileError
-from compiler.latency import interleaved
 from compiler.limits import COMPILE_LIMITS
+from compiler.measuring.latency import interleaved
+from compiler.models import guard, normalise
 from compiler.openvino import library
 from compiler.tensors import Arrays
 from compiler.toolchains import Environment, Store

@@ -13,13 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import small_models
-from compiler import backends, datasets, guard, normalise, topology
+from compiler import backends
 from compiler.artifacts import Artifact
 from compiler.bundle import archive, layout
 from compiler.candidates import FLOAT, Candidate, Scheme
-from compiler.datasets import Dataset
+from compiler.data import datasets
+from compiler.data.datasets import Dataset
 from compiler.errors import CompileError
-from compiler.evaluate import answering, compare, outputs
+from compiler.measuring.evaluate import answering, compare, outputs
+from compiler.models import guard, normalise, topology
 from compiler.ports import Backend, Job, Workshop
 from firmware_profiles import registry
 from fleet.bundle.manifest import Role

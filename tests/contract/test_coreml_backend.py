@@ -14,12 +14,14 @@ import pytest
 from onnx import TensorProto, helper
 
 import small_models
-from compiler import backends, datasets, normalise
+from compiler import backends
 from compiler.artifacts import Artifact
 from compiler.candidates import Candidate, Scheme
-from compiler.datasets import Dataset
+from compiler.data import datasets
+from compiler.data.datasets import Dataset
 from compiler.errors import CompileError, ModelRefusedError
-from compiler.evaluate import answering, compare, outputs
+from compiler.measuring.evaluate import answering, compare, outputs
+from compiler.models import normalise
 from compiler.onnx_session import Session
 from compiler.ports import Backend, Job, Workshop
 from firmware_profiles import registry

@@ -13,11 +13,13 @@ import pytest
 
 import small_models
 import small_tflite
-from compiler import backends, datasets, normalise
+from compiler import backends
 from compiler.artifacts import Artifact
-from compiler.datasets import Dataset
+from compiler.data import datasets
+from compiler.data.datasets import Dataset
 from compiler.errors import CompileError, ModelRefusedError, OptionError
-from compiler.evaluate import answering, compare, outputs
+from compiler.measuring.evaluate import answering, compare, outputs
+from compiler.models import normalise
 from compiler.onnx_session import Session
 from compiler.ports import Backend, Job, Workshop
 from compiler.tensors import Arrays

@@ -16,11 +16,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import small_models
-from compiler import backends, datasets, normalise
+from compiler import backends
 from compiler.artifacts import Artifact
 from compiler.candidates import Scheme
+from compiler.data import datasets
 from compiler.errors import CompileError, ModelRefusedError
-from compiler.evaluate import answering, compare, outputs
+from compiler.measuring.evaluate import answering, compare, outputs
+from compiler.models import normalise
 from compiler.onnx_session import Session
 from compiler.ports import Job
 from firmware_profiles import registry

@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 import small_models
-from compiler import normalise
+from compiler.models import normalise
 from compiler.tensorrt import plans
 from device_agent import jetson
 from device_agent.adapters.facts import SystemFacts

@@ -15,11 +15,13 @@ from typing import Any
 import onnx
 
 import small_models
-from compiler import backends, datasets, normalise
+from compiler import backends
 from compiler.artifacts import Artifact
 from compiler.candidates import Candidate
-from compiler.datasets import Dataset, spread
-from compiler.evaluate import answering, compare, outputs
+from compiler.data import datasets
+from compiler.data.datasets import Dataset, spread
+from compiler.measuring.evaluate import answering, compare, outputs
+from compiler.models import normalise
 from compiler.onnx_session import Session
 from compiler.ports import Backend, Job
 from firmware_profiles import registry

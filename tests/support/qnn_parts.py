@@ -9,9 +9,11 @@ import onnx
 import pytest
 
 import small_models
-from compiler import backends, datasets, normalise
+from compiler import backends
 from compiler.artifacts import Artifact
 from compiler.candidates import Candidate
+from compiler.data import datasets
+from compiler.models import normalise
 from compiler.ports import Backend, Job
 from compiler.qnn import recipes
 from compiler.qnn.workshop import HtpWorkshop

@@ -7,12 +7,12 @@ import msgspec
 from compiler.bundle.data import DataFacts, InputFacts
 from compiler.bundle.report import Facts
 from compiler.candidates import Candidate, Scheme
-from compiler.parity import OutputParity, Parity
+from compiler.measuring.parity import OutputParity, Parity
+from compiler.measuring.sensitivity import NodeSensitivity, Sensitivity
+from compiler.measuring.switches import Recipe
 from compiler.placement.memory import MIB, Memory
 from compiler.placement.summary import Elsewhere, NodePlacement, Placement
 from compiler.requests import Sizes, Verdict
-from compiler.sensitivity import NodeSensitivity, Sensitivity
-from compiler.switches import Recipe
 from firmware_profiles import registry
 from fleet.bundle.description import (
     Accuracy,

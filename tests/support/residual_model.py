@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from compiler import datasets, normalise
+from compiler.data import datasets
+from compiler.models import normalise
 from compiler.ports import Job
 from firmware_profiles import registry
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler import calibration, weight_only
+from compiler.quantizing import calibration, weight_only
 from compiler.tensors import Arrays
 
 

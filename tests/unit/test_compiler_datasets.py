@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler import datasets
-from compiler.datasets import Dataset
+from compiler.data import datasets
+from compiler.data.datasets import Dataset
+from compiler.data.samples import Samples
 from compiler.errors import DatasetError
-from compiler.samples import Samples
 from compiler.tensors import Array, spec
 from fleet.ids import Digest
 

@@ -7,7 +7,7 @@ import pytest
 
 from compiler.bundle import insight
 from compiler.errors import DatasetError
-from compiler.evaluate import Answering, Kind, answering, answers, compare
+from compiler.measuring.evaluate import Answering, Kind, answering, answers, compare
 
 SCORES = np.array([[[0.1, 0.9]], [[0.8, 0.2]], [[0.3, 0.7]]], np.float32)
 

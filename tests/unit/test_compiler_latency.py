@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from compiler.latency import interleaved
+from compiler.measuring.latency import interleaved
 from compiler.tensors import Arrays
 
 SLOW_S = 0.004

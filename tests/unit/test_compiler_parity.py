@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compiler.evaluate import Answering, Kind
-from compiler.parity import parity
+from compiler.measuring.evaluate import Answering, Kind
+from compiler.measuring.parity import parity
 
 HOW = Answering(output="scores", kind=Kind.CLASSES)
 FLOATS = np.array([[1.0, 3.0], [4.0, 2.0]])

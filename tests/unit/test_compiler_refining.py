@@ -8,7 +8,7 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler import refining
+from compiler.quantizing import refining
 
 NOISES = st.lists(st.floats(0, 10), min_size=1, max_size=60)
 

@@ -8,11 +8,11 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler import search
 from compiler.candidates import FLOAT, Candidate, Scheme
-from compiler.evaluate import Comparison
-from compiler.search import Measured
-from compiler.statistics import Paired
+from compiler.measuring.evaluate import Comparison
+from compiler.measuring.statistics import Paired
+from compiler.search import rules
+from compiler.search.rules import Measured
 
 
 def measured(
@@ -50,7 +50,7 @@ def names(found: list[Measured]) -> list[str]:
 
 
 def best(*others: Measured, max_drop: float = 0.5) -> str:
-    return names(search.ranking([ORIGINAL, *others], ORIGINAL, max_drop))[0]
+    return names(rules.ranking([ORIGINAL, *others], ORIGINAL, max_drop))[0]
 
 
 def test_a_candidate_over_the_budget_never_wins() -> None:
@@ -86,12 +86,12 @@ def test_what_is_not_smaller_than_the_smallest_float_is_out() -> None:
         ORIGINAL,
         measured("a", size=1500),
     ]
-    assert [x.candidate.name for x in search.eligible(table, 0.5)] == ["broad", "float"]
+    assert [x.candidate.name for x in rules.eligible(table, 0.5)] == ["broad", "float"]
 
 
 def test_integers_go_before_unpacked_weights_and_those_before_float() -> None:
     weights = measured("w", Scheme.WEIGHT_ONLY, size=200, agreement=1.0)
-    assert names(search.ranking([ORIGINAL, weights, measured("s")], ORIGINAL, 0.5)) == ["s", "w", "float"]
+    assert names(rules.ranking([ORIGINAL, weights, measured("s")], ORIGINAL, 0.5)) == ["s", "w", "float"]
 
 
 def test_a_much_slower_scheme_loses_to_a_faster_one() -> None:
@@ -112,13 +112,13 @@ def test_among_equally_small_the_most_faithful_wins() -> None:
 
 def test_far_slower_than_float_is_vetoed_unless_asked_for() -> None:
     slow = measured("a", ms=4.1)
-    assert names(search.ranking([ORIGINAL, slow], ORIGINAL, 0.5)) == ["float"]
-    assert names(search.ranking([ORIGINAL, slow], ORIGINAL, 0.5, veto=False)) == ["a", "float"]
+    assert names(rules.ranking([ORIGINAL, slow], ORIGINAL, 0.5)) == ["float"]
+    assert names(rules.ranking([ORIGINAL, slow], ORIGINAL, 0.5, veto=False)) == ["a", "float"]
 
 
 def test_a_net_too_fast_to_measure_is_not_vetoed() -> None:
     tiny = measured("float", Scheme.FLOAT, size=1000, ms=0.01)
-    assert names(search.ranking([tiny, measured("a", ms=0.05)], tiny, 0.5))[0] == "a"
+    assert names(rules.ranking([tiny, measured("a", ms=0.05)], tiny, 0.5))[0] == "a"
 
 
 candidates = st.builds(
@@ -137,13 +137,13 @@ candidates = st.builds(
 def test_whatever_was_measured_float_is_last_and_all_before_it_keep_the_rules(
     found: list[Measured], max_drop: float
 ) -> None:
-    ranked = search.ranking([ORIGINAL, *found], ORIGINAL, max_drop)
+    ranked = rules.ranking([ORIGINAL, *found], ORIGINAL, max_drop)
     assert ranked[-1] is ORIGINAL
     for x in ranked[:-1]:
         assert x.selection.keeps(max_drop)
         assert x.size < ORIGINAL.size
     assert len(ranked) == len({id(x) for x in ranked})
-    assert names(ranked) == names(search.ranking([ORIGINAL, *found], ORIGINAL, max_drop))
+    assert names(ranked) == names(rules.ranking([ORIGINAL, *found], ORIGINAL, max_drop))
 
 
 @settings(max_examples=60)
@@ -151,8 +151,8 @@ def test_whatever_was_measured_float_is_last_and_all_before_it_keep_the_rules(
 def test_the_order_of_the_trials_decides_nothing(found: list[Measured], chance: Random) -> None:
     shuffled = list(found)
     chance.shuffle(shuffled)
-    want = names(search.ranking([ORIGINAL, *found], ORIGINAL, 0.5))
-    assert names(search.ranking([*shuffled, ORIGINAL], ORIGINAL, 0.5)) == want
+    want = names(rules.ranking([ORIGINAL, *found], ORIGINAL, 0.5))
+    assert names(rules.ranking([*shuffled, ORIGINAL], ORIGINAL, 0.5)) == want
 
 
 @settings(max_examples=60)
@@ -161,8 +161,8 @@ def test_a_larger_budget_takes_nothing_away(found: list[Measured], one: float, o
     """Whoever allows more keeps every candidate, and gets integers where there were integers."""
     small, large = sorted((one, other))
     table = [ORIGINAL, *found]
-    allowed = [id(x) for x in search.eligible(table, large)]
-    assert all(id(x) in allowed for x in search.eligible(table, small))
+    allowed = [id(x) for x in rules.eligible(table, large)]
+    assert all(id(x) in allowed for x in rules.eligible(table, small))
     order = [Scheme.STATIC, Scheme.DYNAMIC, Scheme.WEIGHT_ONLY, Scheme.FLOAT]
-    first, second = (search.ranking(table, ORIGINAL, x)[0].candidate.scheme for x in (small, large))
+    first, second = (rules.ranking(table, ORIGINAL, x)[0].candidate.scheme for x in (small, large))
     assert max(1, order.index(second)) <= max(1, order.index(first))

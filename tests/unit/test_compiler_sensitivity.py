@@ -11,11 +11,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import small_models
-from compiler import datasets, normalise, sensitivity, switches
-from compiler.datasets import Dataset
-from compiler.evaluate import Answering, Kind
-from compiler.sensitivity import Sensitivity
-from compiler.switches import Recipe
+from compiler.data import datasets
+from compiler.data.datasets import Dataset
+from compiler.measuring import sensitivity, switches
+from compiler.measuring.evaluate import Answering, Kind
+from compiler.measuring.sensitivity import Sensitivity
+from compiler.measuring.switches import Recipe
+from compiler.models import normalise
 
 RECIPE = Recipe(activations="uint8")
 HOW = Answering(output="scores", kind=Kind.CLASSES)

@@ -10,8 +10,8 @@ import onnx
 import small_models
 from compiler import sharing
 from compiler.cache import Cache
+from compiler.measuring.switches import Recipe
 from compiler.sharing import Sharing
-from compiler.switches import Recipe
 from compiler.tensors import Arrays
 
 

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler.statistics import Paired, disagreement_interval, drop_interval, net_losses_allowed, paired
+from compiler.measuring.statistics import (
+    Paired,
+    disagreement_interval,
+    drop_interval,
+    net_losses_allowed,
+    paired,
+)
 
 
 def test_only_samples_on_which_the_models_differ_count() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from compiler import datasets, suitability
+from compiler.data import datasets, suitability
 from compiler.errors import DatasetError
 from compiler.tensors import Array, spec
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto, helper
 
-from compiler import tidying
+from compiler.models import tidying
 
 
 def test_short_names_never_meet_those_of_the_source() -> None:

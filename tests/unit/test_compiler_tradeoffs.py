@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from compiler import tradeoffs
 from compiler.candidates import FLOAT, Candidate, Scheme
-from compiler.evaluate import Comparison
-from compiler.search import Measured
-from compiler.statistics import Paired
+from compiler.measuring.evaluate import Comparison
+from compiler.measuring.statistics import Paired
+from compiler.search import tradeoffs
+from compiler.search.rules import Measured
 
 
 def measured(

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler import symmetric
-from compiler.calibration import Histogram
+from compiler.quantizing import symmetric
+from compiler.quantizing.calibration import Histogram
 
 
 def histogram(values: list[float]) -> Histogram:

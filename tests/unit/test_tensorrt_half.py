@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import residual_model
-from compiler import rounding
 from compiler.errors import CompileError
+from compiler.quantizing import rounding
 from compiler.tensorrt import half, insertion, opsets, rules
 from compiler.tensors import Arrays
 

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import residual_model
-from compiler.graphs import Graph
+from compiler.models.graphs import Graph
 from compiler.tensorrt import insertion, producer, rules
 
 KNOWN = dict.fromkeys(("x", "c1", "r1", "c2", "sum", "r2", "pooled", "flat", "dense", "y", "z"), 3.0)

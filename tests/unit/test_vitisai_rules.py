@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 import model_kinds
 import residual_model
-from compiler.graphs import Graph
+from compiler.models.graphs import Graph
 from compiler.vitisai import rules
 from compiler.vitisai.workshop import BFLOAT16, VitisAiWorkshop
 

@@ -12,9 +12,9 @@ from markupsafe import Markup
 from compiler.bundle.page import plot
 from compiler.bundle.page.front import OVER, front, silently
 from compiler.bundle.page.plot import Axes, Point
+from compiler.measuring.sensitivity import Sensitivity
 from compiler.placement.summary import NodePlacement, Placement
 from compiler.requests import Verdict
-from compiler.sensitivity import Sensitivity
 
 #: Losses beyond so many budgets lie on the edge of the picture: no choice, and they would flatten the rest.
 _BUDGETS: Final = 4.0

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import onnx
 
-from compiler import backends, datasets, guard, normalise
+from compiler import backends
+from compiler.data import datasets
+from compiler.models import guard, normalise
 from compiler.ports import Job
 from firmware_profiles import registry
 

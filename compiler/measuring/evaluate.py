@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from compiler import statistics
-from compiler.datasets import Dataset
+from compiler.data.datasets import Dataset
 from compiler.errors import CompileError, DatasetError, ModelRefusedError, one_line
+from compiler.measuring import statistics
 from compiler.ports import Runner
 from compiler.tensors import Array, Arrays, Outputs
 

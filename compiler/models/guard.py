@@ -17,8 +17,9 @@ import numpy as np
 import onnx
 from onnx import external_data_helper, inliner, numpy_helper
 
-from compiler import breadth, files
+from compiler import files
 from compiler.errors import ModelRefusedError, one_line
+from compiler.models import breadth
 from fleet.ids import Digest
 
 #: A protobuf message ends here, and so does a model in one file.

@@ -1,8 +1,8 @@
 """How much each node of a model loses by quantization: alone, and as the only one that is left in float.
 
-It asks one float model with switches (`compiler.switches`), so a question costs a few runs and no build. How
-many runs there may be follows from the model's multiply-accumulates, not from a clock: the same model gets
-the same answer on any machine.
+It asks one float model with switches (`compiler.measuring.switches`), so a question costs a few runs and no
+build. How many runs there may be follows from the model's multiply-accumulates, not from a clock: the same
+model gets the same answer on any machine.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Final
 import msgspec
 import onnx
 
-from compiler import switches
-from compiler.calibration import bounds, widened
-from compiler.datasets import Dataset, spread
+from compiler.data.datasets import Dataset, spread
 from compiler.errors import CompileError
-from compiler.evaluate import Answering, compare, outputs
+from compiler.measuring import switches
+from compiler.measuring.evaluate import Answering, compare, outputs
+from compiler.measuring.parity import rounded
+from compiler.measuring.switches import Part, Range, Recipe, Switched
 from compiler.onnx_session import Session, observed
-from compiler.parity import rounded
 from compiler.placement import onnx_graph
 from compiler.placement.facts import TensorFact
 from compiler.ports import Runner
-from compiler.switches import Part, Range, Recipe, Switched
+from compiler.quantizing.calibration import bounds, widened
 from compiler.tensors import Arrays
 
 #: At most so many samples for one question, and at least so many.

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Final
 
-from compiler import search
 from compiler.candidates import FLOAT, Scheme
-from compiler.search import Measured
+from compiler.search import rules
+from compiler.search.rules import Measured
 
 #: Points of agreement, share of size and share of time that are worth a word.
 POINTS: Final = 0.05
@@ -71,7 +71,7 @@ def _others(
 ) -> list[Measured]:
     return [
         x
-        for x in search.eligible(measured, max_drop)
+        for x in rules.eligible(measured, max_drop)
         if x.candidate not in {chosen.candidate, FLOAT} and x.candidate.name not in refused
     ]
 

@@ -15,8 +15,8 @@ from typing import IO, BinaryIO, Final, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
+from compiler.data.samples import BLOCK, Descriptor, Samples
 from compiler.errors import DatasetError
-from compiler.samples import BLOCK, Descriptor, Samples
 from compiler.tensors import Array
 
 #: Bytes of one sample: it is held in memory beside the model.

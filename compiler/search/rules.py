@@ -28,7 +28,7 @@ from typing import Final
 import msgspec
 
 from compiler.candidates import Candidate, Scheme
-from compiler.evaluate import Comparison
+from compiler.measuring.evaluate import Comparison
 
 #: A share of float's size above which nearly everything stayed in float, whatever the candidate is called.
 SMALLER: Final = 0.95

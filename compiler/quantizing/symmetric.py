@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from compiler import calibration
-from compiler.calibration import Histogram
+from compiler.quantizing import calibration
+from compiler.quantizing.calibration import Histogram
 
 #: -128 is left out, so that the range is as symmetric as the numbers.
 LARGEST: Final = 127

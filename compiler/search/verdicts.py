@@ -5,13 +5,13 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 
-from compiler import search
 from compiler.candidates import FLOAT, Candidate
-from compiler.evaluate import SNR_FLOOR
-from compiler.parity import rounded
+from compiler.measuring.evaluate import SNR_FLOOR
+from compiler.measuring.parity import rounded
 from compiler.requests import Verdict
-from compiler.search import Measured
-from compiler.trials import Trials
+from compiler.search import rules
+from compiler.search.rules import Measured
+from compiler.search.trials import Trials
 from firmware_profiles.profile import Profile
 
 TOO_SLOW = "too slow"
@@ -25,7 +25,7 @@ def of(
 ) -> tuple[Verdict, ...]:
     """Return the verdicts, in the order of the trials, failed ones last."""
     original = trials.original
-    large = {x.candidate for x in search.hardly_smaller(trials.measured)}
+    large = {x.candidate for x in rules.hardly_smaller(trials.measured)}
     found = []
     for x in trials.measured:
         status, reason = _status(x, original, max_drop, large=x.candidate in large)
@@ -73,7 +73,7 @@ def _status(x: Measured, original: Measured, max_drop: float, *, large: bool) ->
         return "over budget", f"another output at {side:.0f} dB" if side < SNR_FLOOR else ""
     if large:
         return "not smaller", ""
-    return (TOO_SLOW, "") if search.too_slow(x, original) else (ELIGIBLE, "")
+    return (TOO_SLOW, "") if rules.too_slow(x, original) else (ELIGIBLE, "")
 
 
 def timing_warnings(chosen: Measured, original: Measured, profile: Profile) -> tuple[str, ...]:

@@ -16,11 +16,12 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-from compiler import activations, calibration, refining, tidying, weight_only
 from compiler.artifacts import Artifact
 from compiler.candidates import FLOAT, Candidate, Scheme
 from compiler.errors import CompileError, NothingQuantizedError, one_line
+from compiler.models import tidying
 from compiler.ports import Job
+from compiler.quantizing import activations, calibration, refining, weight_only
 
 #: Operators whose cost is in their weights: quantizing these alone is the cautious choice.
 HEAVY: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -8,8 +8,8 @@ from typing import Final
 
 import onnx
 
-from compiler import topology
-from compiler.normalise import lower_ir
+from compiler.models import topology
+from compiler.models.normalise import lower_ir
 
 CONVERSIONS: Final = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 

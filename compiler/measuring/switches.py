@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from compiler import weight_only
+from compiler.quantizing import weight_only
 
 #: The input that switches.
 MASK: Final = "kedge_switches"

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from compiler import files
+from compiler.data.npz import Archive, Header
+from compiler.data.samples import Samples
+from compiler.data.survey import Facts, Survey
 from compiler.errors import DatasetError
-from compiler.npz import Archive, Header
-from compiler.samples import Samples
-from compiler.survey import Facts, Survey
 from compiler.tensors import Array, Arrays, feed, sample_shape
 from fleet.bundle.description import TensorSpec
 from fleet.ids import Digest

@@ -10,11 +10,12 @@ from typing import Final
 import onnx
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from compiler import calibration, sharing
-from compiler.datasets import spread
+from compiler import sharing
+from compiler.data.datasets import spread
 from compiler.errors import one_line
 from compiler.onnx_session import Session
 from compiler.ports import Job
+from compiler.quantizing import calibration
 from compiler.tensors import Arrays
 
 CALIBRATION_SAMPLES: Final = 256

@@ -11,17 +11,19 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from compiler import beside, latency, search
+from compiler import beside
 from compiler.artifacts import Artifact
 from compiler.beside import Beside, Tell
 from compiler.candidates import FLOAT, Candidate, Scheme
-from compiler.datasets import Dataset, spread
+from compiler.data.datasets import Dataset, spread
 from compiler.errors import REASON, CompileError, OptionError, one_line
-from compiler.evaluate import Answering, Kind, answering, check_finite, compare, outputs
+from compiler.measuring import latency
+from compiler.measuring.evaluate import Answering, Kind, answering, check_finite, compare, outputs
 from compiler.onnx_session import Session
-from compiler.patience import Patience
 from compiler.ports import Backend, Runner, Workshop
-from compiler.search import Measured
+from compiler.search import rules
+from compiler.search.patience import Patience
+from compiler.search.rules import Measured
 from compiler.tensors import Arrays
 from fleet.errors import UserError
 
@@ -191,7 +193,7 @@ class Trials:
 
     def time(self) -> None:
         """Measure the latencies of those that could win, and of float."""
-        fit = [x for x in search.eligible(self.measured, self._max_drop) if self.backend(x.candidate).timed]
+        fit = [x for x in rules.eligible(self.measured, self._max_drop) if self.backend(x.candidate).timed]
         if not fit:
             return
         runners: dict[str, Runner] = {x.candidate.name: self.runner(x.candidate) for x in fit}
@@ -224,7 +226,7 @@ class Trials:
 
     def _late(self) -> bool:
         """Return whether time is up and there is something that keeps the budget."""
-        return self._patience.over and bool(search.eligible(self.measured, self._max_drop))
+        return self._patience.over and bool(rules.eligible(self.measured, self._max_drop))
 
     def _try(self, candidate: Candidate) -> None:
         if self._passed_over(candidate):
@@ -251,7 +253,7 @@ class Trials:
         static = [
             x for x in self.measured if x.candidate.scheme is Scheme.STATIC and x.candidate.backend == name
         ]
-        if not static or any(x in static for x in search.eligible(self.measured, self._max_drop)):
+        if not static or any(x in static for x in rules.eligible(self.measured, self._max_drop)):
             return
         finer = _finer(name)
         if self._passed_over(finer):

@@ -10,9 +10,9 @@ from typing import Final
 
 import numpy as np
 
-from compiler.datasets import ADVICE, Dataset, Labels, spread
+from compiler.data.datasets import ADVICE, Dataset, Labels, spread
+from compiler.data.survey import Facts, mixed
 from compiler.errors import DatasetError
-from compiler.survey import Facts, mixed
 
 #: Fewer different samples than this settle no range.
 HANDFUL: Final = 8

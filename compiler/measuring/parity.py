@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from compiler.evaluate import Answering, Kind, answers
+from compiler.measuring.evaluate import Answering, Kind, answers
 from compiler.tensors import Array, Outputs
 
 #: Digits of a number in the report: the ones after differ from processor to processor.

@@ -1,0 +1,1 @@
+"""What a compiled model loses and takes, against float."""

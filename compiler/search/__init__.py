@@ -1,0 +1,1 @@
+"""Trying candidates, and choosing one."""
