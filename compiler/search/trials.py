@@ -253,7 +253,7 @@ class Trials:
         static = [
             x for x in self.measured if x.candidate.scheme is Scheme.STATIC and x.candidate.backend == name
         ]
-        if not static or any(x in static for x in rules.eligible(self.measured, self._max_drop)):
+        if not static or any(x.selection.keeps(self._max_drop) for x in static):
             return
         finer = _finer(name)
         if self._passed_over(finer):
