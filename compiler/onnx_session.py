@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 
 from compiler.errors import CompileError, one_line
+from compiler.models import copies
 from compiler.placement.facts import TensorFact
 from compiler.tensors import Arrays
 from fleet.wire.tensors import NAMES
@@ -29,7 +30,7 @@ class Session:
         options.log_severity_level = 4
         if plain:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session: Final = opened(artifact, options)
+        self._session: Final = _opened(artifact, options)
         self._outputs: Final = [x.name for x in self._session.get_outputs()]
 
     def run(self, feed: Arrays) -> Arrays:
@@ -37,7 +38,7 @@ class Session:
         return dict(zip(self._outputs, self._session.run(None, feed), strict=True))
 
 
-def opened(artifact: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def _opened(artifact: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     """Return a session on the CPU.
 
     Raises:
@@ -47,6 +48,25 @@ def opened(artifact: Path, options: onnxruntime.SessionOptions) -> onnxruntime.I
         return onnxruntime.InferenceSession(str(artifact), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base but this
         raise CompileError(f"ONNX Runtime cannot load {artifact.name}: {one_line(error)}") from error
+
+
+def optimized(source: Path, out: Path, *, extended: bool = False) -> onnx.ModelProto:
+    """Return a model as ONNX Runtime writes it down once it has optimized it.
+
+    Args:
+        source: the model.
+        out: the file to write.
+        extended: as it will run; else in ONNX's own operators, the same bytes each time.
+
+    Raises:
+        CompileError: ONNX Runtime cannot load it.
+    """
+    options, levels = onnxruntime.SessionOptions(), onnxruntime.GraphOptimizationLevel
+    options.log_severity_level = 4
+    options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if extended else levels.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(out)
+    _opened(source, options)
+    return onnx.load(out)
 
 
 def observed(model: onnx.ModelProto, feed: Arrays, scratch: Path) -> dict[str, TensorFact]:
@@ -60,13 +80,9 @@ def observed(model: onnx.ModelProto, feed: Arrays, scratch: Path) -> dict[str, T
     Raises:
         CompileError: ONNX Runtime cannot load or run it.
     """
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    there = {x.name for x in shown.graph.output}
-    made = dict.fromkeys(x for node in shown.graph.node for x in node.output if x)
-    shown.graph.output.extend(onnx.ValueInfoProto(name=x) for x in made if x not in there)
+    made = dict.fromkeys(x for node in model.graph.node for x in node.output if x)
     path = scratch / "shown.onnx"
-    onnx.save(shown, path)
+    onnx.save(copies.showing(model, made), path)
     try:
         found = Session(path, plain=True).run(feed)
     except CompileError:

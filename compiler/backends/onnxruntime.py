@@ -9,7 +9,7 @@ import onnxruntime
 
 from compiler.artifacts import Artifact
 from compiler.models import guard
-from compiler.onnx_session import Session, observed, opened
+from compiler.onnx_session import Session, observed, optimized
 from compiler.placement import onnx_graph
 from compiler.placement.summary import Placement, on_cpu
 from compiler.ports import Backend, Job, Runner, Workshop
@@ -61,12 +61,6 @@ class OnnxRuntime:
 
     def placement(self, artifact: Artifact, job: Job) -> Placement:
         """Ask the runtime which nodes remain after its optimizations."""
-        optimized = job.scratch / "optimized.onnx"
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.optimized_model_filepath = str(optimized)
-        opened(artifact.path, options)
-        model = onnx.load(optimized)
+        model = optimized(artifact.path, job.scratch / "optimized.onnx", extended=True)
         graph = onnx_graph.read(model, observed(model, job.calibration.feed(0), job.scratch))
         return on_cpu(job.profile, graph, "CPUExecutionProvider")

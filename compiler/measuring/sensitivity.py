@@ -20,6 +20,7 @@ from compiler.measuring import switches
 from compiler.measuring.evaluate import Answering, compare, outputs
 from compiler.measuring.parity import rounded
 from compiler.measuring.switches import Part, Range, Recipe, Switched
+from compiler.models import copies
 from compiler.onnx_session import Session, observed
 from compiler.placement import onnx_graph
 from compiler.placement.facts import TensorFact
@@ -139,12 +140,9 @@ def _samples(nodes: int, macs: int, available: int) -> int:
 
 def _ranges(model: onnx.ModelProto, tensors: Sequence[str], data: Dataset, scratch: Path) -> dict[str, Range]:
     """Return the smallest and largest value of each activation over the samples."""
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    there = {x.name for x in (*shown.graph.output, *shown.graph.input, *shown.graph.initializer)}
-    shown.graph.output.extend(onnx.ValueInfoProto(name=x) for x in tensors if x not in there)
+    given = {x.name for x in (*model.graph.input, *model.graph.initializer)}
     path = scratch / "ranges.onnx"
-    onnx.save(shown, path)
+    onnx.save(copies.showing(model, [x for x in tensors if x not in given]), path)
     runner = Session(path, plain=True)
     path.unlink()
     found: dict[str, Range] = {}

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from compiler.models import copies
 from compiler.quantizing import weight_only
 
 #: The input that switches.
@@ -110,7 +111,7 @@ def parts(model: onnx.ModelProto) -> tuple[Part, ...]:
     weights = {x.name for x in graph.initializer if x.data_type == onnx.TensorProto.FLOAT}
     fused = _fused(graph)
     found = []
-    for place, node in enumerate(graph.node):
+    for node in graph.node:
         made = [x for x in node.output if x in floats]
         read = [x for x in node.input if x in floats]
         if node.op_type in MOVING or not made or not read:
@@ -118,9 +119,7 @@ def parts(model: onnx.ModelProto) -> tuple[Part, ...]:
         kernels = [x for x in node.input[1:2] if x in weights and node.op_type in weight_only.AXES]
         results = [fused.get(x, x) for x in made[:1]]
         tensors = tuple(dict.fromkeys([*read, *kernels, *results]))
-        found.append(
-            Part(name=node.name or f"{node.op_type}_{place}", operator=node.op_type, tensors=tensors)
-        )
+        found.append(Part(name=node.name, operator=node.op_type, tensors=tensors))
     return tuple(found)
 
 
@@ -150,8 +149,7 @@ def switched(
         ranges: of activations; those that have none are never rounded.
         recipe: how they are quantized.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copies.copy(model)
     weights = {x.name: x for x in copy.graph.initializer}
     tensors = tuple(
         x for x in dict.fromkeys(y for part in found for y in part.tensors) if x in ranges or x in weights

@@ -3,36 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import numpy_helper
 
-from compiler.errors import CompileError, one_line
-
-
-def fix_shapes(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
-    """Return a copy whose inputs have these shapes; what depends on them is left to inference."""
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
-    for value in fixed.graph.input:
-        if value.name in shapes:
-            _set(value, shapes[value.name])
-    for value in fixed.graph.output:
-        if any(not x.HasField("dim_value") for x in value.type.tensor_type.shape.dim):
-            value.type.tensor_type.ClearField("shape")
-    del fixed.graph.value_info[:]
-    return fixed
-
-
-def _set(value: onnx.ValueInfoProto, shape: tuple[int, ...]) -> None:
-    dims = value.type.tensor_type.shape.dim
-    del dims[:]
-    for size in shape:
-        dims.add().dim_value = size
+from compiler import onnx_session
 
 
 def fold(model: onnx.ModelProto, scratch: Path) -> onnx.ModelProto:
@@ -43,16 +20,9 @@ def fold(model: onnx.ModelProto, scratch: Path) -> onnx.ModelProto:
     Raises:
         CompileError: ONNX Runtime cannot load it.
     """
-    out = scratch / "folded.onnx"
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.optimized_model_filepath = str(out)
-    try:
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no common base but this
-        raise CompileError(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
-    return onnx.load(out)
+    source = scratch / "shaped.onnx"
+    onnx.save(model, source)
+    return onnx_session.optimized(source, scratch / "folded.onnx")
 
 
 def turn_weights(model: onnx.ModelProto) -> None:

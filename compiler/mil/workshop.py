@@ -17,7 +17,7 @@ from compiler.errors import CompileError, NothingQuantizedError
 from compiler.mil import convert, package, prepare, program, registry
 from compiler.mil.package import Content
 from compiler.mil.weights import Int8, Palette
-from compiler.models import normalise
+from compiler.models import copies, normalise
 from compiler.ports import Job
 from compiler.quantizing.qdq import HEAVY, RECURRENT, QdqWorkshop
 from fleet.bundle.description import TensorSpec
@@ -58,7 +58,7 @@ class MilWorkshop:
         self._job: Final = job
         feed = job.calibration.feed(0)
         shapes = {name: x.shape for name, x in feed.items()}
-        self._model: Final = prepare.fold(prepare.fix_shapes(job.model, shapes), job.scratch)
+        self._model: Final = prepare.fold(copies.fixed(job.model, shapes), job.scratch)
         registry.check(self._model)
         prepare.turn_weights(self._model)
         self._source: Final = job.scratch / "fixed.onnx"

@@ -21,13 +21,6 @@ def names(model: onnx.ModelProto) -> frozenset[str]:
     return frozenset([*(x.name for x in graph.input), *(x.name for x in graph.output), *made])
 
 
-def copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy that may be changed."""
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
-    return found
-
-
 def nodes(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
     """Yield the nodes of a graph and of those inside it."""
     for node in graph.node:

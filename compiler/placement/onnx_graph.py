@@ -10,7 +10,7 @@ import msgspec
 import onnx
 from onnx import numpy_helper
 
-from compiler.models import topology
+from compiler.models import copies, topology
 from compiler.placement import cost
 from compiler.placement.facts import GraphFacts, NodeFact, TensorFact, Value
 
@@ -64,8 +64,7 @@ def read(model: onnx.ModelProto, seen: Mapping[str, TensorFact] | None = None) -
 
 def _fixed(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
     """Return a sorted copy whose dynamic dimensions have the size that one sample gives them, if it does."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copies.copy(model)
     topology.sort(copy.graph)
     known: dict[str, int] = {}
     for value in copy.graph.input:

@@ -16,6 +16,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from compiler.candidates import Candidate
 from compiler.errors import one_line
+from compiler.models import copies
 from compiler.quantizing import activations, calibration
 from compiler.quantizing.calibration import Histogram
 from compiler.tensors import Arrays
@@ -33,7 +34,7 @@ def fixed(model: onnx.ModelProto, sample: Arrays) -> tuple[onnx.ModelProto, list
         model: the float model.
         sample: one sample's inputs and outputs.
     """
-    copy = _copy(model)
+    copy = copies.copy(model)
     moving = [
         x
         for x in (*copy.graph.input, *copy.graph.output)
@@ -64,7 +65,7 @@ def prepared(model: onnx.ModelProto, scratch: Path) -> onnx.ModelProto:
 def _fused(model: onnx.ModelProto, out: Path) -> onnx.ModelProto:
     """Return the model with what the HTP has single operators for, such as Gelu, fused into those."""
     try:
-        changed = qnn_preprocess_model(_copy(model), out)  # a copy: it moves the weights to a file
+        changed = qnn_preprocess_model(copies.copy(model), out)  # a copy: it moves the weights to a file
     except Exception as error:  # noqa: BLE001 - the tool raises anything; the model works without
         logger.warning("not fused for QNN: %s", one_line(error))
         return model
@@ -81,7 +82,7 @@ def quantized(
         histograms: of its activations.
         candidate: static.
     """
-    copy = _copy(model)
+    copy = copies.copy(model)
     activation = _ACTIVATIONS[candidate.precision]
     # Scales per channel need zero points of 0, so signed integers; the HTP takes those for nothing else.
     weight = QuantType.QInt8 if candidate.per_channel else QuantType.QUInt8
@@ -123,9 +124,3 @@ def _products(model: onnx.ModelProto) -> dict[str, list[dict[str, object]]]:
         for name in node.input
         if name in weights
     }
-
-
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy

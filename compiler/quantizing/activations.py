@@ -13,6 +13,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from compiler import sharing
 from compiler.data.datasets import spread
 from compiler.errors import one_line
+from compiler.models import copies
 from compiler.onnx_session import Session
 from compiler.ports import Job
 from compiler.quantizing import calibration
@@ -69,15 +70,11 @@ def histograms(model: onnx.ModelProto, job: Job) -> dict[str, calibration.Histog
 
 def _collected(model: onnx.ModelProto, job: Job) -> dict[str, calibration.Histogram]:
     data = job.calibration
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    outputs = {x.name for x in shown.graph.output}
     # Some tools leave shapes of tensors that they fused away.
-    made = {x for node in shown.graph.node for x in node.output} - outputs
-    seen = [x for x in shown.graph.value_info if x.type.tensor_type.elem_type in _FLOATS]
-    shown.graph.output.extend(x for x in seen if x.name in made)
+    made = {x for node in model.graph.node for x in node.output}
+    floats = [x.name for x in model.graph.value_info if x.type.tensor_type.elem_type in _FLOATS]
     path = job.scratch / "activations.onnx"
-    onnx.save(shown, path)
+    onnx.save(copies.showing(model, [x for x in floats if x in made]), path)
     session = Session(path, plain=True)
     rows = spread(data, CALIBRATION_SAMPLES)
 

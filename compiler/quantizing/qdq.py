@@ -19,7 +19,7 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from compiler.artifacts import Artifact
 from compiler.candidates import FLOAT, Candidate, Scheme
 from compiler.errors import CompileError, NothingQuantizedError, one_line
-from compiler.models import tidying
+from compiler.models import copies, tidying
 from compiler.ports import Job
 from compiler.quantizing import activations, calibration, refining, weight_only
 
@@ -122,10 +122,10 @@ class QdqWorkshop:
         if candidate.scheme is Scheme.FLOAT:
             return onnx.load(self._source)
         if candidate.scheme is Scheme.WEIGHT_ONLY:
-            return weight_only.quantize(tidying.copy(self._model))
+            return weight_only.quantize(copies.copy(self._model))
         if candidate.scheme is Scheme.DYNAMIC:
             quantize_dynamic(
-                tidying.copy(self._model),
+                copies.copy(self._model),
                 out,
                 per_channel=candidate.per_channel,
                 weight_type=QuantType.QInt8,
@@ -142,7 +142,7 @@ class QdqWorkshop:
             for name, histogram in self._calibrated().items()
         }
         quantizer = QDQQuantizer(
-            tidying.copy(self._model),
+            copies.copy(self._model),
             candidate.per_channel,
             False,  # reduce_range: weights keep their 8 bits
             _TYPES[rules.weights],

@@ -18,6 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compiler.errors import CompileError
+from compiler.models import copies
 from compiler.models.graphs import DEQUANTIZE, QUANTIZE, Graph, captured
 from compiler.tensorrt import opsets
 
@@ -49,7 +50,7 @@ def convert(model: onnx.ModelProto, magnitudes: Mapping[str, float]) -> onnx.Mod
         CompileError: nothing in it can be float16, or its Q/DQ need an operator set it cannot be raised to.
     """
     quantized = any(x.op_type == QUANTIZE for x in model.graph.node)
-    model = opsets.between(_copy(model), opsets.FLOAT16_PAIRS if quantized else 1)
+    model = opsets.between(copies.copy(model), opsets.FLOAT16_PAIRS if quantized else 1)
     _round_scales(model)
     chosen = choose(model, magnitudes)
     if not chosen:
@@ -179,9 +180,3 @@ class _Typing:
 
     def _cast(self, name: str, out: str, kind: int) -> None:
         self._nodes.append(helper.make_node("Cast", [name], [out], name=f"{out}_cast", to=kind))
-
-
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy

@@ -13,7 +13,7 @@ import onnx
 from compiler.artifacts import Artifact
 from compiler.candidates import Candidate, Scheme
 from compiler.errors import CompileError, NothingQuantizedError
-from compiler.models import normalise, tidying
+from compiler.models import copies, normalise, tidying
 from compiler.models.graphs import DEQUANTIZE, WEIGHTED, Graph
 from compiler.ports import Job
 from compiler.quantizing import activations, refining, symmetric
@@ -107,7 +107,7 @@ class TensorRtWorkshop:
         if candidate.scheme is Scheme.FLOAT:
             return onnx.load(self._job.source)
         produced = candidate.calibration == MODELOPT
-        model = tidying.copy(self._modelopt if produced else self._model)
+        model = copies.copy(self._modelopt if produced else self._model)
         if candidate.scheme is Scheme.STATIC and not produced:
             insertion.quantize(model, self._magnitudes(candidate.calibration), candidate.left_float)
             if not any(x.op_type == DEQUANTIZE for x in model.graph.node):

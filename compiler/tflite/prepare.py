@@ -13,11 +13,11 @@ from typing import Final
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import helper, numpy_helper
 
 from compiler import onnx_session
 from compiler.errors import CompileError
+from compiler.models import copies
 from compiler.tensors import Arrays
 from compiler.tflite import activations
 
@@ -37,15 +37,7 @@ def prepare(model: onnx.ModelProto, sample: Arrays, folder: Path) -> onnx.ModelP
     Raises:
         CompileError: the size of an output depends on what is fed; names it.
     """
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
-    for value in fixed.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        for dim, size in zip(dims, sample[value.name].shape, strict=True):
-            dim.dim_value = size
-    for value in fixed.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    folded = _folded(fixed, folder)
+    folded = _folded(copies.fixed(model, {name: x.shape for name, x in sample.items()}), folder)
     for rewriting in _REWRITINGS:
         rewriting(folded)
     return _inferred(folded)
@@ -54,12 +46,7 @@ def prepare(model: onnx.ModelProto, sample: Arrays, folder: Path) -> onnx.ModelP
 def _folded(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
     source, folded = folder / "fixed.onnx", folder / "folded.onnx"
     onnx.save(model, source)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.optimized_model_filepath = str(folded)
-    onnx_session.opened(source, options)
-    found = onnx.load(folded)
+    found = onnx_session.optimized(source, folded)
     used = {x.domain for x in found.graph.node} | {""}
     opsets = [x for x in found.opset_import if x.domain in used]
     del found.opset_import[:]

@@ -18,7 +18,7 @@ from onnxruntime.quantization.registry import QDQRegistry
 from compiler.artifacts import Artifact
 from compiler.candidates import Candidate, Scheme
 from compiler.errors import CompileError, NothingQuantizedError, one_line
-from compiler.models import tidying
+from compiler.models import copies, tidying
 from compiler.models.graphs import DEQUANTIZE, WEIGHTED
 from compiler.ports import Job
 from compiler.quantizing import activations, refining, symmetric
@@ -101,7 +101,7 @@ class VitisAiWorkshop:
         read = symmetric.METHODS[candidate.calibration]
         ranges = {x: read(histogram) for x, histogram in self._histograms.items()}
         quantizer = QDQQuantizer(
-            tidying.copy(self._model),
+            copies.copy(self._model),
             False,  # per_channel: one scale per tensor
             False,  # reduce_range: weights keep their 8 bits
             QuantType.QInt8,

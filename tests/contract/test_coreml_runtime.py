@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import small_models
-from compiler.mil import convert, package, prepare
+from compiler.mil import convert, package
 from compiler.mil.evaluate import Evaluator
+from compiler.models import copies
 from device_agent import runtimes
 from device_agent.errors import RuntimeFailure
 from device_agent.runtimes.coreml import CoreMlModel
@@ -34,9 +35,7 @@ PORTS = Ports(
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> CoreMlModel:
     folder = tmp_path_factory.mktemp("package")
-    fixed = prepare.fix_shapes(
-        small_models.graph(), {"picture": (1, 1, small_models.SIDE, small_models.SIDE)}
-    )
+    fixed = copies.fixed(small_models.graph(), {"picture": (1, 1, small_models.SIDE, small_models.SIDE)})
     package.write(convert.convert(fixed, half=False), folder)
     evaluator = Evaluator(folder)
     return CoreMlModel(evaluator.predict, evaluator.ports)
@@ -87,9 +86,7 @@ def test_core_ml_itself_answers_like_the_evaluation(tmp_path: Path) -> None:
     """The one test here that needs the real thing."""
     if sys.platform != "darwin":
         pytest.skip("needs macOS with Core ML")
-    fixed = prepare.fix_shapes(
-        small_models.graph(), {"picture": (1, 1, small_models.SIDE, small_models.SIDE)}
-    )
+    fixed = copies.fixed(small_models.graph(), {"picture": (1, 1, small_models.SIDE, small_models.SIDE)})
     path = tmp_path / "model.mlpackage"
     package.write(convert.convert(fixed), path)
     pictures, _ = small_models.samples(8, 5)
