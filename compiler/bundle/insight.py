@@ -15,7 +15,6 @@ from fleet.offload.score import confidence
 from fleet.telemetry import baseline
 
 _SUM_TOLERANCE: Final = 1e-2
-_CLASSES_SHAPE: Final = 2
 
 Floats = npt.NDArray[np.floating[Any]]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -19,7 +18,7 @@ from compiler.mil.package import Content
 from compiler.mil.weights import Int8, Palette
 from compiler.models import copies, normalise
 from compiler.ports import Job
-from compiler.quantizing.qdq import HEAVY, RECURRENT, QdqWorkshop
+from compiler.quantizing.qdq import HEAVY, QdqWorkshop, unquantized
 from fleet.bundle.description import TensorSpec
 from fleet.bundle.features import Port
 
@@ -148,8 +147,7 @@ class MilWorkshop:
         if candidate.scheme is Scheme.FLOAT:
             found.append(_NOT_NEURAL)
         if candidate.scheme in {Scheme.STATIC, Scheme.WEIGHT_ONLY}:
-            counts = Counter(x.op_type for x in self._model.graph.node if x.op_type in RECURRENT)
-            found += [f"{n} {kind} not quantized: it stays in float16" for kind, n in sorted(counts.items())]
+            found += unquantized(self._model, "float16")
         return found
 
 

@@ -65,6 +65,11 @@ class Graph:
         return (name if source is None else source.input[0]) in self.constants
 
 
+def name_of(node: onnx.NodeProto, place: int) -> str:
+    """Return what a node is called: by its place in the graph where it has no name."""
+    return node.name or f"{node.op_type}.{place}"
+
+
 def captured(node: onnx.NodeProto) -> Iterable[str]:
     """Yield the names that a node's subgraphs read."""
     for attribute in node.attribute:

@@ -10,7 +10,7 @@ import msgspec
 import onnx
 from onnx import numpy_helper
 
-from compiler.models import copies, topology
+from compiler.models import copies, graphs, topology
 from compiler.placement import cost
 from compiler.placement.facts import GraphFacts, NodeFact, TensorFact, Value
 
@@ -153,7 +153,7 @@ class _Reader:
 
     def _node(self, node: onnx.NodeProto, place: int, inputs: tuple[TensorFact, ...]) -> NodeFact:
         fact = NodeFact(
-            name=node.name or f"{node.op_type}_{place}",
+            name=graphs.name_of(node, place),
             operator=node.op_type,
             version=self._versions.get(node.domain or "ai.onnx", 0),
             inputs=inputs,

@@ -166,8 +166,13 @@ class QdqWorkshop:
         """Return warnings about operators with weights that stay in float."""
         if candidate.scheme is Scheme.FLOAT:
             return []
-        counts = Counter(x.op_type for x in tidying.nodes(self._model.graph) if x.op_type in RECURRENT)
-        return [f"{count} {kind} not quantized: it stays in float" for kind, count in sorted(counts.items())]
+        return unquantized(self._model)
+
+
+def unquantized(model: onnx.ModelProto, stays: str = "float") -> list[str]:
+    """Return warnings about operators with weights that no recipe quantizes."""
+    counts = Counter(x.op_type for x in tidying.nodes(model.graph) if x.op_type in RECURRENT)
+    return [f"{count} {kind} not quantized: it stays in {stays}" for kind, count in sorted(counts.items())]
 
 
 def _only(candidate: Candidate, operators: tuple[str, ...], suffix: str) -> Candidate:

@@ -18,7 +18,7 @@ from compiler.models.graphs import DEQUANTIZE, WEIGHTED, Graph
 from compiler.ports import Job
 from compiler.quantizing import activations, refining, symmetric
 from compiler.quantizing.calibration import Histogram
-from compiler.quantizing.qdq import RECURRENT
+from compiler.quantizing.qdq import unquantized
 from compiler.sharing import digest
 from compiler.tensorrt import half, insertion, opsets, plans, producer, rules
 from fleet.bundle import engine_plan
@@ -122,9 +122,7 @@ class TensorRtWorkshop:
         """Return warnings about operators with weights that stay in float, and what was run where."""
         if candidate.scheme is not Scheme.STATIC:
             return [VERIFIED]
-        kinds = [x.op_type for x in tidying.nodes(self._model.graph)]
-        found = [f"{kinds.count(x)} {x} not quantized: it stays in float" for x in RECURRENT if x in kinds]
-        return [*found, VERIFIED]
+        return [*unquantized(self._model), VERIFIED]
 
 
 def _static(precision: str, method: str) -> Candidate:

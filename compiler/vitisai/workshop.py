@@ -23,7 +23,7 @@ from compiler.models.graphs import DEQUANTIZE, WEIGHTED
 from compiler.ports import Job
 from compiler.quantizing import activations, refining, symmetric
 from compiler.quantizing.calibration import Histogram, bounds
-from compiler.quantizing.qdq import RECURRENT
+from compiler.quantizing.qdq import unquantized
 from compiler.vitisai import fusion, rules
 
 NAME: Final = "vitisai"
@@ -128,9 +128,7 @@ class VitisAiWorkshop:
 
     def notes(self, candidate: Candidate) -> list[str]:
         """Return warnings about what stays in float, and what was run where."""
-        kinds = [x.op_type for x in tidying.nodes(self._model.graph)]
-        left = [] if candidate.scheme is Scheme.FLOAT else [x for x in RECURRENT if x in kinds]
-        found = [f"{kinds.count(x)} {x} not quantized: it stays in float" for x in left]
+        found = [] if candidate.scheme is Scheme.FLOAT else unquantized(self._model)
         return [*found, "verified in ONNX Runtime on a CPU; the NPU was never run"]
 
 
