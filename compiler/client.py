@@ -130,8 +130,10 @@ def _attempt(request: CompileRequest, tell: Callable[[Progress], None]) -> Compi
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
 
 
 def _follow(
@@ -142,8 +144,9 @@ def _follow(
 ) -> CompileResult:
     if process.stdin is None or process.stdout is None:
         raise TypeError("the worker has no pipes")
-    with contextlib.suppress(BrokenPipeError), process.stdin:
-        process.stdin.write(msgspec.json.encode(request))
+    with contextlib.suppress(BrokenPipeError):  # the pipe stays open: its end tells the worker of ours
+        process.stdin.write(msgspec.json.encode(request) + b"\n")
+        process.stdin.flush()
     lines: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_pump, args=(process.stdout, lines), daemon=True).start()
     decoder = msgspec.json.Decoder(Message)

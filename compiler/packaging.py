@@ -83,19 +83,20 @@ def package(
         tools=backend.versions(),
         firmware=backend.requires(artifact),
     )
-    folder = Path(request.out)
-    digest = contents.write(found, folder)
+    made = job.scratch / "bundle"
+    digest = contents.write(found, made)
     original = trials.original
     refused = {x.name for x in winner.refused}
     timing = (
         *verdicts.timing_warnings(winner.measured, original, profile),
         *tradeoffs.slower_than(trials.measured, winner.measured, request.max_drop, refused),
     )
-    measurements.write(found, timing, folder / layout.MEASUREMENTS)
+    measurements.write(found, timing, made / layout.MEASUREMENTS)
+    layout.place(Path(request.out), made)
     return CompileResult(
         model=request.name,
         target=profile.name,
-        bundle=BundleFacts(path=str(folder), digest=str(digest)),
+        bundle=BundleFacts(path=request.out, digest=str(digest)),
         chosen=Chosen(
             name=chosen.name,
             precision=chosen.precision,

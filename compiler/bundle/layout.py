@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -28,6 +32,10 @@ _MARK: Final = b'{"imageLayoutVersion":"1.0.0"}'
 BLOB_LIMIT: Final = 4 * 1024**3
 #: Index and mark are small.
 _TOP_LIMIT: Final = 1024**2
+#: To put a bundle where other processes are putting theirs.
+_TRIES: Final = 100
+#: No bundle takes so many seconds to write.
+_ABANDONED_S: Final = 24 * 3600
 
 Files = Mapping[str, tuple[Role, bytes]]
 
@@ -102,15 +110,41 @@ def place(folder: Path, source: Path) -> None:
 
 def _whole(folder: Path, fill: Callable[[Path], object]) -> None:
     folder = folder.resolve()  # a link to a bundle stays, and the bundle is replaced
+    _sweep(folder)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         fill(part)
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.rename(folder)
+        _swap(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _swap(part: Path, folder: Path) -> None:
+    """Put a new bundle where an old one may be, by renaming: nobody ever sees a half."""
+    old = part.with_suffix(".old.part")
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError):  # another process took it away
+            if folder.exists():
+                folder.rename(old)
+                shutil.rmtree(old)
+        try:
+            part.rename(folder)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise
+        else:
+            return
+    raise OSError(errno.EBUSY, "expected nobody else to write it at the same time", str(folder))
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed have left here; a younger one may still be at work elsewhere."""
+    ours = re.compile(rf"\.{re.escape(folder.name)}\.\d+(\.old)?\.part")
+    for path in folder.parent.glob(".*.part"):
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if ours.fullmatch(path.name) and path.stat().st_mtime < time.time() - _ABANDONED_S:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def check_free(folder: Path) -> None:
@@ -124,13 +158,21 @@ def check_free(folder: Path) -> None:
             raise BundleError(f"{folder}: expected a folder; got a link to nothing")
         if folder.exists() and not folder.is_dir():
             raise BundleError(f"{folder}: expected a folder; got a file")
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
+        if not _replaceable(folder):
             raise BundleError(
                 f"{folder}: expected a new folder, or a bundle to replace; it holds something else"
             )
         _check_writable(folder.resolve().parent)
     except OSError as error:
         raise BundleError(f"{folder}: {error.strerror or error}") from error
+
+
+def _replaceable(folder: Path) -> bool:
+    """Return whether nothing or a bundle is there; another process may be replacing it right now."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError):
+            return not folder.is_dir() or (folder / MARK).is_file() or not any(folder.iterdir())
+    return True
 
 
 def _check_writable(folder: Path) -> None:

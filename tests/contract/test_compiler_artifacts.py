@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -205,6 +208,37 @@ def test_a_layout_with_a_pipe_or_a_device_in_it_is_refused_at_once(tmp_path: Pat
     os.mkfifo(path)
     with pytest.raises(BundleError, match=r"expected a (file|bundle)"):
         layout.read(folder)
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from compiler.bundle import layout
+for i in range(40):
+    layout.write(Path(sys.argv[1]), {}, b"%d" % i, {})
+"""
+
+
+def test_several_may_write_the_same_bundle_at_once(tmp_path: Path) -> None:
+    """Two pipelines compile into the same folder: the last one wins, and nobody meets half a bundle."""
+    folder = tmp_path / "bundle"
+    command = [sys.executable, "-c", _WRITER, str(folder)]
+    writers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for writer in writers:
+        _, said = writer.communicate(timeout=60)
+        assert writer.returncode == 0, said
+    assert [x.name for x in tmp_path.iterdir()] == ["bundle"]
+    assert len(list((folder / "blobs" / "sha256").iterdir())) == 2
+
+
+def test_what_a_killed_process_left_long_ago_goes(tmp_path: Path) -> None:
+    """Killed while it wrote a bundle, its half is swept up by the next, but not what may be at work still."""
+    for name, age in ((".bundle.7.part", 90_000), (".bundle.8.part", 60), (".other.7.part", 90_000)):
+        (tmp_path / name).mkdir()
+        then = time.time() - age
+        os.utime(tmp_path / name, (then, then))
+    layout.write(tmp_path / "bundle", FILES, b"{}", {})
+    assert sorted(x.name for x in tmp_path.iterdir()) == [".bundle.8.part", ".other.7.part", "bundle"]
 
 
 def test_a_link_to_a_bundle_stays_and_the_bundle_is_replaced(tmp_path: Path) -> None:
