@@ -12,6 +12,7 @@ import functools
 import hashlib
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -107,6 +108,20 @@ def place() -> Path:
         return Path(given).absolute()
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "kedge" / "compile"
+
+
+def doubt(folder: Path) -> str:
+    """Return why a folder's entries cannot be trusted, "" where they can: who writes there writes bundles."""
+    try:
+        facts = folder.stat()
+    except OSError:
+        return ""
+    if facts.st_uid not in {os.geteuid(), 0}:
+        return f"{folder}: expected a folder of your own; got one of user {facts.st_uid}"
+    if facts.st_mode & stat.S_IWOTH:
+        mode = stat.filemode(facts.st_mode)
+        return f"{folder}: expected a folder that others cannot write to; got mode {mode}"
+    return ""
 
 
 def key(*parts: object) -> str:

@@ -133,7 +133,7 @@ def compile_command(
             memory_bytes=int(memory_limit * GIB), cpu_s=math.ceil(4 * time_limit), wall_s=time_limit
         ),
         time_budget_s=time_budget or 0.0,
-        cache="" if no_cache else str(cache.place()),
+        cache="" if no_cache else _cache(),
     )
     # Without this a worker's files would stay behind.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
@@ -197,6 +197,15 @@ def _verify(bundle: Path, request: CompileRequest, *, as_json: bool) -> None:
             f"{bundle}: built again it is {found.rebuilt}; not the same: {', '.join(found.different)}"
             + (f" (tools: {tools})" if tools else "")
         )
+
+
+def _cache() -> str:
+    """Return where the cache is, "" where somebody else might put bundles into it."""
+    place = cache.place()
+    why = cache.doubt(place)
+    if why:
+        click.echo(printable(f"warning: the cache is not used: {why}"), err=True)
+    return "" if why else str(place)
 
 
 def _absolute(path: Path | None) -> str:

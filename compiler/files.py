@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import stat
 from collections.abc import Iterator
@@ -48,7 +49,13 @@ def digest(file: BinaryIO) -> str:
 
 
 def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, as hexadecimal digits."""
+    """Return the SHA-256 of a file, as hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read, or is none: a pipe or a device would never end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "expected a file", str(path))
     with path.open("rb") as file:
         return digest(file)
 

@@ -54,6 +54,7 @@ def progress(label: str) -> Iterator[Callable[[Step], None]]:
 def one(result: CompileResult) -> None:
     """Print what came of one target: candidates and warnings to stderr, what counts to stdout."""
     table = Table("candidate", "verdict", "size", "points lost", "agreement", "latency")
+    table.columns[0].no_wrap, table.columns[0].overflow = True, "fold"  # whole, as --candidate wants it
     for x in result.candidates:
         table.add_row(
             x.name,
@@ -64,7 +65,12 @@ def one(result: CompileResult) -> None:
             "" if x.latency_ms is None else f"{x.latency_ms:.3f} ms",
             style="bold green" if x.status == "chosen" else None,
         )
-    Console(stderr=True).print(table)
+    console = Console(stderr=True)
+    console.print(table, width=None if console.is_terminal else _WIDE)
+    if result.cached:
+        click.echo(
+            "compiled before: all of this is from the cache, latencies too (--no-cache repeats it)", err=True
+        )
     for warning in result.warnings:
         click.echo(f"warning: {printable(warning)}", err=True)
     a, low, high = result.accuracy, *result.accuracy.interval

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from compiler import cache, several
+from compiler import cache, files, several
 from compiler.cache import Cache
 from compiler.errors import CompileError, OptionError
 from compiler.requests import CompileResult
@@ -52,6 +52,31 @@ def test_a_damaged_entry_is_none_and_goes(tmp_path: Path, damage: str) -> None:
         (tmp_path / KEY / "files.json").write_bytes(b"{")
     assert kept.find(KEY) is None
     assert not (tmp_path / KEY).exists()
+
+
+def test_a_folder_that_others_write_to_is_no_cache(tmp_path: Path) -> None:
+    """Whoever else can write there decides what a pipeline ships: a model with a back door."""
+    assert cache.doubt(tmp_path / "none yet") == ""
+    Cache(tmp_path / "made").put(KEY, writes(b"one"))
+    assert cache.doubt(tmp_path / "made") == ""
+    (tmp_path / "made").chmod(0o777)
+    assert "expected a folder that others cannot write to; got mode drwxrwxrwx" in cache.doubt(
+        tmp_path / "made"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a folder to somebody else")
+def test_somebody_elses_folder_is_no_cache(tmp_path: Path) -> None:
+    os.chown(tmp_path, 4711, -1)
+    assert "expected a folder of your own; got one of user 4711" in cache.doubt(tmp_path)
+
+
+def test_what_never_ends_has_no_digest(tmp_path: Path) -> None:
+    """Data that are a pipe must be refused with a reason, not waited for: the cache looks at them first."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(OSError, match="expected a file"):
+            files.digest_of(path)
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
