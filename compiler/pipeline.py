@@ -53,7 +53,7 @@ def run(request: CompileRequest, tell: Tell) -> CompileResult:
     backends.require(profile)
     layout.check_free(Path(request.out))
     trials, given, job = _prepare(request, profile, Path(request.scratch), tell)
-    trials.search(lambda x: _wanted(x, request))
+    trials.search(lambda x: _wanted(x, request), request.candidate or request.precision)
     _check_classes(trials, request)
     trials.time()
     winner = _confirm(trials, given.report, request, profile, tell)

@@ -151,8 +151,12 @@ class Trials:
         """Return warnings about what a candidate leaves in float."""
         return self._shops[candidate.backend].workshop.notes(candidate)
 
-    def search(self, wanted: Callable[[Candidate], bool]) -> None:
+    def search(self, wanted: Callable[[Candidate], bool], asked: str = "") -> None:
         """Try the planned candidates that are wanted, and finer ones where no static one keeps the budget.
+
+        Args:
+            wanted: tells of each whether it is.
+            asked: what the person calls them.
 
         Raises:
             OptionError: none is wanted.
@@ -162,7 +166,7 @@ class Trials:
         plan = sorted(filter(wanted, planned), key=lambda x: x != FLOAT)
         if not plan:
             names = ", ".join(f"{x.name} ({x.precision})" for x in planned)
-            raise OptionError(f"expected a precision or candidate of {names}; got none of them")
+            raise OptionError(f"expected a precision or candidate of {names}; got {asked!r}")
         self._tell(
             "run the float model", 0, len(plan), f"{len(self._selection)} samples, {self.how.kind.value}"
         )
