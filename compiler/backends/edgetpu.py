@@ -7,6 +7,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+import onnx
+import onnxruntime
+
 from compiler import toolchains
 from compiler.artifacts import Artifact
 from compiler.errors import ModelRefusedError
@@ -51,11 +54,16 @@ class EdgeTpu:
 
     def versions(self) -> dict[str, str]:
         """Return the tools that make the artifact, with their versions."""
-        found = _libraries() | {
-            name: version
-            for name, version in toolchains.environment(convert.TOOLCHAIN).versions.items()
-            if name == convert.TOOLCHAIN
-        }
+        ours = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+        found = (
+            ours
+            | _libraries()
+            | {
+                name: version
+                for name, version in toolchains.environment(convert.TOOLCHAIN).versions.items()
+                if name == convert.TOOLCHAIN
+            }
+        )
         program = edgetpu_compiler.find()
         if program:
             found["edgetpu-compiler"] = edgetpu_compiler.version(program)

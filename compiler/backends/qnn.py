@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 import onnx
+import onnxruntime
 
 from compiler import toolchains
 from compiler.artifacts import Artifact
@@ -33,8 +34,10 @@ class Qnn:
 
     def versions(self) -> dict[str, str]:
         """Return the tools that make the artifact, with their versions."""
-        tools = toolchains.environment(compiling.TOOLCHAIN).versions
-        return {"onnx": onnx.__version__, **tools}
+        theirs = toolchains.environment(compiling.TOOLCHAIN).versions[compiling.PACKAGE]
+        # It is our own ONNX Runtime that quantizes.
+        ours = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+        return {**ours, compiling.PACKAGE: theirs}
 
     def open(self, job: Job) -> Workshop:
         """Prepare a model for compiling."""

@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from compiler.bundle import report
 from compiler.bundle.report import Facts
 from compiler.search.verdicts import CRASHED, NOT_TRIED
 from fleet.ids import Digest
@@ -50,7 +51,7 @@ def encode(facts: Facts, subjects: Mapping[str, Digest]) -> bytes:
                     for name, x in sorted(facts.inputs.items())
                 ),
                 *(
-                    {"name": name, "uri": f"pkg:pypi/{name}@{version}"}
+                    {"name": name, "uri": report.purl(name, version)}
                     for name, version in sorted(facts.tools.items())
                 ),
             ],

@@ -18,6 +18,11 @@ from fleet.bundle.description import BundleDescription
 
 JSON: Final = "report.json"
 HTML: Final = "report.html"
+#: Tools that are no distribution of their name on the Python Package Index.
+_PURLS: Final = {
+    "edgetpu-compiler": "pkg:generic/edgetpu-compiler",
+    "openvino-2022": "pkg:pypi/openvino",
+}
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +57,11 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     asked_candidate: str
     confirmed: tuple[str, ...]
     latency_note: str = ""
+
+
+def purl(tool: str, version: str) -> str:
+    """Return a tool's package URL."""
+    return f"{_PURLS.get(tool, f'pkg:pypi/{tool}')}@{version}"
 
 
 def untimed(verdict: Verdict) -> Verdict:

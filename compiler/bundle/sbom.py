@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from compiler.bundle import report
 from compiler.bundle.report import Facts
 from fleet.ids import Digest
 
@@ -129,7 +130,7 @@ def _tools(facts: Facts) -> list[dict[str, object]]:
             "bom-ref": f"tool:{name}",
             "name": name,
             "version": version,
-            "purl": f"pkg:pypi/{name}@{version}",
+            "purl": report.purl(name, version),
             "scope": "excluded",
         }
         for name, version in sorted(facts.tools.items())
