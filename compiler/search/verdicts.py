@@ -70,7 +70,10 @@ def _status(x: Measured, original: Measured, max_drop: float, *, large: bool) ->
         return ELIGIBLE, "the model as it is"
     if not x.selection.keeps(max_drop):
         side = x.selection.side_snr
-        return "over budget", f"another output at {side:.0f} dB" if side < SNR_FLOOR else ""
+        if side < SNR_FLOOR:
+            return "over budget", f"another output at {side:.0f} dB"
+        equal = x.selection.side_agreement
+        return "over budget", f"another output differs in {1 - equal:.2%}" if equal < 1 else ""
     if large:
         return "not smaller", ""
     return (TOO_SLOW, "") if rules.too_slow(x, original) else (ELIGIBLE, "")
