@@ -103,9 +103,20 @@ def place(folder: Path, source: Path) -> None:
     """
     check_free(folder)
     try:
-        _whole(folder, lambda part: shutil.copytree(source, part))
+        _whole(folder, lambda part: _copy(source, part))
     except OSError as error:
         raise BundleError(f"{folder}: {error.strerror or error}") from error
+
+
+def _copy(source: Path, part: Path) -> None:
+    """Copy files; what stops one of them stops all, with its own reason, as `copytree` does not."""
+    part.mkdir(parents=True)
+    for path in sorted(source.rglob("*")):
+        target = part / path.relative_to(source)
+        if path.is_dir():
+            target.mkdir()
+        else:
+            shutil.copyfile(path, target)
 
 
 def _whole(folder: Path, fill: Callable[[Path], object]) -> None:

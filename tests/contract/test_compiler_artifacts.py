@@ -231,6 +231,16 @@ def test_several_may_write_the_same_bundle_at_once(tmp_path: Path) -> None:
     assert len(list((folder / "blobs" / "sha256").iterdir())) == 2
 
 
+def test_a_bundle_that_cannot_be_copied_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    """The disk fills up halfway, or a file of a cached bundle has gone: the first reason is the message."""
+    layout.write(tmp_path / "source", FILES, b"{}", {})
+    for name in ("gone", "gone too"):
+        (tmp_path / "source" / name).symlink_to("nowhere")
+    with pytest.raises(BundleError, match=r"bundle: No such file or directory$"):
+        layout.place(tmp_path / "bundle", tmp_path / "source")
+    assert [x.name for x in tmp_path.iterdir()] == ["source"]
+
+
 def test_what_a_killed_process_left_long_ago_goes(tmp_path: Path) -> None:
     """Killed while it wrote a bundle, its half is swept up by the next, but not what may be at work still."""
     for name, age in ((".bundle.7.part", 90_000), (".bundle.8.part", 60), (".other.7.part", 90_000)):
