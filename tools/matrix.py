@@ -31,11 +31,11 @@ FILES: Final = {
     "ultraface": "ultraface/version-slim-320.onnx",
 }
 ABOUT: Final = {
-    "digits": "a small convolutional net for handwritten digits",
+    "digits": "A small convolutional net for handwritten digits",
     "kws": "MLPerf Tiny keyword spotting, depthwise convolutions",
     "image_classification": "MLPerf Tiny ResNet8 on CIFAR-10",
-    "silero_vad": "voice activity: If, LSTM, state in and out; no labels",
-    "ultraface": "face detector, operator set 9, two outputs; no labels",
+    "silero_vad": "Voice activity: If, LSTM, state in and out; no labels",
+    "ultraface": "Face detector, operator set 9, two outputs; no labels",
 }
 HEAD: Final = """\
 <!-- Written by `make matrix`; do not edit. -->
@@ -91,7 +91,7 @@ def section(model: str, outcomes: list[dict[str, Any]]) -> str:
     """Return a model's part of the page."""
     lines = [
         f"## {model}",
-        f"{ABOUT[model].capitalize()}.\n",
+        f"{ABOUT[model]}.\n",
         f"| {' | '.join(COLUMNS)} |",
         "| --- " * len(COLUMNS) + "|",
     ]
