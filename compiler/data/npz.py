@@ -15,7 +15,7 @@ from typing import IO, BinaryIO, Final, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from compiler.data.samples import BLOCK, Descriptor, Samples
+from compiler.data.samples import Descriptor, Samples
 from compiler.errors import DatasetError
 from compiler.tensors import Array
 
@@ -25,6 +25,8 @@ SAMPLE_LIMIT: Final = 256 * 1024**2
 SCATTERED_LIMIT: Final = 256 * 1024**2
 #: Bytes that stay free on the disk where compressed data are unpacked.
 KEEP_FREE: Final = 1024**3
+#: Bytes that are read at once when all samples are gone through.
+_BLOCK: Final = 4 * 1024**2
 #: Of a member's header in the archive: its size without names, and where their two lengths stand.
 _LOCAL, _LENGTHS = 30, 26
 
@@ -149,7 +151,7 @@ class Archive:
 def _blocks(stream: IO[bytes], header: Header) -> Iterator[Array]:
     """Yield samples to the end of the member, where the archive's checksum is compared."""
     row = header.size // max(1, header.shape[0])
-    step = max(1, BLOCK // max(1, row))
+    step = max(1, _BLOCK // max(1, row))
     for start in range(0, header.shape[0], step):
         count = min(step, header.shape[0] - start)
         data = stream.read(count * row)

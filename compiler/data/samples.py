@@ -9,7 +9,6 @@ import itertools
 import math
 import os
 import weakref
-from collections.abc import Iterator
 from typing import IO, Final
 
 import numpy as np
@@ -17,9 +16,6 @@ import numpy.typing as npt
 
 from compiler.errors import DatasetError
 from compiler.tensors import Array
-
-#: Bytes that are read at once when all rows are gone through.
-BLOCK: Final = 4 * 1024**2
 
 Rows = npt.NDArray[np.int64]
 
@@ -96,12 +92,6 @@ class Samples:
         found.__dict__.update(self.__dict__)
         found._rows = np.asarray(self._rows)[rows]
         return found
-
-    def blocks(self) -> Iterator[Array]:
-        """Yield all samples, some at a time."""
-        step = max(1, BLOCK // max(1, self.row_bytes))
-        for start in range(0, len(self), step):
-            yield self[start : start + step]
 
     def _gather(self, rows: Rows) -> Array:
         if isinstance(self._source, np.ndarray):
