@@ -30,7 +30,7 @@ class Session:
         options.log_severity_level = 4
         if plain:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session: Final = _opened(artifact, options)
+        self._session: Final = opened(artifact, options)
         self._outputs: Final = [x.name for x in self._session.get_outputs()]
 
     def run(self, feed: Arrays) -> Arrays:
@@ -38,7 +38,7 @@ class Session:
         return dict(zip(self._outputs, self._session.run(None, feed), strict=True))
 
 
-def _opened(artifact: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def opened(artifact: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     """Return a session on the CPU.
 
     Raises:
@@ -65,7 +65,7 @@ def optimized(source: Path, out: Path, *, extended: bool = False) -> onnx.ModelP
     options.log_severity_level = 4
     options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if extended else levels.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(out)
-    _opened(source, options)
+    opened(source, options)
     return onnx.load(out)
 
 
