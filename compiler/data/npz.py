@@ -27,6 +27,8 @@ SCATTERED_LIMIT: Final = 256 * 1024**2
 KEEP_FREE: Final = 1024**3
 #: Bytes that are read at once when all samples are gone through.
 _BLOCK: Final = 4 * 1024**2
+#: How numpy compresses; the errors of other methods' libraries are their own.
+_METHODS: Final = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
 #: Of a member's header in the archive: its size without names, and where their two lengths stand.
 _LOCAL, _LENGTHS = 30, 26
 
@@ -82,6 +84,11 @@ class Archive:
             DatasetError: the member is no plain array, or cut short.
         """
         member = self._members[name]
+        if member.compress_type not in _METHODS:
+            raise DatasetError(
+                f"{self._name}: {name!r}: expected it as numpy.savez or numpy.savez_compressed writes it; "
+                f"got the compression method {member.compress_type}"
+            )
         with told(self._name), self._zip.open(member) as stream:
             header = _header(stream, f"{self._name}: expected an .npz file of plain arrays; {name!r} is none")
             rest = member.file_size - stream.tell()

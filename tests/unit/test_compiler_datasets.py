@@ -105,6 +105,17 @@ def test_a_member_that_is_no_array_is_named(tmp_path: Path) -> None:
         datasets.load(path, ALL)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_other_compression_than_numpys_is_refused(tmp_path: Path, method: int) -> None:
+    """A damaged stream of such a method raises errors that belong to nobody."""
+    path, body = tmp_path / "data.npz", io.BytesIO()
+    np.save(body, good()["picture"])
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("picture.npy", body.getvalue())
+    with pytest.raises(DatasetError, match=f"got the compression method {method}"):
+        datasets.load(path, ALL)
+
+
 def test_a_pipe_and_a_folder_are_no_data(tmp_path: Path) -> None:
     """A pipe that nobody writes to would be waited for for ever."""
     pipe = tmp_path / "pipe.npz"
