@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +25,24 @@ SCRIPT = Path(__file__).resolve().parents[1] / "support" / "backend_contract.py"
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Run each backend in a process of its own, as tool-chains warn, print and hold on to memory."""
-    results: dict[str, dict[str, Any]] = {}
-    for backend in sorted({backend for _, backend in CASES} & backends.names()):
-        targets = [name for name, used in CASES if used == backend]
-        done = subprocess.run(
-            [sys.executable, SCRIPT, backend, tmp_path_factory.mktemp(backend), *targets],
-            stdout=subprocess.PIPE,
-            check=False,
-            timeout=240,
-        )
-        assert done.returncode == 0, backend
-        results |= {
-            f"{backend} {target}": x for target, x in json.loads(done.stdout.splitlines()[-1]).items()
-        }
-    return results
+    used = sorted({backend for _, backend in CASES} & backends.names())
+    folders = {x: tmp_path_factory.mktemp(x) for x in used}
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        each = pool.map(lambda x: tried(x, folders[x]), used)
+        return {name: facts for several in each for name, facts in several.items()}
+
+
+def tried(backend: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what a backend made, by its name and the target's."""
+    targets = [name for name, used in CASES if used == backend]
+    done = subprocess.run(
+        [sys.executable, SCRIPT, backend, folder, *targets],
+        stdout=subprocess.PIPE,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, backend
+    return {f"{backend} {target}": x for target, x in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
 @pytest.mark.parametrize(("target", "backend"), CASES)
