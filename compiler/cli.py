@@ -12,6 +12,7 @@ from typing import Final
 
 import click
 import msgspec
+from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
 from compiler import backends, cache, client, earlier, rebuild, several, show
 from compiler.errors import CompileError, ModelRefusedError, OptionError
@@ -128,7 +129,7 @@ def compile_command(
         precision=precision,
         candidate=candidate,
         labels=tuple(x.strip() for x in classes.split(",")) if classes else (),
-        licence=licence,
+        licence=_licence(licence),
         limits=Limits(
             memory_bytes=int(memory_limit * GIB), cpu_s=math.ceil(4 * time_limit), wall_s=time_limit
         ),
@@ -197,6 +198,16 @@ def _verify(bundle: Path, request: CompileRequest, *, as_json: bool) -> None:
             f"{bundle}: built again it is {found.rebuilt}; not the same: {', '.join(found.different)}"
             + (f" (tools: {tools})" if tools else "")
         )
+
+
+def _licence(text: str) -> str:
+    """Return an SPDX expression in its canonical form, "" for none: bills of materials take no other."""
+    try:
+        return str(canonicalize_license_expression(text)) if text else ""
+    except InvalidLicenseExpression as error:
+        raise OptionError(
+            f"--licence: expected an SPDX expression, such as Apache-2.0 or LicenseRef-Acme; got {text!r}"
+        ) from error
 
 
 def _cache() -> str:

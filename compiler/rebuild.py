@@ -103,10 +103,11 @@ def rebuild(
     again = layout.read(Path(request.out))
     then, now = _dependencies(bundle), _dependencies(again)
     for name, what in then.items():
-        if what.digest and now[name].digest != what.digest:
+        got = now[name].digest if name in now else {}
+        if what.digest and got != what.digest:
             raise OptionError(
                 f"--verify {folder}: expected the {name} of digest {what.digest.get('sha256')}; "
-                f"got {now[name].digest.get('sha256')}"
+                f"got {got.get('sha256', 'none')}"
             )
     tools = {
         name: (_version(then, name), _version(now, name))

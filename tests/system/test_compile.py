@@ -265,6 +265,7 @@ def test_a_target_of_another_machine_says_where_latency_was_measured(
         (["--target", "laptop-x86", "--out", "/proc/nowhere/b"], "/proc/nowhere/b"),
         (["--target", "laptop-x86", "--max-drop", "nan"], "--max-drop"),
         (["--target", "laptop-x86", "--memory-limit", "nan"], "--memory-limit"),
+        (["--target", "laptop-x86", "--licence", "ours"], "expected an SPDX expression"),
         (["--target", "laptop-x86", "--colour", "red"], "--colour"),
         (["--target"], "--target"),
     ],

@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 import small_models
+from compiler.bundle import layout
+from fleet.bundle.manifest import ROLE, Role
 from processes import KEDGE
 from small_models import SmallModel
 
@@ -126,6 +128,23 @@ def test_other_data_are_not_what_the_bundle_was_made_from(files: SmallModel, bun
     swapped = ("--calibration", files.evaluation, "--evaluation", files.evaluation)
     done = kedge("compile", files.model, "--verify", bundle, *swapped, code=2)
     assert "expected the calibration of digest" in done.stderr
+
+
+def test_a_provenance_of_things_that_there_never_were_is_no_bug(
+    files: SmallModel, bundle: Path, tmp_path: Path
+) -> None:
+    """A forged bundle, whole by its digests, names a further input that no compilation has."""
+    opened = layout.read(bundle)
+    forged = json.loads(opened.bytes_of("provenance.json"))
+    forged["predicate"]["buildDefinition"]["externalParameters"]["candidate"] = "float"
+    forged["predicate"]["buildDefinition"]["internalParameters"]["confirmed"] = []
+    depends = forged["predicate"]["buildDefinition"]["resolvedDependencies"]
+    depends.append({"name": "luck", "digest": {"sha256": "0"}})
+    parts = {x.path: (Role(x.annotations[ROLE]), opened.bytes_of(x.path)) for x in opened.manifest.layers}
+    parts["provenance.json"] = (Role.PROVENANCE, json.dumps(forged).encode())
+    layout.write(tmp_path / "forged", parts, b"{}", {})
+    done = kedge("compile", files.model, "--verify", tmp_path / "forged", *data(files), code=2)
+    assert "expected the luck of digest 0; got none" in done.stderr
 
 
 def test_an_altered_bundle_is_refused_before_it_is_built_again(
