@@ -13,6 +13,7 @@ import onnx
 from compiler import toolchains
 from compiler.data.datasets import Dataset, spread
 from compiler.errors import CompileError
+from compiler.measuring.evaluate import snr
 from compiler.onnx_session import Session
 from compiler.placement.facts import NodeFact, TensorFact
 from compiler.placement.rules import Unit, decide
@@ -29,7 +30,6 @@ TOOLCHAIN: Final = "onnx2tf"
 PARITY_DB: Final = 60.0
 SAMPLES: Final = 4
 _CHANNELS_LAST: Final = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
-_EXACT_DB: Final = 200.0
 
 
 class Converted(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,7 +159,7 @@ def _turned(port: Port, want: Sequence[Array], got: Sequence[Array]) -> Port:
         turned = msgspec.structs.replace(port, axes=axes)
         if [port.shape[x] for x in axes or range(len(port.shape))] == list(got[0].shape):
             seen = [outward(turned, x, Stored(dtype=x.dtype.name, shape=x.shape)) for x in got]
-            choices.append((_decibels(want, seen), turned))
+            choices.append((snr(np.stack(want), np.stack(seen)), turned))
     if not choices:
         raise CompileError(
             f"output {port.name!r}: expected shape {list(port.shape)}; got {list(got[0].shape)}"
@@ -171,11 +171,3 @@ def _turned(port: Port, want: Sequence[Array], got: Sequence[Array]) -> Port:
             f"({PARITY_DB:.0f} dB); got {best:.0f} dB"
         )
     return turned
-
-
-def _decibels(want: Sequence[Array], got: Sequence[Array]) -> float:
-    a, b = (np.concatenate([x.astype(np.float64).reshape(-1) for x in xs]) for xs in (want, got))
-    noise, signal = float(((a - b) ** 2).sum()), float((a**2).sum())
-    if noise == 0.0:
-        return _EXACT_DB
-    return -_EXACT_DB if not np.isfinite(noise) or signal == 0.0 else float(10 * np.log10(signal / noise))
