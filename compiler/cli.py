@@ -107,8 +107,8 @@ def compile_command(
 ) -> None:
     """Quantize and package a model for a target.
 
-    Tries several ways to quantize, keeps the best that holds the accuracy budget, and writes a bundle: the
-    model, what proves it, and what was measured.
+    MODEL is an ONNX file; external data lie beside it. Tries several ways to quantize, keeps the best that
+    holds the accuracy budget, and writes a bundle: the model, what proves it, and what was measured.
     """
     names = several.expand(targets)
     if bool(names) == (verify is not None):
