@@ -27,6 +27,7 @@ from compiler.search.trials import Trials
 from compiler.sharing import digest
 from compiler.stages import Inputs, Winner
 from compiler.tensors import Arrays
+from firmware_profiles.profile import Profile
 from fleet.bundle.description import Accuracy, TensorSpec
 
 _ALPHA: Final = 0.05
@@ -85,12 +86,7 @@ def package(
     )
     made = job.scratch / "bundle"
     digest = contents.write(found, made)
-    original = trials.original
-    refused = {x.name for x in winner.refused}
-    timing = (
-        *verdicts.timing_warnings(winner.measured, original, profile),
-        *tradeoffs.slower_than(trials.measured, winner.measured, request.max_drop, refused),
-    )
+    timing = _timing(trials, winner, profile, request.max_drop)
     measurements.write(found, timing, made / layout.MEASUREMENTS)
     layout.place(Path(request.out), made)
     return CompileResult(
@@ -106,12 +102,21 @@ def package(
         ),
         accuracy=found.accuracy,
         size_bytes=found.sizes,
-        latency_ms=Latencies(original=original.latency_ms, compiled=winner.measured.latency_ms),
+        latency_ms=Latencies(original=trials.original.latency_ms, compiled=winner.measured.latency_ms),
         candidates=found.verdicts,
         placement=found.placement,
         parity=found.parity,
         sensitivity=found.sensitivity,
         warnings=(*found.warnings, *timing),
+    )
+
+
+def _timing(trials: Trials, winner: Winner, profile: Profile, max_drop: float) -> tuple[str, ...]:
+    """Return the warnings that follow from measured times, and so may not stand in the bundle."""
+    refused = {x.name for x in winner.refused}
+    return (
+        *verdicts.timing_warnings(winner.measured, trials.original, profile),
+        *tradeoffs.slower_than(trials.measured, winner.measured, max_drop, refused),
     )
 
 

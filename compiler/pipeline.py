@@ -69,9 +69,31 @@ def _prepare(
     Then, under those that the person set, let the tool-chains see it.
     """
     tell(READ, 0, 1, Path(request.model).name)
-    source = Path(request.model)
     tools, missing = backends.of(profile)
-    limits.apply(limits.for_import(source, request.calibration, request.evaluation))
+    limits.apply(limits.for_import(Path(request.model), request.calibration, request.evaluation))
+    given, job, original = _read(request, profile, scratch, missing)
+    limits.apply(request.limits)
+    tell("prepare", 0, 1, profile.name)
+    trials = Trials(
+        shops=_shops(tools, job, given.missing),
+        original=Original(path=job.source, session=original),
+        folder=_made(scratch / "candidates"),
+        calibration=given.calibration,
+        selection=given.selection,
+        max_drop=request.max_drop,
+        patience=Patience(
+            request.time_budget_s, request.crashed, frozenset(request.untried), at_once=request.at_once
+        ),
+        tell=tell,
+    )
+    return trials, given, job
+
+
+def _read(
+    request: CompileRequest, profile: Profile, scratch: Path, missing: list[str]
+) -> tuple[Inputs, Job, Session]:
+    """Read model and data, and run the float model once."""
+    source = Path(request.model)
     read = guard.read(source)
     given_model = _old(read.model, scratch)
     model, changes = normalise.normalise(read.model)
@@ -80,34 +102,19 @@ def _prepare(
     evaluation = datasets.load(datasets.named("evaluation", request.evaluation, inputs), inputs)
     doubts = suitability.check(calibration, evaluation)
     selection, report = datasets.halves(evaluation)
-    normal = scratch / "source.onnx"
-    onnx.save(model, normal)
     job = Job(
         model=model,
-        source=normal,
+        source=scratch / "source.onnx",
         calibration=calibration,
         profile=profile,
         scratch=scratch,
         limits=request.limits,
         sharing=Sharing(Cache(Path(request.cache)) if request.cache else None),
     )
-    original = _running(normal, calibration, source.name)
+    onnx.save(model, job.source)
+    original = _running(job.source, calibration, source.name)
     if given_model:
         _check_raised(given_model, original, calibration, source.name)
-    limits.apply(request.limits)
-    tell("prepare", 0, 1, profile.name)
-    trials = Trials(
-        shops=_shops(tools, job, missing),
-        original=Original(path=normal, session=original),
-        folder=_made(scratch / "candidates"),
-        calibration=calibration,
-        selection=selection,
-        max_drop=request.max_drop,
-        patience=Patience(
-            request.time_budget_s, request.crashed, frozenset(request.untried), at_once=request.at_once
-        ),
-        tell=tell,
-    )
     given = Inputs(
         source_digest=read.digest,
         source_size=read.size,
@@ -121,7 +128,7 @@ def _prepare(
         doubts=doubts,
         missing=missing,
     )
-    return trials, given, job
+    return given, job, original
 
 
 def _running(model: Path, data: Dataset, name: str) -> Session:
