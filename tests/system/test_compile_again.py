@@ -72,12 +72,19 @@ def test_the_second_run_is_instant_and_gives_the_same_bundle(files: SmallModel, 
 
 def test_another_file_option_or_cache_is_another_question(files: SmallModel, tmp_path: Path) -> None:
     command = ("compile", files.model, "--target", "laptop-x86", "--candidate", "dynamic", "--json", "--out")
-    first = json.loads(kedge(*command, tmp_path / "a", *data(files)).stdout)
-    named = json.loads(kedge(*command, tmp_path / "b", *data(files), "--licence", "MIT").stdout)
-    elsewhere = kedge(*command, tmp_path / "c", *data(files), KEDGE_CACHE=str(tmp_path / "cache")).stdout
     swapped = ("--calibration", files.evaluation, "--evaluation", files.evaluation)
-    other = json.loads(kedge(*command, tmp_path / "d", *swapped).stdout)
-    assert [x["cached"] for x in (first, named, json.loads(elsewhere), other)] == [False] * 4
+    asked: list[tuple[str, tuple[object, ...]]] = [
+        ("one", data(files)),
+        ("one", (*data(files), "--licence", "MIT")),
+        ("one", swapped),
+        ("two", data(files)),
+        ("one", data(files)),
+    ]
+    cached = []
+    for number, (cache, options) in enumerate(asked):
+        done = kedge(*command, tmp_path / f"{number}", *options, KEDGE_CACHE=str(tmp_path / cache))
+        cached.append(json.loads(done.stdout)["cached"])
+    assert cached == [False, False, False, False, True]
 
 
 def test_a_damaged_cache_only_costs_time(files: SmallModel, tmp_path: Path) -> None:
