@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -165,10 +166,6 @@ def check_free(folder: Path) -> None:
         BundleError: the folder holds something that is not a bundle, or cannot be made.
     """
     try:
-        if folder.is_symlink() and not folder.exists():
-            raise BundleError(f"{folder}: expected a folder; got a link to nothing")
-        if folder.exists() and not folder.is_dir():
-            raise BundleError(f"{folder}: expected a folder; got a file")
         if not _replaceable(folder):
             raise BundleError(
                 f"{folder}: expected a new folder, or a bundle to replace; it holds something else"
@@ -179,10 +176,26 @@ def check_free(folder: Path) -> None:
 
 
 def _replaceable(folder: Path) -> bool:
-    """Return whether nothing or a bundle is there; another process may be replacing it right now."""
+    """Return whether nothing or a bundle is there.
+
+    Another process may be replacing it: what one look finds is only believed of a folder that is still the
+    same after it.
+
+    Raises:
+        BundleError: a file, or a link to nothing.
+    """
     for _ in range(_TRIES):
-        with contextlib.suppress(FileNotFoundError):
-            return not folder.is_dir() or (folder / MARK).is_file() or not any(folder.iterdir())
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            before = folder.stat()
+            if not stat.S_ISDIR(before.st_mode):
+                raise BundleError(f"{folder}: expected a folder; got a file")
+            names = {x.name for x in folder.iterdir()}
+            if not names or (MARK in names and (folder / MARK).is_file()):
+                return True
+            if os.path.samestat(before, folder.stat()):
+                return False
+    if folder.is_symlink():
+        raise BundleError(f"{folder}: expected a folder; got a link to nothing")
     return True
 
 
