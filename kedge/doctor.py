@@ -29,6 +29,8 @@ EXTRAS: Final = {
     "signing": "kedge sign",
     "server": "kedge serve",
     "postgres": "kedge serve --database postgresql://...",
+    "object-store": "kedge serve --blobs s3://...",
+    "pkcs11": "kedge keys, and kedge agent, with a key in hardware",
     "demo": "kedge demo",
 }
 #: Program to the command that brings it and what it is for.
