@@ -43,6 +43,14 @@ class Name(_Checked):
     _form = r"[a-z0-9][a-z0-9._-]{0,62}"
 
 
+class ProjectName(_Checked):
+    """A project's name: a TUF role, and without the dot that the names of a project's hash bins have."""
+
+    __slots__ = ()
+    _what = "project"
+    _form = r"[a-z0-9][a-z0-9-]{0,62}"
+
+
 class Digest(_Checked):
     """The content address of some bytes, in OCI's form: `sha256:` and 64 lower-case hex digits."""
 
