@@ -5,7 +5,8 @@
     Exception
     ├── KedgeError               something Kedge understands went wrong: one line, no traceback, exit 2
     │   ├── UserError            a person's input is at fault
-    │   │   └── MissingExtraError    an optional part of Kedge is not installed
+    │   │   ├── MissingExtraError    an optional part of Kedge is not installed
+    │   │   └── CeremonyError        keys or metadata cannot be changed as asked
     │   ├── WireError            bytes from the wire are not what the protocol says
     │   ├── BundleError          a bundle is incomplete, altered or malformed
     │   ├── TrustError           something is not signed by who must sign it, or is too old
@@ -39,6 +40,10 @@ class MissingExtraError(UserError):
         self.extra: Final = extra
 
 
+class CeremonyError(UserError):
+    """Keys or metadata that people sign offline cannot be changed, reviewed or signed as asked."""
+
+
 class WireError(KedgeError):
     """Bytes from the wire are not what the protocol says."""
 
@@ -59,6 +64,7 @@ TrustReason: TypeAlias = Literal[
     "wrong_device",  # signed for another device
     "wrong_target",  # compiled for other hardware
     "not_in_repository",  # assigned, but the image repository does not know it, or knows it otherwise
+    "kit_only",  # a kit's longer-lived timestamp, and it came over the network
     "no_root",  # there is no trusted root to start from
 ]
 

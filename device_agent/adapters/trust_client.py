@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from tuf.api.metadata import Timestamp
 
 from device_agent.adapters import files
 from device_agent.errors import StorageError
 from device_agent.ports import MetadataFetcher
 from fleet.errors import TrustError
 from fleet.trust import assignment, policy, workflow
+from fleet.trust import metadata_set as rules
 from fleet.trust.assignment import Assignment, DeviceState
-from fleet.trust.metadata_set import ROOT, TrustedMetadata
+from fleet.trust.metadata_set import ROOT, TIMESTAMP, TrustedMetadata
 from fleet.trust.workflow import FLOOR, Fetch, Forget, Load, R, Save, Step, Workflow, filename
 
 _VERSION: Final = "assignment-version"
@@ -29,7 +31,9 @@ class TrustClient:
     verified assignment. Whatever is damaged there is fetched again, but for `root.json`.
     """
 
-    def __init__(self, folder: Path, fetcher: MetadataFetcher, device: str, target: str) -> None:
+    def __init__(
+        self, folder: Path, fetcher: MetadataFetcher, device: str, target: str, *, carried: bool = False
+    ) -> None:
         """Use this folder.
 
         Args:
@@ -37,12 +41,21 @@ class TrustClient:
             fetcher: where metadata comes from.
             device: this device's id.
             target: the compile target whose bundles it takes.
+            carried: the fetcher reads an offline kit, which may be older than what the device has seen.
         """
         files.make_folder(folder)
         self._folder: Final = folder
         self._fetcher: Final = fetcher
         self._device: Final = device
         self._target: Final = target
+        self._carried: Final = carried
+
+    def reading_kit(self, fetcher: MetadataFetcher) -> TrustClient:
+        """Return a client of the same trusted state that takes its metadata from an offline kit.
+
+        Not while this one is at work.
+        """
+        return TrustClient(self._folder, fetcher, self._device, self._target, carried=True)
 
     def bootstrap(self, root: bytes) -> None:
         """Keep the first root, whose fingerprint the claim token has vouched for; a later one stays.
@@ -65,7 +78,7 @@ class TrustClient:
             UnreachableError: the repository cannot be asked.
             StorageError: the disk does not take or give the state.
         """
-        return self._run(workflow.refresh(wall))
+        return self._run(workflow.refresh(wall, carried=self._carried))
 
     def accept(self, data: bytes, release_counters: Mapping[str, int], wall: datetime) -> Assignment:
         """Verify an assignment against fresh metadata, and remember its version as the floor.
@@ -108,6 +121,10 @@ class TrustClient:
         except msgspec.DecodeError as error:
             raise TrustError(f"{self._folder / _VERSION}: {error}", reason="malformed") from error
 
+    def held_timestamp(self) -> bytes:
+        """Return the newest verified timestamp as it was signed, or b"" when there is none."""
+        return self._load(filename(TIMESTAMP)) or b""
+
     def clock(self, wall: datetime) -> policy.Clock:
         """Return the time that the device may believe, and whether its own clock is wrong."""
         return policy.clock(wall, policy.decode_floor(self._load(FLOOR)))
@@ -118,7 +135,7 @@ class TrustClient:
     def _perform(self, step: Step) -> bytes | None:
         match step:
             case Fetch(name, limit):
-                return self._fetcher.fetch(name, limit)
+                return self._fetched(name, limit)
             case Load(name):
                 return self._load(name)
             case Save(name, data):
@@ -126,6 +143,15 @@ class TrustClient:
             case Forget(name):
                 self._forget(name)
         return None
+
+    def _fetched(self, name: str, limit: int) -> bytes | None:
+        data = self._fetcher.fetch(name, limit)
+        kept = self._load(name) if self._carried and name == filename(TIMESTAMP) else None
+        if data is None or kept is None:
+            return data
+        # A kit is of use though the device has heard from its server since: then what it holds counts.
+        theirs, ours = (rules.parse(Timestamp, x, TIMESTAMP).signed.version for x in (data, kept))
+        return kept if ours > theirs else data
 
     def _load(self, name: str) -> bytes | None:
         path = self._folder / name

@@ -27,10 +27,11 @@ FIELD: Final = "x-kedge"
 TOLERANCE: Final = timedelta(minutes=5)
 
 
-class _Signing(msgspec.Struct, frozen=True):
+class _Signing(msgspec.Struct, frozen=True, omit_defaults=True):
     """The field `x-kedge` of the image repository's metadata."""
 
     signed_at: Time
+    kit: bool = False
 
 
 class Clock(NamedTuple):
@@ -55,9 +56,17 @@ def clock(wall: datetime, floor: datetime | None) -> Clock:
     return Clock(floor, untrusted=floor - wall > TOLERANCE)
 
 
-def stamp(now: datetime) -> dict[str, Any]:
-    """Return the unrecognized field that says when a metadata file was signed."""
-    return {FIELD: msgspec.to_builtins(_Signing(signed_at=now))}
+def stamp(now: datetime, *, kit: bool = False) -> dict[str, Any]:
+    """Return the field that says when a metadata file was signed, and whether for offline kits."""
+    return {FIELD: msgspec.to_builtins(_Signing(signed_at=now, kit=kit))}
+
+
+def is_for_kits(signed: Signed) -> bool:
+    """Return whether a timestamp was signed for offline kits: it holds longer, and counts only in one."""
+    try:
+        return msgspec.convert(signed.unrecognized_fields.get(FIELD), _Signing).kit
+    except msgspec.ValidationError:
+        return False
 
 
 def signed_at(signed: Signed) -> datetime | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from datetime import datetime
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
-from tuf.api.metadata import TargetFile
+from tuf.api.metadata import TargetFile, Timestamp
 
 from fleet.errors import TrustError
 from fleet.trust import metadata_set as rules
@@ -78,12 +78,14 @@ def filename(role: str, version: int | None = None) -> str:
     return f"{quoted}.json" if version is None else f"{version}.{quoted}.json"
 
 
-def refresh(wall: datetime) -> Workflow[TrustedMetadata]:
+def refresh(wall: datetime, *, carried: bool = False) -> Workflow[TrustedMetadata]:
     """Bring the trusted metadata up to date: root chain, timestamp, snapshot, top-level targets.
 
     Args:
         wall: what the client's clock says; expiries are held against it, or against the time floor where
             that is later.
+        carried: the files come by hand, in an offline kit: only then does a kit's longer-lived timestamp
+            count, so who steals one cannot freeze devices that have a network.
 
     Returns:
         What is trusted now.
@@ -93,7 +95,7 @@ def refresh(wall: datetime) -> Workflow[TrustedMetadata]:
     """
     trusted = yield from _stored_root(wall)
     yield from _refresh_root(trusted, wall)
-    yield from _refresh_timestamp(trusted)
+    yield from _refresh_timestamp(trusted, carried=carried)
     yield from _raise_floor(trusted)
     yield from _refresh_snapshot(trusted)
     yield from load_targets(trusted, TARGETS, ROOT)
@@ -175,11 +177,13 @@ def _refresh_root(trusted: TrustedMetadata, wall: datetime) -> Workflow[None]:
         yield Save(filename(ROOT), data)
 
 
-def _refresh_timestamp(trusted: TrustedMetadata) -> Workflow[None]:
+def _refresh_timestamp(trusted: TrustedMetadata, *, carried: bool) -> Workflow[None]:
     kept = yield Load(filename(TIMESTAMP))
     if kept is not None:
         _accepted(lambda: trusted.update_timestamp(kept))
     data = yield from _fetched(filename(TIMESTAMP), rules.TIMESTAMP_LIMIT)
+    if not carried and policy.is_for_kits(rules.parse(Timestamp, data, TIMESTAMP).signed):
+        raise TrustError("timestamp: signed for offline kits, and came over the network", reason="kit_only")
     if trusted.update_timestamp(data):
         yield Save(filename(TIMESTAMP), data)
 
