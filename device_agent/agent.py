@@ -21,6 +21,7 @@ from device_agent.observing import Offload, Telemetry
 from device_agent.ports import Clock
 from device_agent.refusals import RefusalFilter
 from device_agent.settings import Settings
+from device_agent.stating import Statements
 from device_agent.update.data import Offer
 from device_agent.update.events import Offered
 from device_agent.update.table import BUSY
@@ -81,6 +82,7 @@ class Parts(NamedTuple):
     offload: Offload
     notifier: Notifier
     site: Site
+    statements: Statements
 
 
 class Agent:
@@ -205,8 +207,10 @@ class Agent:
         driver = self.drivers[outcome.model]
         before = driver.data.state
         driver.take(outcome)
-        if driver.data.state is not before and not driver.data.installing and self.connected:
-            self._introduce()  # the slots have changed
+        if driver.data.state is not before and not driver.data.installing:
+            self._parts.statements.changed()
+            if self.connected:
+                self._introduce()  # the slots have changed
 
     def _connected(self, happening: Connected) -> None:
         self.connected = happening.up
@@ -214,6 +218,7 @@ class Agent:
             status = self.status(online=True)
             self._parts.link.publish(status.topic, status.payload, retain=True)
             self._introduce()
+            self._parts.statements.changed()
             self._parts.uplink.reconnected()
 
     def _introduce(self) -> None:
@@ -284,6 +289,8 @@ class Agent:
         clock = self._parts.clock
         if not self._refusals.lets_through(refused, clock.monotonic()):
             return
+        held = self._parts.trust.held_timestamp() if refused.reason == "rollback" else b""
+        self._parts.statements.refused(refused.what, refused.reason, refused.detail, held)
         self._parts.uplink.put_event(
             RefusalEvent(
                 id=clock.unique(),
@@ -302,6 +309,7 @@ class Agent:
             driver.tell()
         if self.connected:
             self._parts.uplink.pump()
+            self._parts.statements.send_due(self.hello)
             if self._told_waiting and not self._parts.outbox.waiting_bytes():
                 self._introduce()  # the server was told of a queue that is no more
         interval, now = self._parts.notifier.interval, self._parts.clock.monotonic()

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 import uvicorn
 
 from device_agent import runtimes
+from device_agent.adapters import device_key
 from device_agent.adapters.clock import SystemClock
 from device_agent.adapters.download import Downloader
 from device_agent.adapters.energy import EnergyMeter
@@ -39,6 +40,7 @@ from device_agent.serving import grpc_server
 from device_agent.serving.engine import Answered, Engine
 from device_agent.serving.rest import RestApp
 from device_agent.settings import Settings
+from device_agent.stating import Statements
 from device_agent.status import Pages
 from device_agent.uplink import Uplink
 from fleet.ids import DeviceId
@@ -135,6 +137,14 @@ def wire(state: StateFolder, settings: Settings) -> System:
         offload=offload,
         notifier=Notifier(),
         site=site,
+        statements=Statements(
+            device,
+            state.statements,
+            device_key.signer(state.key),
+            link,
+            clock,
+            lambda: trust.clock(clock.now()),
+        ),
     )
     agent = Agent(happenings, parts, clean=state.take_clean_mark())
     return System(agent, parts, engine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from cryptography import x509
@@ -43,6 +44,14 @@ def load(path: Path) -> ec.EllipticCurvePrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise StateError(f"{path}: expected an elliptic-curve key")
     return key
+
+
+def signer(path: Path) -> Callable[[bytes], bytes]:
+    """Return what signs bytes with the key in this file (ECDSA, SHA-256, DER), read anew each time.
+
+    What it returns raises StateError where `load` does.
+    """
+    return lambda data: load(path).sign(data, ec.ECDSA(hashes.SHA256()))
 
 
 def certificate_request(key: ec.EllipticCurvePrivateKey) -> str:

@@ -67,6 +67,7 @@ class StateFolder:
         self.trust: Final = root / "trust"
         self.journal: Final = root / "journal"
         self.outbox: Final = root / "outbox.db"
+        self.statements: Final = root / "statements.json"
         self.socket: Final = root / "agent.sock"
         self._identity: Final = root / "identity.json"
         self._running: Final = root / "running.json"

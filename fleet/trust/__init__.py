@@ -2,5 +2,6 @@
 
 Modules, from the inside out: `metadata_set` holds what is trusted and refuses what is not; `workflow` says
 which file comes next; `assignment` is the director's word to one device; `policy` knows about clocks and
-being offline. Nothing here does I/O: times and bytes are passed in.
+being offline; `proof` is what a device signs with its own key. Nothing here does I/O: times and bytes
+are passed in.
 """

@@ -55,6 +55,7 @@ UPLINK: Final = {
     "report": Decoder(messages.ModelReport, limit=64 * 1024),
     "event": Decoder(messages.UpdateEvent, messages.RefusalEvent, limit=64 * 1024),
     "request": Decoder(messages.HardRequest),
+    "manifest": Decoder(messages.SignedStatement, limit=64 * 1024),
 }
 #: What a device reads, by the last level of the topic.
 DOWNLINK: Final = {

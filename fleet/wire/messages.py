@@ -225,6 +225,74 @@ class HardRequest(Message, frozen=True, kw_only=True, tag="hard_request"):
     expires: float
 
 
+class RunningModel(msgspec.Struct, frozen=True, kw_only=True):
+    """One model that a device says it runs.
+
+    Attributes:
+        bundle: digest of the bundle's manifest, or "" when none runs.
+        version: of the release, or "".
+        release_counter: the highest ever committed.
+    """
+
+    model: str
+    bundle: str = ""
+    version: str = ""
+    release_counter: int = 0
+
+
+class AttackIndicator(msgspec.Struct, frozen=True, kw_only=True):
+    """The last thing that a device refused because it did not verify.
+
+    Attributes:
+        what, reason, detail: as in `RefusalEvent`.
+        time: when, as the device's clock had it.
+    """
+
+    what: str
+    reason: str
+    detail: str
+    time: float
+
+
+class Statement(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device says of itself with its signature (Uptane Standard 2.1, "Vehicle version manifest").
+
+    Attributes:
+        sequence: grows with every statement of the device, over restarts too; an older one is a recording.
+        models: what runs; one that runs nothing is left out.
+        assignment_version: version of the newest verified assignment, 0 when there is none.
+        refused: how many things the device has refused so far.
+        attack: the last of them.
+        held_timestamp: the signed timestamp that it holds, when it refused something older: a server that
+            was restored from an old backup finds its own signature on it.
+    """
+
+    sequence: int
+    boot_id: str
+    agent_version: str
+    target: str
+    models: tuple[RunningModel, ...] = ()
+    assignment_version: int = 0
+    clock_untrusted: bool = False
+    refused: int = 0
+    attack: AttackIndicator | None = None
+    held_timestamp: bytes = b""
+
+
+class SignedStatement(Message, frozen=True, kw_only=True, tag="signed_statement"):
+    """A statement as it travels.
+
+    Attributes:
+        statement: `Statement` as MessagePack: the very bytes that were signed.
+        time: whole seconds since the Unix epoch, as the device believes; signed too.
+        signature: of the device's identity key (`fleet.trust.proof`), for the purpose "statement".
+    """
+
+    statement: bytes
+    time: int
+    signature: bytes
+
+
 # --- server to device -----------------------------------------------------------------------------
 
 

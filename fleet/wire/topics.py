@@ -17,7 +17,7 @@ CHUNK: Final = f"{ROOT}/chunk"
 DEVICE: Final = f"{ROOT}/device"
 
 #: What a device may publish, and the server subscribes to, below `device/<id>/`.
-UPLINK: Final = ("hello", "status", "report", "event", "request")
+UPLINK: Final = ("hello", "status", "report", "event", "request", "manifest")
 #: What the server publishes, and a device subscribes to, below `device/<id>/`.
 DOWNLINK: Final = ("assignment", "command", "reply")
 
@@ -76,6 +76,11 @@ def event(device: DeviceId) -> str:
 def request(device: DeviceId) -> str:
     """Return the topic of a device's hard requests."""
     return f"{DEVICE}/{device}/request"
+
+
+def manifest(device: DeviceId) -> str:
+    """Return the topic of what a device says of itself with its signature."""
+    return f"{DEVICE}/{device}/manifest"
 
 
 def uplink_filter(kind: str) -> str:

@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError
 from sqlmodel import Session, SQLModel, col, select
 
-from fleet.errors import WireError
+from fleet.errors import TrustError, WireError
 from fleet.ids import DeviceId
 from fleet.wire import codec, topics
 from fleet.wire.messages import (
@@ -22,6 +22,7 @@ from fleet.wire.messages import (
     Message,
     ModelReport,
     RefusalEvent,
+    SignedStatement,
     Status,
     UpdateEvent,
 )
@@ -176,9 +177,18 @@ class Ingest:
             self._reconcile.status(session, device, message)
         elif isinstance(message, UpdateEvent):
             self._reconcile.step(session, device, message)
+        elif isinstance(message, SignedStatement):
+            self._state(session, device, message)
         else:
             device.last_seen_at = self._clock.now()
             session.add(device)
+
+    def _state(self, session: Session, device: Device, message: SignedStatement) -> None:
+        try:
+            self._reconcile.statement(session, device, message)
+        except TrustError as error:  # the count on the device's row is to be kept
+            self._health.count("badly_signed_statements")
+            LOG.warning("a statement in the name of %s is not signed by it: %s", device.id, error)
 
     # --- rows ----------------------------------------------------------------------------------------
 

@@ -9,11 +9,12 @@ from typing import Final
 from sqlmodel import Session, select
 
 from fleet.rollout.states import ActionStatus
-from fleet.wire.messages import Hello, ModelSlot, Status, UpdateEvent, UpdateState
+from fleet.wire.messages import Hello, ModelSlot, SignedStatement, Status, UpdateEvent, UpdateState
 from server.db.tables import Action, Device, DeviceAssignment, DeviceModel, EventRow
 from server.ports.clock import Clock
 from server.services.assignments import Assignments
 from server.services.rollout_steps import RolloutSteps, open_actions
+from server.services.statements import Statements
 
 
 def finite(measured: Mapping[str, float]) -> dict[str, float]:
@@ -29,6 +30,7 @@ class Reconcile:
         self._clock: Final = clock
         self._assignments: Final = assignments
         self._steps: Final = steps
+        self._statements: Final = Statements(clock)
 
     def hello(self, session: Session, device: Device, hello: Hello) -> None:
         """Take over what a device says of itself, and have its assignment sent again if it lags behind."""
@@ -62,6 +64,16 @@ class Reconcile:
         if status.online:
             device.last_seen_at = self._clock.now()
         session.add(device)
+
+    def statement(self, session: Session, device: Device, signed: SignedStatement) -> None:
+        """Keep what a device has signed about itself.
+
+        Raises:
+            TrustError: it has not signed it; that is counted on the device's row all the same.
+        """
+        device.last_seen_at = self._clock.now()
+        session.add(device)
+        self._statements.take(session, device, signed)
 
     def step(self, session: Session, device: Device, event: UpdateEvent) -> None:
         """Follow one step of an update that is new here; stragglers change nothing that is decided."""

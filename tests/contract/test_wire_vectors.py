@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet.errors import WireError
-from fleet.wire import codec, messages
+from fleet.wire import codec, messages, statement
 
 VECTORS: list[tuple[str, messages.Message, str]] = [
     (
@@ -135,6 +135,14 @@ VECTORS: list[tuple[str, messages.Message, str]] = [
         ),
     ),
     (
+        "manifest",
+        messages.SignedStatement(statement=b"\x80", time=1795262400, signature=b"\x30\x06"),
+        (
+            "84a474797065b07369676e65645f73746174656d656e74a973746174656d656e74c40180a474696d65ce6b0187c0a9736967"
+            "6e6174757265c4023006"
+        ),
+    ),
+    (
         "command",
         messages.Flush(id="f1"),
         "82a474797065a5666c757368a26964a26631",
@@ -154,6 +162,25 @@ VECTORS: list[tuple[str, messages.Message, str]] = [
         ),
     ),
 ]
+#: What a device signs travels inside another message; its bytes are frozen all the same.
+STATEMENT = messages.Statement(
+    sequence=1795262400000,
+    boot_id="b1",
+    agent_version="0.1.0",
+    target="laptop-x86",
+    models=(messages.RunningModel(model="digits", bundle="sha256:aa", version="1", release_counter=3),),
+    assignment_version=4,
+    refused=1,
+    attack=messages.AttackIndicator(what="assignment", reason="rollback", detail="d", time=1.0),
+)
+STATEMENT_BYTES = (
+    "8aa873657175656e6365cf000001a1fdfa4600a7626f6f745f6964a26231ad6167656e745f76657273696f6ea5302e312e30"
+    "a6746172676574aa6c6170746f702d783836a66d6f64656c739184a56d6f64656ca6646967697473a662756e646c65a97368"
+    "613235363a6161a776657273696f6ea131af72656c656173655f636f756e74657203b261737369676e6d656e745f76657273"
+    "696f6e04af636c6f636b5f756e74727573746564c2a77265667573656401a661747461636b84a477686174aa61737369676e"
+    "6d656e74a6726561736f6ea8726f6c6c6261636ba664657461696ca164a474696d65cb3ff0000000000000ae68656c645f74"
+    "696d657374616d70c400"
+)
 DECODERS = {**codec.UPLINK, **codec.DOWNLINK}
 
 
@@ -164,6 +191,11 @@ def test_bytes_do_not_change(kind: str, message: messages.Message, frozen: str) 
     raw = codec.encode(message)
     assert raw.hex() == frozen
     assert DECODERS[kind](bytes.fromhex(frozen)) == message
+
+
+def test_the_bytes_of_a_statement_do_not_change() -> None:
+    assert msgspec.msgpack.encode(STATEMENT).hex() == STATEMENT_BYTES
+    assert statement.read(bytes.fromhex(STATEMENT_BYTES)) == STATEMENT
 
 
 def test_every_message_type_has_a_frozen_vector() -> None:
