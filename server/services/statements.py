@@ -12,7 +12,8 @@ from sqlmodel import Session
 
 from fleet.errors import TrustError
 from fleet.ids import DeviceId
-from fleet.trust import proof, statement
+from fleet.trust import proof
+from fleet.wire import statement
 from fleet.wire.messages import SignedStatement, Statement
 from server.db.statement_tables import DeviceStatement
 from server.db.tables import Device
