@@ -9,6 +9,7 @@
     │   │   └── CeremonyError        keys or metadata cannot be changed as asked
     │   ├── WireError            bytes from the wire are not what the protocol says
     │   ├── BundleError          a bundle is incomplete, altered or malformed
+    │   ├── DeltaError           a difference between two files is malformed, or not for this file
     │   ├── TrustError           something is not signed by who must sign it, or is too old
     │   └── OffloadError         class scores or a calibration make no sense
     └── anything else            a bug: traceback, exit 1
@@ -50,6 +51,10 @@ class WireError(KedgeError):
 
 class BundleError(KedgeError):
     """A bundle is incomplete, altered or malformed."""
+
+
+class DeltaError(KedgeError):
+    """A difference between two files is malformed, or made for another file."""
 
 
 #: Why something was not trusted, for machines: it travels in `RefusalEvent.reason`.

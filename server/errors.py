@@ -13,6 +13,7 @@
     │   │   ├── ConflictError        409: not in the state that things are in
     │   │   ├── TooLargeError        413: more bytes than allowed
     │   │   └── TooManyError         429: slower, please
+    │   ├── OfflineKeyError      a key that a person keeps cannot be made or used as asked
     │   └── ClientError          the server that a command spoke to refused, or cannot be reached
     └── BrokerError              the broker is not connected, or did not acknowledge in time
 """
@@ -82,6 +83,10 @@ class TooManyError(RequestError):
 
     status = 429
     title = "Too many attempts"
+
+
+class OfflineKeyError(UserError):
+    """A key that a person keeps off the server cannot be made or used as asked."""
 
 
 class ClientError(UserError):
