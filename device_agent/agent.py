@@ -28,7 +28,7 @@ from device_agent.update.table import BUSY
 from device_agent.uplink import Uplink
 from device_agent.verifier import Result, Verifier
 from fleet.errors import KedgeError, TrustError, WireError
-from fleet.ids import DeviceId
+from fleet.ids import DeviceId, Digest
 from fleet.trust.assignment import AssignedBundle, Assignment
 from fleet.wire import codec, topics
 from fleet.wire.messages import Ack, Answer, Flush, Hello, RefusalEvent, Status
@@ -165,6 +165,10 @@ class Agent:
             if happening is not None and not self._survived(partial(self._take, happening)):
                 self._postpone(happening)
             elif self._survived(self._tick):
+    def held(self) -> list[Digest]:
+        """Return the chunk indexes of the bundles on the device: a download copies what they share."""
+        return [Digest(x.index) for driver in list(self.drivers.values()) for x in driver.data.needed]
+
                 self._resume()
 
     def _survived(self, work: Callable[[], None]) -> bool:

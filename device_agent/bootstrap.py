@@ -10,17 +10,20 @@ import queue
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import httpx
 import uvicorn
 
 from device_agent import runtimes
 from device_agent.adapters import device_key
+from device_agent.adapters.chunk_http import HttpSource, prover
+from device_agent.adapters.chunk_mqtt import MqttSource
 from device_agent.adapters.clock import SystemClock
-from device_agent.adapters.download import Downloader
+from device_agent.adapters.download import Downloader, Priced
 from device_agent.adapters.energy import EnergyMeter
 from device_agent.adapters.facts import SystemFacts, agent_version
 from device_agent.adapters.journal import FileJournal
@@ -38,12 +41,13 @@ from device_agent.installer import Site
 from device_agent.observing import Offload, Telemetry
 from device_agent.serving import grpc_server
 from device_agent.serving.engine import Answered, Engine
+from device_agent.ports import ChunkSource
 from device_agent.serving.rest import RestApp
 from device_agent.settings import Settings
 from device_agent.stating import Statements
 from device_agent.status import Pages
 from device_agent.uplink import Uplink
-from fleet.ids import DeviceId
+from fleet.ids import DeviceId, Digest
 from fleet.trust.assignment import AssignedBundle
 from fleet.wire import codec, topics
 from fleet.wire.messages import Status
@@ -51,6 +55,8 @@ from fleet.wire.messages import Status
 _LOG: Final = logging.getLogger(__name__)
 
 
+#: Seconds of silence after which a request for chunks has failed.
+_HTTP_TIMEOUT: Final = 20.0
 class Doors(NamedTuple):
     """Where local applications ask.
 
@@ -110,8 +116,17 @@ def wire(state: StateFolder, settings: Settings) -> System:
 
     site = Site(
         target=identity.target,
+    def held() -> list[Digest]:
+        return agent.held()
+
+    sources = _sources(link, identity, device_key.signer(state.key))
         store=store,
-        downloader=lambda: Downloader(link, store, poster(happenings)),
+        downloader=lambda: Downloader(
+            [Priced(source, cost) for cost, source in enumerate(sources)],
+            store,
+            poster(happenings),
+            held=held,
+        ),
         runtime=cache(runtimes.find),
         engine=engine,
         facts=facts,
@@ -171,6 +186,18 @@ def run(state: StateFolder, settings: Settings, doors: Doors) -> None:
     """Run the agent until it is asked to stop (SIGTERM, SIGINT, SIGHUP).
 
     Raises:
+def _sources(link: MqttLink, identity: Identity, sign: Callable[[bytes], bytes]) -> tuple[ChunkSource, ...]:
+    """Return where chunks come from, the cheapest first: the broker's bytes cost the server nothing."""
+    return (
+        MqttSource(link),
+        HttpSource(
+            lambda: httpx.Client(timeout=_HTTP_TIMEOUT),
+            identity.server,
+            prover(DeviceId(identity.device_id), sign),
+        ),
+    )
+
+
         KedgeError: it cannot start; says why.
     """
     state.identity()  # a folder that is no agent's is not written to

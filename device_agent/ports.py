@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy.typing as npt
 
@@ -47,8 +47,40 @@ class MetadataFetcher(Protocol):
         """
 
 
+class PartialBlob(Protocol):
+    """A blob that comes in pieces, in any order; never more than a piece of it is in memory."""
+
+    @property
+    def resumed(self) -> bool:
+        """Whether an earlier process, or call, may have written some of it."""
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write a piece; a power cut may lose it until `sync` returns, a killed process does not.
+
+        Raises:
+            StorageError: the disk does not take it.
+        """
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return what lies there: what was written, or zeros."""
+
+    def sync(self) -> None:
+        """Make what was written survive a power cut."""
+
+    def finish(self) -> None:
+        """Check the whole, and have it stored, atomically and durably.
+
+        Raises:
+            BundleError: the bytes have another digest; nothing is stored, and what was written is gone.
+            StorageError: the disk does not take it.
+        """
+
+    def close(self) -> None:
+        """Leave it to be gone on with later; after `finish` nothing."""
+
+
 class BlobStore(Protocol):
-    """Content-addressed bytes that survive a power cut: chunks on arrival, then whole blobs."""
+    """Content-addressed bytes that survive a power cut."""
 
     def has(self, digest: Digest) -> bool:
         """Return whether these bytes are stored, whole."""
@@ -63,17 +95,89 @@ class BlobStore(Protocol):
     def put(self, digest: Digest, data: bytes) -> None:
         """Store the bytes, atomically; after the return a power cut does not lose them."""
 
-    def assemble(self, digest: Digest, parts: Sequence[Digest]) -> None:
-        """Store the blob that these stored parts make up, in order, as `put` would.
-
-        It never holds the whole blob in memory, for a model may be larger than what is free.
+    def read(self, digest: Digest, offset: int, size: int) -> bytes:
+        """Return a piece of stored bytes; fewer where they end before.
 
         Raises:
-            BundleError: a part is not stored, or the joined bytes have another digest; nothing is stored.
+            BundleError: they are not stored.
+        """
+
+    def begin(self, digest: Digest, size: int) -> PartialBlob:
+        """Go on with a blob that comes in pieces, or begin it; nobody else writes it meanwhile.
+
+        What an earlier process wrote before it was killed is still there, and is to be checked.
         """
 
     def delete(self, digest: Digest) -> None:
         """Forget the bytes, if they are there."""
+
+
+class Wanted(NamedTuple):
+    """A chunk that is asked for, and where it lies in a blob, for sources that know blobs."""
+
+    digest: Digest
+    size: int
+    blob: Digest
+    offset: int
+
+
+class Arrival(NamedTuple):
+    """What a source has to say of a chunk.
+
+    Attributes:
+        source: the source's name.
+        data: unverified bytes; None when they do not come from here.
+        trouble: why not, when that is about the whole source; "" when it just does not have the chunk.
+    """
+
+    source: str
+    digest: Digest
+    data: bytes | None
+    trouble: str = ""
+
+
+#: Called on a thread of the source's own; it never blocks.
+OnArrival: TypeAlias = Callable[[Arrival], None]
+
+
+class ChunkSource(Protocol):
+    """Where chunks come from. Nothing that it gives is believed before it is verified.
+
+    A source never raises when it cannot be reached: it says so by an `Arrival`, or says nothing, and what
+    was asked for is asked for again, here or elsewhere.
+    """
+
+    name: str
+
+    def holds(self, index: Digest) -> bool | None:
+        """Return whether the chunks of this index, and it itself, are to be had here; None: unknown."""
+
+    def ask(self, chunks: Sequence[Wanted], on_arrival: OnArrival) -> None:
+        """Have these brought; return without waiting."""
+
+    def drop(self, digests: Sequence[Digest]) -> None:
+        """Stop to bring these: they have come, or are wanted no more. One may still arrive."""
+
+
+class DeviceKey(Protocol):
+    """The device's identity key, wherever it lies."""
+
+    def public_pem(self) -> str:
+        """Return the public half (SubjectPublicKeyInfo, PEM).
+
+        Raises:
+            StateError: the key cannot be used.
+        """
+
+    def sign(self, data: bytes) -> bytes:
+        """Return a signature: ECDSA over P-256 with SHA-256, DER.
+
+        Raises:
+            StateError: the key cannot be used.
+        """
+
+    def destroy(self) -> None:
+        """Forget the key for good."""
 
 
 class Clock(Protocol):

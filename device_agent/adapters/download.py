@@ -1,29 +1,33 @@
-"""Downloads a bundle's chunks from the broker's retained topics, resumably, and puts its blobs together."""
+"""Downloads a bundle's chunks from wherever they are cheapest, resumably, and puts its blobs together."""
 
 from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
+from device_agent.adapters.blob_assembly import Assembly
 from device_agent.errors import UnreachableError
-from device_agent.ports import BlobStore, Link
+from device_agent.ports import Arrival, BlobStore, ChunkSource, Wanted
 from device_agent.update.chunk_plan import ChunkPlan, Patience
+from device_agent.update.sourcing import Price, Sourcing
+from device_agent.update.token_bucket import TokenBucket
 from fleet.bundle import chunks, manifest
 from fleet.bundle.chunks import Chunk, ChunkIndex
 from fleet.bundle.manifest import Manifest
-from fleet.errors import BundleError, WireError
+from fleet.errors import BundleError
 from fleet.ids import Digest
 from fleet.trust.assignment import AssignedBundle
-from fleet.wire import topics
 
 #: Called with a short reason ("bad_digest", "missing") and a line for a person.
 OnRefusal: TypeAlias = Callable[[str, str], None]
+#: Asked now and then; true ends the download, to be resumed by another call.
+Stop: TypeAlias = Callable[[], bool]
+#: Takes a verified chunk.
+_Sink: TypeAlias = Callable[[Digest, bytes], None]
 
 _TICK: Final = 0.25
-#: So often overdue, a chunk is reported: the server then publishes it again.
-_REPORT_AFTER: Final = 2
 
 
 class Downloaded(NamedTuple):
@@ -32,11 +36,25 @@ class Downloaded(NamedTuple):
     Attributes:
         received: bytes that came now.
         reused: bytes that were there already, from a download that was cut off or from another version.
+        by_source: bytes that came now, by source.
     """
 
     received: int
     reused: int
     seconds: float
+    by_source: Mapping[str, int] = {}
+
+
+class Priced(NamedTuple):
+    """A source, and what its bytes cost: the cheaper is asked first.
+
+    Attributes:
+        hold_back: seconds without any other source before this one is asked.
+    """
+
+    source: ChunkSource
+    cost: float = 0.0
+    hold_back: float = 0.0
 
 
 class Downloader:
@@ -44,134 +62,255 @@ class Downloader:
 
     def __init__(
         self,
-        link: Link,
+        sources: Sequence[Priced],
         store: BlobStore,
         refused: OnRefusal,
         patience: Patience | None = None,
         give_up: float = 60.0,
+        held: Callable[[], Iterable[Digest]] = tuple,
     ) -> None:
-        """Use this connection and store.
+        """Use these sources and this store.
 
         Args:
-            link: the connection to the broker.
-            store: takes chunks as they come, and blobs when they are whole.
+            sources: at least one.
+            store: takes the bytes as they come.
             refused: told of chunks that are tampered with or missing.
             patience: how long to wait for a chunk before asking again.
             give_up: seconds without a single chunk after which `fetch` ends; nothing that came is lost.
+            held: the chunk indexes of what is on the device: what it has in common is copied.
         """
-        self._link: Final = link
+        self._sources: Final = {offered.source.name: offered for offered in sources}
         self._store: Final = store
         self._refused: Final = refused
         self._patience: Final = patience
         self._give_up: Final = give_up
-        self._received = 0
+        self._held: Final = held
 
-    def fetch(self, bundle: AssignedBundle, stop: Callable[[], bool] = lambda: False) -> Downloaded:
+    def fetch(self, bundle: AssignedBundle, stop: Stop = lambda: False, rate: int = 0) -> Downloaded:
         """Bring everything that the device needs of a bundle into the store, and verify all of it.
 
         Args:
             bundle: what a verified assignment names.
-            stop: asked now and then; true ends the download, to be resumed by another call.
+            stop: asked now and then; true ends the download.
+            rate: bytes a second; 0 for all that the line gives.
 
         Raises:
             BundleError: wrong bytes came too often, or the bundle contradicts itself.
             UnreachableError: nothing came for long, or `stop` said so; calling again resumes.
             StorageError: the disk does not take it.
         """
-        began, self._received = time.monotonic(), 0
-        parts = self._manifest(bundle, stop)
-        index = self._index(bundle, stop)
-        blobs = _blobs(parts, index)
-        missing = {d: parts for d, parts in blobs.items() if not self._store.has(d)}
-        self._chunks((c for parts in missing.values() for c in parts), stop)
-        for digest, pieces in missing.items():
-            if not self._store.has(digest):
-                self._store.assemble(digest, [piece.digest for piece in pieces])
-        for piece in {c.digest for parts in missing.values() for c in parts} - blobs.keys():
-            self._store.delete(piece)
-        size = sum(c.size for c in {c.digest: c for parts in blobs.values() for c in parts}.values())
-        return Downloaded(self._received, max(0, size - self._received), time.monotonic() - began)
+        job = self._job(Digest(bundle.index), stop, rate)
+        parts = manifest.decode(job.single(bundle.digest, bundle.manifest_size, manifest.MANIFEST_LIMIT))
+        index = chunks.decode(job.single(bundle.index, bundle.index_size, chunks.INDEX_LIMIT))
+        return job.blobs(_blobs(parts, index), self._held())
 
-    def _manifest(self, bundle: AssignedBundle, stop: Callable[[], bool]) -> Manifest:
-        return manifest.decode(
-            self._single(bundle.digest, bundle.manifest_size, manifest.MANIFEST_LIMIT, stop)
+    def fetch_parcel(self, index: Digest, size: int, stop: Stop = lambda: False, rate: int = 0) -> Downloaded:
+        """Bring every blob that a chunk index lists into the store: a delta, or whatever is no bundle.
+
+        Args:
+            index: digest of the chunk index, from signed metadata.
+            size: its size in bytes.
+            stop: as in `fetch`.
+            rate: as in `fetch`.
+
+        Raises:
+            BundleError: wrong bytes came too often, or the index is malformed.
+            UnreachableError: nothing came for long, or `stop` said so; calling again resumes.
+            StorageError: the disk does not take it.
+        """
+        job = self._job(index, stop, rate)
+        listed = chunks.decode(job.single(str(index), size, chunks.INDEX_LIMIT))
+        return job.blobs({Digest(blob): parts for blob, parts in listed.blobs.items()}, self._held())
+
+    def _job(self, index: Digest, stop: Stop, rate: int) -> _Job:
+        alone = len(self._sources) == 1
+        prices = {
+            name: Price(
+                cost=offered.cost,
+                holds=None if alone else offered.source.holds(index),
+                hold_back=offered.hold_back,
+            )
+            for name, offered in self._sources.items()
+        }
+        return _Job(
+            {name: offered.source for name, offered in self._sources.items()},
+            Sourcing(prices, time.monotonic()),
+            self._store,
+            self._refused,
+            self._patience,
+            TokenBucket(rate),
+            stop,
+            self._give_up,
         )
 
-    def _index(self, bundle: AssignedBundle, stop: Callable[[], bool]) -> ChunkIndex:
-        return chunks.decode(self._single(bundle.index, bundle.index_size, chunks.INDEX_LIMIT, stop))
 
-    def _single(self, digest: str, size: int, limit: int, stop: Callable[[], bool]) -> bytes:
+class _Job:
+    """One download."""
+
+    def __init__(
+        self,
+        sources: Mapping[str, ChunkSource],
+        sourcing: Sourcing,
+        store: BlobStore,
+        refused: OnRefusal,
+        patience: Patience | None,
+        bucket: TokenBucket,
+        stop: Stop,
+        give_up: float,
+    ) -> None:
+        self._sources: Final = sources
+        self._sourcing: Final = sourcing
+        self._store: Final = store
+        self._refused: Final = refused
+        self._patience: Final = patience
+        self._bucket: Final = bucket
+        self._stop: Final = stop
+        self._give_up: Final = give_up
+        self._began: Final = time.monotonic()
+        self._arrivals: Final[queue.SimpleQueue[Arrival]] = queue.SimpleQueue()
+        self._asked: Final[dict[Digest, str]] = {}
+        self._finished: Final[dict[str, list[Digest]]] = {name: [] for name in sources}
+        self._told: Final[set[Digest]] = set()
+        self._by_source: Final[dict[str, int]] = {}
+
+    def single(self, digest: str, size: int, limit: int) -> bytes:
+        """Return a small blob that travels as one chunk."""
         if size > limit:
             raise BundleError(f"{digest}: expected at most {limit} bytes, got {size}")
-        self._chunks([Chunk(Digest(digest).hex, size)], stop)
-        return self._store.get(Digest(digest))
+        wanted = Digest(digest)
+        if not self._store.has(wanted):
+            self._bring([Wanted(wanted, size, wanted, 0)], self._store.put)
+        return self._store.get(wanted)
 
-    def _chunks(self, wanted: Iterable[Chunk], stop: Callable[[], bool]) -> None:
-        plan = ChunkPlan((c for c in wanted if not self._store.has(c.digest)), patience=self._patience)
-        arrivals: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
+    def blobs(self, blobs: Mapping[Digest, tuple[Chunk, ...]], held: Iterable[Digest]) -> Downloaded:
+        """Bring the blobs that are not there, and say what that took."""
+        missing = {digest: parts for digest, parts in blobs.items() if not self._store.has(digest)}
+        with Assembly(self._store, missing) as assembly:
+            assembly.reuse(held, self._check_stop)
+            self._bring(assembly.open(), assembly.write)
+            assembly.finish()
+        unique = {part.sha256: part.size for parts in blobs.values() for part in parts}
+        received = sum(self._by_source.values())
+        return Downloaded(
+            received,
+            max(0, sum(unique.values()) - received),
+            time.monotonic() - self._began,
+            dict(self._by_source),
+        )
+
+    def _bring(self, wanted: Iterable[Wanted], sink: _Sink) -> None:
+        places = {chunk.digest: chunk for chunk in wanted}
+        plan = ChunkPlan(
+            (Chunk(chunk.digest.hex, chunk.size) for chunk in places.values()),
+            patience=self._patience,
+            bucket=self._bucket,
+        )
         last = time.monotonic()
-        finished: list[Digest] = []
         try:
             while not plan.done:
-                self._ask(plan, finished, arrivals)
-                if self._take(plan, finished, arrivals):
+                self._ask(plan, places)
+                # Who may not ask yet has not waited in vain.
+                held_up = not plan.asked and self._bucket.ready_at(time.monotonic()) > time.monotonic()
+                if self._take(plan, sink) or held_up:
                     last = time.monotonic()
                 self._retry(plan)
-                if stop():
-                    raise UnreachableError("download: stopped")
+                self._check_stop()
                 if time.monotonic() - last > self._give_up:
                     raise UnreachableError(f"download: nothing came for {self._give_up:g} s")
         finally:
-            self._unsubscribe([*finished, *plan.asked])
+            for digest, name in self._asked.items():
+                self._finished[name].append(digest)
+            self._asked.clear()
+            self._drop()
 
-    def _ask(
-        self, plan: ChunkPlan, finished: list[Digest], arrivals: queue.SimpleQueue[tuple[str, bytes]]
-    ) -> None:
-        asked = plan.ask(time.monotonic())
-        if asked:
-            self._unsubscribe(finished)
-            finished.clear()
-            self._link.subscribe(
-                [topics.chunk(digest) for digest in asked], lambda topic, data: arrivals.put((topic, data))
-            )
+    def _check_stop(self) -> None:
+        if self._stop():
+            raise UnreachableError("download: stopped")
 
-    def _take(
-        self, plan: ChunkPlan, finished: list[Digest], arrivals: queue.SimpleQueue[tuple[str, bytes]]
-    ) -> bool:
+    def _ask(self, plan: ChunkPlan, places: Mapping[Digest, Wanted]) -> None:
         now = time.monotonic()
+        chosen: dict[Digest, str] = {}
+
+        def may(digest: Digest) -> bool:
+            name = self._sourcing.choose(digest, now)
+            if name is not None:
+                chosen[digest] = name
+            return name is not None
+
+        asked = plan.ask(now, may)
+        if not asked:
+            return
+        self._drop()
+        for name, source in self._sources.items():
+            here = [places[digest] for digest in asked if chosen[digest] == name]
+            if here:
+                self._asked.update((chunk.digest, name) for chunk in here)
+                source.ask(here, self._arrivals.put)
+
+    def _take(self, plan: ChunkPlan, sink: _Sink) -> bool:
+        """Wait a moment for what arrives, and judge it; return whether it brought the download on."""
+        now = time.monotonic()
+        times = (time for time in (plan.next_time(now), self._sourcing.ready_at(now)) if time > now)
         try:
-            topic, data = arrivals.get(timeout=min(_TICK, max(0.001, plan.next_time(now) - now)))
+            arrival = self._arrivals.get(timeout=max(0.001, min((now + _TICK, *times)) - now))
         except queue.Empty:
             return False
-        digest = _digest_of(topic)
-        if digest is None or not data:
+        if self._asked.get(arrival.digest) != arrival.source:
+            return False  # a repetition, or too late: it was asked for elsewhere
+        if arrival.data is None:
+            self._not_here(plan, arrival)
             return False
+        return self._judge(plan, sink, arrival.source, arrival.digest, arrival.data)
+
+    def _not_here(self, plan: ChunkPlan, arrival: Arrival) -> None:
+        self._sourcing.missing(arrival.source, arrival.digest)
+        if arrival.trouble:
+            self._sourcing.troubled(arrival.source, time.monotonic())
+        self._done_with(arrival.digest)
+        plan.give_back(arrival.digest)
+
+    def _judge(self, plan: ChunkPlan, sink: _Sink, name: str, digest: Digest, data: bytes) -> bool:
+        now = time.monotonic()
+        self._done_with(digest)
         try:
             good = plan.take(digest, data, now)
         except BundleError:
-            self._refused("bad_digest", f"{digest}: wrong bytes on its topic, and too often")
+            self._refused("bad_digest", f"{digest}: wrong bytes from {name}, and too often")
             raise
-        if good is None:
-            return False
-        finished.append(digest)
-        if not good:
-            self._refused("bad_digest", f"{digest}: wrong bytes on its topic; asked for again")
-            self._unsubscribe([digest])
-            return False
-        self._store.put(digest, data)
-        self._received += len(data)
-        return True
+        if good:
+            self._sourcing.arrived(name, now)
+            sink(digest, data)
+            self._by_source[name] = self._by_source.get(name, 0) + len(data)
+            return True
+        self._refused("bad_digest", f"{digest}: wrong bytes from {name}; asked for again")
+        self._sourcing.missing(name, digest)
+        self._drop()
+        return False
+
+    def _done_with(self, digest: Digest) -> None:
+        self._finished[self._asked.pop(digest)].append(digest)
 
     def _retry(self, plan: ChunkPlan) -> None:
-        late = plan.overdue(time.monotonic())
-        self._unsubscribe(late)
-        for digest in late:
-            if plan.times_overdue(digest) == _REPORT_AFTER:
-                self._refused("missing", f"{digest}: nothing on its topic")
+        now = time.monotonic()
+        late: dict[str, list[Digest]] = {}
+        for digest in plan.overdue(now):
+            name = self._asked[digest]
+            late.setdefault(name, []).append(digest)
+            self._done_with(digest)
+            if digest not in self._told and (len(self._sources) > 1 or plan.times_overdue(digest) > 1):
+                # The server publishes again what the broker has lost.
+                self._told.add(digest)
+                self._refused("missing", f"{digest}: nothing from {name}")
+        for name, digests in late.items():
+            self._sourcing.lost(name, digests, now)
+        if late:
+            self._drop()
 
-    def _unsubscribe(self, digests: Sequence[Digest]) -> None:
-        if digests:
-            self._link.unsubscribe([topics.chunk(digest) for digest in dict.fromkeys(digests)])
+    def _drop(self) -> None:
+        for name, digests in self._finished.items():
+            if digests:
+                self._sources[name].drop(digests)
+                digests.clear()
 
 
 def _blobs(parts: Manifest, index: ChunkIndex) -> dict[Digest, tuple[Chunk, ...]]:
@@ -183,10 +322,3 @@ def _blobs(parts: Manifest, index: ChunkIndex) -> dict[Digest, tuple[Chunk, ...]
             raise BundleError(f"chunk index: {layer.path} is not there with its {layer.size} bytes")
         wanted[Digest(layer.digest)] = pieces
     return wanted
-
-
-def _digest_of(topic: str) -> Digest | None:
-    try:
-        return Digest.from_hex(topic.rpartition("/")[2])
-    except WireError:
-        return None

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -16,13 +16,100 @@ from fleet.errors import BundleError
 from fleet.ids import Digest, Name
 
 _BLOCK: Final = 1024 * 1024
+#: What a blob's name ends with while it comes in pieces.
+_COMING: Final = ".coming"
+
+
+class PartialFile:
+    """Implements `device_agent.ports.PartialBlob`: a file of the final size that gets its name at the end."""
+
+    def __init__(self, path: Path, final: Path, size: int) -> None:
+        """Open or make the file.
+
+        Raises:
+            StorageError: the disk does not take it.
+        """
+        self._path: Final = path
+        self._final: Final = final
+        self._handle = -1
+        with self._storage():
+            self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self.resumed: Final = os.fstat(self._handle).st_size == size
+            if not self.resumed:
+                os.ftruncate(self._handle, size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write a piece; a power cut may lose it until `sync` returns, a killed process does not.
+
+        Raises:
+            StorageError: the disk does not take it.
+        """
+        view = memoryview(data)
+        with self._storage():
+            while view:
+                written = os.pwrite(self._handle, view, offset)
+                view, offset = view[written:], offset + written
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return what lies there: what was written, or zeros.
+
+        Raises:
+            StorageError: the disk does not give it.
+        """
+        with self._storage():
+            return os.pread(self._handle, size, offset)
+
+    def sync(self) -> None:
+        """Make what was written survive a power cut.
+
+        Raises:
+            StorageError: the disk does not take it.
+        """
+        with self._storage():
+            os.fdatasync(self._handle)
+
+    def finish(self) -> None:
+        """Check the whole, and have it stored, atomically and durably.
+
+        Raises:
+            BundleError: the bytes have another digest; nothing is stored, and what was written is gone.
+            StorageError: the disk does not take it.
+        """
+        hasher, offset = hashlib.sha256(), 0
+        with self._storage():
+            while block := os.pread(self._handle, _BLOCK, offset):
+                hasher.update(block)
+                offset += len(block)
+            if hasher.hexdigest() != self._final.name:
+                self._path.unlink()
+                raise BundleError(f"store: expected sha256:{self._final.name}, got {hasher.hexdigest()}")
+            os.fsync(self._handle)
+            self._path.replace(self._final)
+            files.sync_folder(self._final.parent)
+        self.close()
+
+    def close(self) -> None:
+        """Leave it to be gone on with later; after `finish` nothing."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    @contextlib.contextmanager
+    def _storage(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"{self._path}: {error.strerror}") from error
 
 
 class FileStore:
     """Blobs as files named by their SHA-256, written under another name first and renamed when whole."""
 
     def __init__(self, folder: Path) -> None:
-        """Use this folder, made when it is missing; what a power cut left half written is removed."""
+        """Use this folder, made when it is missing; what a power cut left half written is removed.
+
+        Blobs that come in pieces stay: their download goes on.
+        """
         self._blobs: Final = folder / "blobs" / "sha256"
         self._bundles: Final = folder / "bundles"
         self._slots: Final = folder / "slots"
@@ -66,32 +153,28 @@ class FileStore:
             raise BundleError(f"store: expected {digest}, got {got}")
         files.write(self.path(digest), data)
 
-    def assemble(self, digest: Digest, parts: Sequence[Digest]) -> None:
-        """Store the blob that these stored parts make up, one part in memory at a time.
+    def read(self, digest: Digest, offset: int, size: int) -> bytes:
+        """Return a piece of stored bytes; fewer where they end before.
 
         Raises:
-            BundleError: a part is not stored, or the joined bytes have another digest.
+            BundleError: they are not stored.
+            StorageError: the disk does not give them.
+        """
+        try:
+            with self.path(digest).open("rb") as file:
+                return os.pread(file.fileno(), size, offset)
+        except FileNotFoundError as error:
+            raise BundleError(f"store: {digest} is not stored") from error
+        except OSError as error:
+            raise StorageError(f"{self.path(digest)}: {error.strerror}") from error
+
+    def begin(self, digest: Digest, size: int) -> PartialFile:
+        """Go on with a blob that comes in pieces, or begin it; nobody else writes it meanwhile.
+
+        Raises:
             StorageError: the disk does not take it.
         """
-        partial = self._blobs / f".{digest.hex}.partial"
-        hasher = hashlib.sha256()
-        try:
-            with partial.open("wb") as out:
-                for part in parts:
-                    data = self.get(part)
-                    hasher.update(data)
-                    out.write(data)
-                out.flush()
-                os.fsync(out.fileno())
-            if hasher.hexdigest() != digest.hex:
-                raise BundleError(f"store: expected {digest}, got sha256:{hasher.hexdigest()}")
-            partial.replace(self.path(digest))
-            files.sync_folder(self._blobs)
-        except OSError as error:
-            raise StorageError(f"{partial}: {error.strerror}") from error
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                partial.unlink()
+        return PartialFile(self._blobs / f".{digest.hex}{_COMING}", self.path(digest), size)
 
     def intact(self, digest: Digest) -> bool:
         """Return whether the bytes are stored and still have their digest."""
@@ -114,10 +197,12 @@ class FileStore:
         return [Digest.from_hex(path.name) for path in self._blobs.iterdir() if not path.name.startswith(".")]
 
     def collect(self, needed: Collection[Digest]) -> int:
-        """Delete everything that is not needed; return how many blobs that was."""
+        """Delete everything that is not needed, half a blob too; return how many whole ones that was."""
         garbage = [digest for digest in self.stored() if digest not in needed]
         for digest in garbage:
             self.delete(digest)
+        for coming in self._blobs.glob(f".*{_COMING}"):
+            coming.unlink()
         for folder in self._bundles.iterdir():
             if Digest.from_hex(folder.name) not in needed:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -1,22 +1,24 @@
-"""Cutting blobs into content-addressed chunks, and the index that lists them.
+"""The chunk index: which content-addressed chunks make up each blob of a bundle.
 
 A device learns the index's digest from signed metadata, so every chunk is verified on arrival, and the
-whole blob once more by its own digest.
+whole blob once more by its own digest. In the index's bytes a chunk takes 36: its SHA-256 and its size.
 """
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
 
+from fleet.bundle.cutting import CHUNK_MAX, cut
 from fleet.errors import BundleError, KedgeError
 from fleet.ids import Digest, plain
 
-#: Bytes in a chunk: few enough for a broker's queue, many enough for its throughput.
-CHUNK_SIZE: Final = 256 * 1024
-#: No index is larger; it is one chunk itself.
-INDEX_LIMIT: Final = 512 * 1024
+#: No index is larger; it travels as one message. Enough for models of 7 GB at the least.
+INDEX_LIMIT: Final = 2 * 1024 * 1024
+_ENTRY: Final = struct.Struct("<32sI")
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):
@@ -32,29 +34,38 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ChunkIndex(msgspec.Struct, frozen=True, kw_only=True):
-    """Which chunks make up each blob that a device needs of a bundle, manifest included, in order."""
+    """Which chunks make up each blob that a device needs of a bundle, in order."""
 
     blobs: dict[str, tuple[Chunk, ...]]
 
 
-def cut(blob: bytes, size: int = CHUNK_SIZE) -> list[bytes]:
-    """Return the blob's chunks in order; an empty blob is one empty chunk."""
-    return [blob[i : i + size] for i in range(0, len(blob), size)] or [b""]
+class _Packed(msgspec.Struct, frozen=True, kw_only=True):
+    """The index as it travels: each blob's entries back to back."""
+
+    blobs: dict[str, bytes]
 
 
-def index_of(blobs: dict[Digest, bytes], size: int = CHUNK_SIZE) -> ChunkIndex:
+def chunks_of(pieces: Iterable[bytes]) -> tuple[Chunk, ...]:
+    """Return what the index says of a blob, given its chunks in order."""
+    return tuple(Chunk(Digest.of(piece).hex, len(piece)) for piece in pieces)
+
+
+def index_of(blobs: Mapping[Digest, bytes]) -> ChunkIndex:
     """Return the index of these blobs."""
-    return ChunkIndex(
-        blobs={
-            str(digest): tuple(Chunk(Digest.of(part).hex, len(part)) for part in cut(blob, size))
-            for digest, blob in sorted(blobs.items())
-        }
-    )
+    return ChunkIndex(blobs={str(digest): chunks_of(cut(blob)) for digest, blob in sorted(blobs.items())})
 
 
 def encode(index: ChunkIndex) -> bytes:
-    """Return the index's bytes: the same index always gives the same bytes."""
-    return msgspec.json.encode(index, order="deterministic", enc_hook=plain)
+    """Return the index's bytes: the same index always gives the same bytes.
+
+    Raises:
+        BundleError: more than `INDEX_LIMIT`.
+    """
+    packed = {blob: b"".join(map(_entry, parts)) for blob, parts in index.blobs.items()}
+    data = msgspec.msgpack.encode(_Packed(blobs=packed), order="deterministic", enc_hook=plain)
+    if len(data) > INDEX_LIMIT:
+        raise BundleError(f"chunk index: expected at most {INDEX_LIMIT} bytes, got {len(data)}")
+    return data
 
 
 def decode(data: bytes) -> ChunkIndex:
@@ -66,13 +77,19 @@ def decode(data: bytes) -> ChunkIndex:
     if len(data) > INDEX_LIMIT:
         raise BundleError(f"chunk index: expected at most {INDEX_LIMIT} bytes, got {len(data)}")
     try:
-        index = msgspec.json.decode(data, type=ChunkIndex)
-        for blob, parts in index.blobs.items():
-            Digest(blob)
-            for part in parts:
-                part.digest  # noqa: B018 - reading it checks its form
-    except (ValueError, KedgeError, RecursionError) as error:
+        packed = msgspec.msgpack.decode(data, type=_Packed)
+        index = ChunkIndex(
+            blobs={
+                str(Digest(blob)): tuple(Chunk(sha.hex(), size) for sha, size in _ENTRY.iter_unpack(raw))
+                for blob, raw in packed.blobs.items()
+            }
+        )
+    except (ValueError, struct.error, KedgeError, RecursionError) as error:
         raise BundleError(f"chunk index: {error}") from error
-    if any(part.size < 0 or part.size > CHUNK_SIZE for parts in index.blobs.values() for part in parts):
-        raise BundleError(f"chunk index: expected chunks of 0 to {CHUNK_SIZE} bytes")
+    if any(part.size > CHUNK_MAX for parts in index.blobs.values() for part in parts):
+        raise BundleError(f"chunk index: expected chunks of 0 to {CHUNK_MAX} bytes")
     return index
+
+
+def _entry(chunk: Chunk) -> bytes:
+    return _ENTRY.pack(bytes.fromhex(chunk.sha256), chunk.size)

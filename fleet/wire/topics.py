@@ -38,6 +38,11 @@ def chunk(digest: Digest) -> str:
     return f"{CHUNK}/{digest.hex}"
 
 
+def catalogue() -> str:
+    """Return the retained topic that tells which bundles' chunks are all retained; a device may read it."""
+    return f"{CHUNK}/catalogue"
+
+
 def assignment(device: DeviceId) -> str:
     """Return the retained topic of what one device shall run (server to device)."""
     return f"{DEVICE}/{device}/assignment"

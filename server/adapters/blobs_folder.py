@@ -72,6 +72,27 @@ class FolderBlobStore:
             while piece := file.read(_PIECE):
                 yield piece
 
+    def read_range(self, digest: Digest, start: int, size: int) -> bytes:
+        """Return `size` bytes from `start` on, or fewer where the file ends; they are not checked.
+
+        Raises:
+            NotFoundError: it is not there.
+        """
+        try:
+            with self._path(digest).open("rb") as file:
+                return os.pread(file.fileno(), size, start)
+        except FileNotFoundError:
+            raise NotFoundError(f"blob {digest}: not stored") from None
+
+    def address(self, digest: Digest) -> str:
+        """Return "": only this server reads the folder."""
+        del digest
+        return ""
+
+    def delete(self, digest: Digest) -> None:
+        """Forget the file, if it is there."""
+        self._path(digest).unlink(missing_ok=True)
+
     def write(self, digest: Digest, pieces: Iterable[bytes], limit: int) -> int:
         """Store a file durably and return its size; a file that is there already stays as it is.
 

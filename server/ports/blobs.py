@@ -36,6 +36,19 @@ class BlobStore(Protocol):
             NotFoundError: it is not there.
         """
 
+    def read_range(self, digest: Digest, start: int, size: int) -> bytes:
+        """Return `size` bytes from `start` on, or fewer where the file ends; they are not checked.
+
+        Raises:
+            NotFoundError: it is not there.
+        """
+
+    def address(self, digest: Digest) -> str:
+        """Return a URL under which the file can be read for some minutes without this server, or ""."""
+
+    def delete(self, digest: Digest) -> None:
+        """Forget the file, if it is there."""
+
     def write(self, digest: Digest, pieces: Iterable[bytes], limit: int) -> int:
         """Store a file durably and return its size; a file that is there already stays as it is.
 

@@ -5,17 +5,23 @@ connect: the chunk index of a bundle is published last, after every chunk was ac
 state is one picture of one moment, so a broker that still retains the index retains the chunks. One topic
 per bundle is asked for instead of thousands. Where that reasoning should fail (somebody cleared a topic by
 hand, a clustered broker dropped one), a device reports the chunk as missing and `mend` publishes it again.
+
+What is retained stays within a budget: the most wanted first, the rest is served over HTTP alone. The
+catalogue, a retained message, tells devices which is which. What an earlier life of the server has put on the
+broker stands in a ledger, so that it is cleared when nobody wants it any more.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from collections.abc import Set as AbstractSet
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final, Protocol
 
-from fleet.bundle import chunks
-from fleet.bundle.chunks import ChunkIndex
+import msgspec
+
+from fleet.bundle import catalogue, chunks
+from fleet.bundle.chunks import Chunk, ChunkIndex
+from fleet.bundle.cutting import cut_pieces
 from fleet.bundle.manifest import Bundle, Manifest
 from fleet.errors import BundleError, WireError
 from fleet.ids import Digest
@@ -23,11 +29,76 @@ from fleet.trust.assignment import AssignedBundle
 from fleet.wire import topics
 from server.ports.blobs import BlobStore
 from server.ports.messaging import Connection, Incoming
+from server.services.retention import fit
 
 #: Topics asked for, and reported chunks mended, at a time: fewer than any broker's queue holds.
 _WINDOW: Final = 16
 #: Reported chunks that are remembered at a time.
 _REPORTS: Final = 1024
+
+
+class Parcel(msgspec.Struct, frozen=True):
+    """What devices may have to download: all that a chunk index lists.
+
+    Attributes:
+        name: tells it apart from all others: a bundle's path, or a delta's.
+        index: digest of the chunk index, which lies among the blobs.
+    """
+
+    name: str
+    index: Digest
+
+
+class Ledger(Protocol):
+    """Remembers, over restarts, what was put on the broker."""
+
+    def indexes(self) -> list[Digest]:
+        """Return the indexes of the parcels whose chunks may be retained."""
+
+    def add(self, index: Digest) -> None:
+        """Remember a parcel, before its first chunk is published."""
+
+    def remove(self, index: Digest) -> None:
+        """Forget a parcel, after its last chunk was cleared."""
+
+
+class MemoryLedger:
+    """A ledger that forgets with the process: for a broker that does so too."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._indexes: Final[dict[Digest, None]] = {}
+
+    def indexes(self) -> list[Digest]:
+        """Return the indexes of the parcels whose chunks may be retained."""
+        return list(self._indexes)
+
+    def add(self, index: Digest) -> None:
+        """Remember a parcel."""
+        self._indexes[index] = None
+
+    def remove(self, index: Digest) -> None:
+        """Forget a parcel."""
+        self._indexes.pop(index, None)
+
+
+def parcel_of(bundle: AssignedBundle) -> Parcel:
+    """Return a bundle as something to be downloaded."""
+    return Parcel(bundle.path, Digest(bundle.index))
+
+
+def write_index(blobs: BlobStore, digests: Iterable[Digest]) -> tuple[Digest, int]:
+    """Cut blobs into chunks, keep their index among the blobs, and return its digest and size.
+
+    No blob is held in memory.
+
+    Raises:
+        BundleError: too large for one index.
+    """
+    listed = {str(digest): chunks.chunks_of(cut_pieces(blobs.stream(digest))) for digest in sorted(digests)}
+    raw = chunks.encode(ChunkIndex(blobs=listed))
+    blobs.write(Digest.of(raw), [raw], chunks.INDEX_LIMIT)
+    return Digest.of(raw), len(raw)
 
 
 def prepare(bundle: Bundle, blobs: BlobStore, *, version: str, release_counter: int) -> AssignedBundle:
@@ -42,22 +113,15 @@ def prepare(bundle: Bundle, blobs: BlobStore, *, version: str, release_counter: 
     Raises:
         BundleError: the bundle is altered, or too large for one index.
     """
-    raw = blobs.read(bundle.digest)
-    listed: dict[str, tuple[chunks.Chunk, ...]] = {}
-    for digest in _needed(bundle.digest, bundle.manifest):
-        listed |= chunks.index_of({digest: blobs.read(digest)}).blobs
-    index = chunks.encode(ChunkIndex(blobs=dict(sorted(listed.items()))))
-    if len(index) > chunks.INDEX_LIMIT:
-        raise BundleError(f"chunk index: expected at most {chunks.INDEX_LIMIT} bytes, got {len(index)}")
-    blobs.write(Digest.of(index), [index], chunks.INDEX_LIMIT)
+    index, index_size = write_index(blobs, _needed(bundle.digest, bundle.manifest))
     return AssignedBundle(
         model=bundle.description.model,
         version=version,
         target=bundle.description.target,
         digest=str(bundle.digest),
-        manifest_size=len(raw),
-        index=str(Digest.of(index)),
-        index_size=len(index),
+        manifest_size=len(blobs.read(bundle.digest)),
+        index=str(index),
+        index_size=index_size,
         release_counter=release_counter,
     )
 
@@ -65,51 +129,84 @@ def prepare(bundle: Bundle, blobs: BlobStore, *, version: str, release_counter: 
 class Distribution:
     """What is on the broker, and what has to be. Every method may be called from any thread."""
 
-    def __init__(self, connection: Connection, blobs: BlobStore, patience: float = 2.0) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        blobs: BlobStore,
+        patience: float = 2.0,
+        budget: int | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
         """Use this connection.
 
         Args:
             connection: may publish and subscribe everywhere.
             blobs: the server's store.
             patience: seconds to wait for a retained index before it counts as lost.
+            budget: bytes that the broker may retain for bundles; None for all that is wanted.
+            ledger: what an earlier life of the server has put on the broker.
         """
         self._connection: Final = connection
         self._blobs: Final = blobs
         self._patience: Final = patience
+        self._budget: Final = budget
+        self._ledger: Final[Ledger] = ledger or MemoryLedger()
         self._lock: Final = threading.RLock()
         self._reports: Final = threading.Lock()
-        self._active: Final[dict[str, AssignedBundle]] = {}
+        self._wanted: Final[dict[str, Parcel]] = {}
+        self._kept: Final[dict[Digest, Parcel]] = {}
         self._published: Final[set[str]] = set()
+        self._listed: Final[dict[Digest, ChunkIndex]] = {}
+        self._told: bytes | None = None
         self._metadata: Final[dict[str, bytes]] = {}
         self._reported: Final[dict[str, None]] = {}
 
     def add(self, bundles: Iterable[AssignedBundle]) -> int:
-        """Have these bundles on the broker; return how many chunks had to be published.
+        """Have these bundles on the broker too, where they fit; return how many chunks were published.
 
         Raises:
             BrokerError: the broker is gone; another call goes on where this one ended.
         """
         with self._lock:
-            self._active.update((bundle.path, bundle) for bundle in bundles)
-            return sum(self._publish(bundle) for bundle in list(self._active.values()))
+            return self.arrange([*self._wanted.values(), *map(parcel_of, bundles)])
 
     def remove(self, bundles: Iterable[AssignedBundle]) -> int:
-        """Clear the chunks that no bundle needs any more; return how many that was.
+        """Clear the chunks that nothing else needs; return how many that was.
 
         Raises:
             BrokerError: the broker is gone; another call goes on where this one ended.
         """
         with self._lock:
-            leaving = list(bundles)
-            gone = {hex_: None for bundle in leaving for hex_ in self._topics_of(bundle)}
-            for bundle in leaving:
-                self._active.pop(bundle.path, None)
-            kept = {hex_ for bundle in self._active.values() for hex_ in self._topics_of(bundle)}
-            cleared = [hex_ for hex_ in gone if hex_ not in kept]
-            for hex_ in cleared:
-                self._connection.publish(topics.chunk(Digest.from_hex(hex_)), b"", retain=True)
-                self._published.discard(hex_)
-            return len(cleared)
+            before = len(self._published)
+            leaving = {bundle.path for bundle in bundles}
+            self.arrange([parcel for name, parcel in self._wanted.items() if name not in leaving])
+            return before - len(self._published)
+
+    def arrange(self, wanted: Iterable[Parcel]) -> int:
+        """Have just these parcels on the broker, the most wanted first, as many as the budget allows.
+
+        Returns:
+            How many chunks were published.
+
+        Raises:
+            BrokerError: the broker is gone; another call goes on where this one ended.
+            BundleError: a blob was altered on the server's disk.
+        """
+        with self._lock:
+            self._wanted.clear()
+            self._wanted.update((parcel.name, parcel) for parcel in wanted)
+            by_index = {parcel.index: parcel for parcel in self._wanted.values()}
+            sizes = {index: self._sizes(index) for index in by_index}
+            self._kept.clear()
+            self._kept.update((index, by_index[index]) for index in fit(sizes, self._budget))
+            self._clear()
+            return self._publish_all()
+
+    @property
+    def kept(self) -> list[Parcel]:
+        """What the broker retains, or is to retain, the most wanted first."""
+        with self._lock:
+            return list(self._kept.values())
 
     def reconcile(self) -> int:
         """After a connect: publish what the broker has lost; return how many chunks that was.
@@ -122,13 +219,13 @@ class Distribution:
         with self._lock:
             self._metadata.clear()
             self._published.clear()
-            active = list(self._active.values())
-            for start in range(0, len(active), _WINDOW):
-                present = self._retained([bundle.index for bundle in active[start : start + _WINDOW]])
-                for bundle in active[start : start + _WINDOW]:
-                    if bundle.index in present:
-                        self._published.update(self._topics_of(bundle))
-            return sum(self._publish(bundle) for bundle in active)
+            self._told = None
+            indexes = list(self._kept)
+            for start in range(0, len(indexes), _WINDOW):
+                for index in self._retained(indexes[start : start + _WINDOW]):
+                    self._published.update(self._sizes(index))
+            self._clear()
+            return self._publish_all()
 
     def report(self, detail: str) -> None:
         """Remember a chunk that a device has reported as missing or spoilt; `mend` sees to it.
@@ -163,17 +260,16 @@ class Distribution:
         return count
 
     def republish(self, digest: Digest) -> bool:
-        """Publish a chunk again, whatever the broker holds; return whether an active bundle has it.
+        """Publish a chunk again, whatever the broker holds; return whether it is to be retained.
 
         Raises:
             BrokerError: the broker is gone.
         """
         with self._lock:
-            for bundle in self._active.values():
-                for found, data in self._chunks(bundle, published=frozenset()):
-                    if found == digest:
-                        self._connection.publish(topics.chunk(digest), data, retain=True)
-                        return True
+            for index in self._kept:
+                for found, data in self._chunks(index, lambda hex_: hex_ == digest.hex):
+                    self._connection.publish(topics.chunk(found), data, retain=True)
+                    return True
             return False
 
     def publish_metadata(self, files: Mapping[str, bytes]) -> int:
@@ -195,37 +291,77 @@ class Distribution:
                 del self._metadata[name]
             return len(changed)
 
-    def _publish(self, bundle: AssignedBundle) -> int:
-        if Digest(bundle.index).hex in self._published:
-            return 0
-        count = 0
-        for digest, data in self._chunks(bundle, self._published):
-            if digest.hex not in self._published:
-                self._connection.publish(topics.chunk(digest), data, retain=True)
-                self._published.add(digest.hex)
-                count += 1
+    def _publish_all(self) -> int:
+        count = sum(self._publish(index) for index in self._kept)
+        self._tell(self._kept)
         return count
 
-    def _chunks(self, bundle: AssignedBundle, published: AbstractSet[str]) -> Iterator[tuple[Digest, bytes]]:
-        """Yield a bundle's chunks, index last, passing over blobs that are published whole."""
-        raw = self._blobs.read(Digest(bundle.index))
-        for blob, parts in chunks.decode(raw).blobs.items():
-            if all(part.sha256 in published for part in parts):
-                continue
-            data, start = self._blobs.read(Digest(blob)), 0
+    def _publish(self, index: Digest) -> int:
+        if index.hex in self._published:
+            return 0
+        self._ledger.add(index)
+        count = 0
+        for digest, data in self._chunks(index, lambda hex_: hex_ not in self._published):
+            if data:  # an empty message would clear the topic; a device needs none for an empty file
+                self._connection.publish(topics.chunk(digest), data, retain=True)
+                count += 1
+            self._published.add(digest.hex)
+        return count
+
+    def _clear(self) -> None:
+        """Take from the broker what is not to be kept; devices are told before a topic is empty."""
+        leaving = [index for index in self._ledger.indexes() if index not in self._kept]
+        if not leaving:
+            return
+        self._tell(index for index in self._kept if index.hex in self._published)
+        needed = {hex_ for index in self._kept for hex_ in self._sizes(index)}
+        for index in leaving:
+            for hex_ in self._sizes(index):
+                if hex_ not in needed:
+                    self._connection.publish(topics.chunk(Digest.from_hex(hex_)), b"", retain=True)
+                    self._published.discard(hex_)
+            self._ledger.remove(index)
+            self._listed.pop(index, None)
+
+    def _tell(self, indexes: Iterable[Digest]) -> None:
+        """Publish which parcels are retained whole."""
+        data = catalogue.encode(indexes)
+        if data != self._told:
+            self._connection.publish(topics.catalogue(), data, retain=True)
+            self._told = data
+
+    def _chunks(self, index: Digest, wanted: Callable[[str], bool]) -> Iterator[tuple[Digest, bytes]]:
+        """Yield the wanted ones of a parcel's chunks, the index last; each when it is its turn."""
+        for blob, parts in self._index(index).blobs.items():
+            start = 0
             for part in parts:
-                yield part.digest, data[start : start + part.size]
+                if wanted(part.sha256):
+                    yield part.digest, self._read(Digest(blob), start, part)
                 start += part.size
-        yield Digest(bundle.index), raw
+        if wanted(index.hex):
+            yield index, self._blobs.read(index)
 
-    def _topics_of(self, bundle: AssignedBundle) -> list[str]:
-        index = chunks.decode(self._blobs.read(Digest(bundle.index)))
-        return [part.sha256 for parts in index.blobs.values() for part in parts] + [Digest(bundle.index).hex]
+    def _read(self, blob: Digest, start: int, part: Chunk) -> bytes:
+        data = self._blobs.read_range(blob, start, part.size)
+        if Digest.of(data) != part.digest:
+            raise BundleError(f"blob {blob}: the stored bytes from {start} on are not those of {part.digest}")
+        return data
 
-    def _retained(self, indexes: list[str]) -> set[str]:
+    def _index(self, index: Digest) -> ChunkIndex:
+        known = self._listed.get(index)
+        if known is None:
+            known = self._listed[index] = chunks.decode(self._blobs.read(index))
+        return known
+
+    def _sizes(self, index: Digest) -> dict[str, int]:
+        """Return the topics that a parcel takes, by hex digest, with the bytes on each."""
+        sizes = {part.sha256: part.size for parts in self._index(index).blobs.values() for part in parts}
+        return {**sizes, index.hex: self._blobs.size(index)}
+
+    def _retained(self, indexes: list[Digest]) -> set[Digest]:
         """Return which of these indexes the broker retains."""
-        by_topic = {topics.chunk(Digest(index)): index for index in indexes}
-        found: set[str] = set()
+        by_topic = {topics.chunk(index): index for index in indexes}
+        found: set[Digest] = set()
         changed = threading.Condition()
 
         def receive(message: Incoming) -> None:

@@ -56,20 +56,32 @@ def test_a_store_gives_back_what_it_took(store: BlobStore) -> None:
     assert not store.has(digest)
 
 
-def test_a_store_joins_parts_and_refuses_wrong_ones(store: BlobStore) -> None:
-    parts = [b"one", b"two", b"one"]
-    for part in parts:
-        store.put(Digest.of(part), part)
-    whole = Digest.of(b"".join(parts))
-    store.assemble(whole, [Digest.of(part) for part in parts])
-    assert store.get(whole) == b"onetwoone"
-    wrong = Digest.of(b"something else")
+def test_a_store_puts_a_blob_together_in_any_order_and_goes_on_with_a_half(store: BlobStore) -> None:
+    data = b"onetwothree"
+    first = store.begin(Digest.of(data), len(data))
+    first.write(6, b"three")
+    first.sync()
+    first.close()
+    assert not store.has(Digest.of(data))
+    again = store.begin(Digest.of(data), len(data))
+    assert again.resumed
+    assert (again.read(0, 3), again.read(6, 5)) == (bytes(3), b"three")
+    again.write(0, b"onetwo")
+    again.finish()
+    again.close()
+    assert store.get(Digest.of(data)) == data
+    assert store.read(Digest.of(data), 3, 3) == b"two"
+    assert not store.begin(Digest.of(b"another"), 7).resumed
+
+
+def test_a_store_refuses_a_whole_of_other_bytes_and_forgets_them(store: BlobStore) -> None:
+    wrong = store.begin(Digest.of(b"good"), 4)
+    wrong.write(0, b"evil")
     with pytest.raises(BundleError):
-        store.assemble(wrong, [Digest.of(b"one")])
-    assert not store.has(wrong)
-    with pytest.raises(BundleError):
-        store.assemble(wrong, [Digest.of(b"never stored")])
-    assert not store.has(wrong)
+        wrong.finish()
+    wrong.close()
+    assert not store.has(Digest.of(b"good"))
+    assert not store.begin(Digest.of(b"good"), 4).resumed
 
 
 def test_what_a_power_cut_left_half_written_is_removed(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from brokers import Mosquitto, Nats, mosquitto, nats
 from fake_link import FakeBroker
-from fleet.bundle.chunks import CHUNK_SIZE
+from fleet.bundle.cutting import CHUNK_MAX
 from fleet.wire.topics import TRUST
 from processes import free_port, wait_until
 from server.adapters.embedded_broker import EmbeddedBroker
@@ -93,7 +93,7 @@ def _box(connection: Connection, topic_filter: str) -> queue.Queue[Incoming]:
 
 
 def test_a_retained_chunk_reaches_who_subscribes_later(make: Make) -> None:
-    payload = bytes(range(256)) * (CHUNK_SIZE // 256)
+    payload = bytes(range(256)) * (CHUNK_MAX // 256)
     make("publisher-1").publish(TOPIC, payload)
     box = _box(make("subscriber-1"), TOPIC)
     assert box.get(timeout=10) == Incoming(TOPIC, payload)

@@ -28,8 +28,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
+from device_agent.adapters.chunk_mqtt import MqttSource
 from device_agent.adapters.clock import SystemClock
-from device_agent.adapters.download import Downloader
+from device_agent.adapters.download import Downloader, Priced
 from device_agent.adapters.facts import SystemFacts
 from device_agent.adapters.journal import FileJournal
 from device_agent.adapters.outbox import Outbox
@@ -53,7 +54,12 @@ from trust_world import TARGET, MemoryBlobs
 
 LATER: Final = datetime(2100, 1, 1, tzinfo=timezone.utc)
 CUT: Final = 77
-_CALLS: Final = frozenset({os.open, os.fsync, os.replace, os.unlink, os.symlink, os.link, os.mkdir, os.rmdir})
+_CALLS: Final = frozenset(
+    {
+        *(os.open, os.pwrite, os.ftruncate, os.fsync, os.fdatasync, os.replace, os.unlink, os.symlink),
+        *(os.link, os.mkdir, os.rmdir),
+    }
+)
 _METHODS: Final = frozenset({"write", "flush", "execute", "executemany"})
 _OWNERS: Final = (io.IOBase, sqlite3.Connection)
 
@@ -181,7 +187,7 @@ class Device:
         site = Site(
             target=TARGET,
             store=self.store,
-            downloader=lambda: Downloader(link, self.store, lambda _reason, _detail: None),
+            downloader=lambda: Downloader([Priced(MqttSource(link))], self.store, lambda _why, _detail: None),
             runtime=lambda _name: Constant(),
             engine=self.engine,
             facts=SystemFacts(root, {}, root / "nothing"),

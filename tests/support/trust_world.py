@@ -8,7 +8,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Protocol
 
-from device_agent.adapters.download import Downloader
+from device_agent.adapters.chunk_mqtt import MqttSource
+from device_agent.adapters.download import Downloader, Priced
 from device_agent.adapters.trust_client import TrustClient
 from device_agent.adapters.trust_fetch import MqttFetcher
 from device_agent.ports import Link
@@ -67,6 +68,19 @@ class MemoryBlobs:
         """Yield the file."""
         yield self.read(digest)
 
+    def read_range(self, digest: Digest, start: int, size: int) -> bytes:
+        """Return a piece of the file."""
+        return self.read(digest)[start : start + size]
+
+    def address(self, digest: Digest) -> str:
+        """Return ""."""
+        del digest
+        return ""
+
+    def delete(self, digest: Digest) -> None:
+        """Forget the file."""
+        self.blobs.pop(digest, None)
+
     def write(self, digest: Digest, pieces: Iterable[bytes], limit: int) -> int:
         """Store a file, refusing other bytes than the digest's, and more than allowed."""
         data = b""
@@ -80,12 +94,54 @@ class MemoryBlobs:
         return len(data)
 
 
+class MemoryPartial:
+    """Implements `device_agent.ports.PartialBlob`."""
+
+    def __init__(self, store: MemoryStore, digest: Digest, size: int) -> None:
+        self._store = store
+        self._digest = digest
+        self.resumed = len(store.coming.get(digest, b"")) == size
+        if not self.resumed:
+            store.coming[str(digest)] = bytearray(size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write a piece."""
+        self._store.coming[self._digest][offset : offset + len(data)] = data
+        self._store.wrote()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return what lies there."""
+        return bytes(self._store.coming[self._digest][offset : offset + size])
+
+    def sync(self) -> None:
+        """Do nothing: memory knows no power cut."""
+
+    def finish(self) -> None:
+        """Check the whole, and store it."""
+        data = bytes(self._store.coming.pop(self._digest))
+        if Digest.of(data) != self._digest:
+            raise BundleError(f"expected {self._digest}")
+        self._store.blobs[str(self._digest)] = data
+
+    def close(self) -> None:
+        """Leave it."""
+
+
 class MemoryStore:
-    """Implements `device_agent.ports.BlobStore`."""
+    """Implements `device_agent.ports.BlobStore`.
+
+    Attributes:
+        puts: how often something was written: a small blob, or a piece of a large one.
+    """
 
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
+        self.coming: dict[str, bytearray] = {}
         self.puts = 0
+
+    def wrote(self) -> None:
+        """Count a write."""
+        self.puts += 1
 
     def has(self, digest: Digest) -> bool:
         """Return whether these bytes are stored."""
@@ -101,14 +157,15 @@ class MemoryStore:
         """Store the bytes."""
         assert Digest.of(data) == digest
         self.blobs[str(digest)] = data
-        self.puts += 1
+        self.wrote()
 
-    def assemble(self, digest: Digest, parts: Sequence[Digest]) -> None:
-        """Store the joined parts."""
-        data = b"".join(self.get(part) for part in parts)
-        if Digest.of(data) != digest:
-            raise BundleError(f"expected {digest}")
-        self.blobs[str(digest)] = data
+    def read(self, digest: Digest, offset: int, size: int) -> bytes:
+        """Return a piece of the bytes."""
+        return self.get(digest)[offset : offset + size]
+
+    def begin(self, digest: Digest, size: int) -> MemoryPartial:
+        """Go on with a blob, or begin it."""
+        return MemoryPartial(self, digest, size)
 
     def delete(self, digest: Digest) -> None:
         """Forget the bytes."""
@@ -219,7 +276,7 @@ class Device:
         self.fetcher = MqttFetcher(link, timeout=2.0, grace=0.1)
         self.trust = TrustClient(folder, self.fetcher, name, TARGET)
         self.downloader = Downloader(
-            link,
+            [Priced(MqttSource(link))],
             self.store,
             lambda reason, detail: self.refusals.append((reason, detail)),
             Patience(first=patience, longest=4 * patience, between_bad=0.01),

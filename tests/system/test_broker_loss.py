@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.adapters.download import Downloaded, Downloader
+from device_agent.adapters.chunk_mqtt import MqttSource
+from device_agent.adapters.download import Downloaded, Downloader, Priced
 from device_agent.update.chunk_plan import Patience
-from fleet.bundle.chunks import CHUNK_SIZE
+from fleet.bundle.cutting import CHUNK_MAX
 from fleet.ids import Digest
 from processes import wait_until
 from real_transport import RealBroker
 from trust_world import MemoryStore, World, chunk_digests
 
-SIZE = 60 * CHUNK_SIZE
+SIZE = 60 * CHUNK_MAX
 
 
 @pytest.fixture
@@ -49,7 +50,8 @@ def test_a_download_survives_the_brokers_death(tmp_path: Path, broker: RealBroke
     gate, store = threading.Event(), _GatedStore()
     store.gate = gate
     patience = Patience(first=0.5, longest=1.0)
-    downloader = Downloader(broker.link("d1"), store, lambda _reason, _detail: None, patience, give_up=30)
+    source = Priced(MqttSource(broker.link("d1")))
+    downloader = Downloader([source], store, lambda _reason, _detail: None, patience, give_up=30)
     results: list[Downloaded] = []
     thread = threading.Thread(target=lambda: results.append(downloader.fetch(bundle)))
     thread.start()
@@ -67,8 +69,8 @@ class _GatedStore(MemoryStore):
 
     gate: threading.Event
 
-    def put(self, digest: Digest, data: bytes) -> None:
-        """Store the bytes."""
-        super().put(digest, data)
+    def wrote(self) -> None:
+        """Count a write, and wait."""
+        super().wrote()
         if self.puts >= 10:
             assert self.gate.wait(30)

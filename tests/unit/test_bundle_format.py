@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet.bundle import chunks, description, engine_plan, features, interface, manifest
+from fleet.bundle.cutting import CHUNK_MAX, CHUNK_MIN
 from fleet.errors import BundleError
 from fleet.ids import Digest
 from fleet.telemetry import baseline
@@ -179,17 +180,21 @@ def test_a_newer_schema_is_refused() -> None:
         description.decode(description.encode(newer))
 
 
-@given(st.binary(max_size=3000), st.integers(1, 700))
-def test_chunks_put_together_are_the_blob(blob: bytes, size: int) -> None:
-    parts = chunks.cut(blob, size)
-    assert b"".join(parts) == blob
-    index = chunks.decode(chunks.encode(chunks.index_of({Digest.of(blob): blob}, size)))
-    listed = index.blobs[Digest.of(blob)]
-    assert [c.digest for c in listed] == [Digest.of(p) for p in parts]
-    assert sum(c.size for c in listed) == len(blob)
+@given(st.dictionaries(st.binary(max_size=9), st.lists(st.binary(max_size=99), max_size=5), max_size=4))
+def test_an_index_comes_back_as_it_was(blobs: dict[bytes, list[bytes]]) -> None:
+    index = chunks.ChunkIndex(blobs={Digest.of(k): chunks.chunks_of(v) for k, v in blobs.items()})
+    assert chunks.decode(chunks.encode(index)) == index
+
+
+def test_the_index_of_the_largest_model_is_within_the_limit() -> None:
+    """4 GB in the smallest chunks that there are."""
+    count = 4 * 1024**3 // CHUNK_MIN
+    chunk = chunks.Chunk("0" * 64, CHUNK_MIN)
+    index = chunks.ChunkIndex(blobs={Digest.of(b""): (chunk,) * count})
+    assert len(chunks.encode(index)) < chunks.INDEX_LIMIT
 
 
 def test_an_index_with_an_oversized_chunk_is_refused() -> None:
-    evil = chunks.ChunkIndex(blobs={Digest.of(b""): (chunks.Chunk("0" * 64, chunks.CHUNK_SIZE + 1),)})
+    evil = chunks.ChunkIndex(blobs={Digest.of(b""): (chunks.Chunk("0" * 64, CHUNK_MAX + 1),)})
     with pytest.raises(BundleError, match="expected chunks of"):
         chunks.decode(chunks.encode(evil))
