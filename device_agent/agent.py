@@ -147,6 +147,10 @@ class Agent:
             return None
         return [bundle for x in data for bundle in x.needed]
 
+    def held(self) -> list[Digest]:
+        """Return the chunk indexes of the bundles on the device: a download copies what they share."""
+        return [Digest(x.index) for driver in list(self.drivers.values()) for x in driver.data.needed]
+
     def status(self, *, online: bool) -> Message:
         """Return the retained status message."""
         status = Status(online=online, boot_id=self._parts.boot_id, time=self._parts.clock.time())
@@ -165,10 +169,6 @@ class Agent:
             if happening is not None and not self._survived(partial(self._take, happening)):
                 self._postpone(happening)
             elif self._survived(self._tick):
-    def held(self) -> list[Digest]:
-        """Return the chunk indexes of the bundles on the device: a download copies what they share."""
-        return [Digest(x.index) for driver in list(self.drivers.values()) for x in driver.data.needed]
-
                 self._resume()
 
     def _survived(self, work: Callable[[], None]) -> bool:

@@ -26,6 +26,7 @@ from device_agent.adapters.clock import SystemClock
 from device_agent.adapters.download import Downloader, Priced
 from device_agent.adapters.energy import EnergyMeter
 from device_agent.adapters.facts import SystemFacts, agent_version
+from device_agent.adapters.inbox import Inbox
 from device_agent.adapters.journal import FileJournal
 from device_agent.adapters.mqtt import Credentials, Message, MqttLink
 from device_agent.adapters.notify import Notifier
@@ -39,9 +40,9 @@ from device_agent.agent import Agent, Connected, Happening, Parts, poster
 from device_agent.errors import StateError, StorageError
 from device_agent.installer import Site
 from device_agent.observing import Offload, Telemetry
+from device_agent.ports import ChunkSource
 from device_agent.serving import grpc_server
 from device_agent.serving.engine import Answered, Engine
-from device_agent.ports import ChunkSource
 from device_agent.serving.rest import RestApp
 from device_agent.settings import Settings
 from device_agent.stating import Statements
@@ -53,10 +54,10 @@ from fleet.wire import codec, topics
 from fleet.wire.messages import Status
 
 _LOG: Final = logging.getLogger(__name__)
-
-
 #: Seconds of silence after which a request for chunks has failed.
 _HTTP_TIMEOUT: Final = 20.0
+
+
 class Doors(NamedTuple):
     """Where local applications ask.
 
@@ -114,12 +115,12 @@ def wire(state: StateFolder, settings: Settings) -> System:
     def needed() -> list[AssignedBundle] | None:
         return agent.needed()
 
-    site = Site(
-        target=identity.target,
     def held() -> list[Digest]:
         return agent.held()
 
     sources = _sources(link, identity, device_key.signer(state.key))
+    site = Site(
+        target=identity.target,
         store=store,
         downloader=lambda: Downloader(
             [Priced(source, cost) for cost, source in enumerate(sources)],
@@ -182,10 +183,6 @@ def _link(
     )
 
 
-def run(state: StateFolder, settings: Settings, doors: Doors) -> None:
-    """Run the agent until it is asked to stop (SIGTERM, SIGINT, SIGHUP).
-
-    Raises:
 def _sources(link: MqttLink, identity: Identity, sign: Callable[[bytes], bytes]) -> tuple[ChunkSource, ...]:
     """Return where chunks come from, the cheapest first: the broker's bytes cost the server nothing."""
     return (
@@ -198,6 +195,10 @@ def _sources(link: MqttLink, identity: Identity, sign: Callable[[bytes], bytes])
     )
 
 
+def run(state: StateFolder, settings: Settings, doors: Doors) -> None:
+    """Run the agent until it is asked to stop (SIGTERM, SIGINT, SIGHUP).
+
+    Raises:
         KedgeError: it cannot start; says why.
     """
     state.identity()  # a folder that is no agent's is not written to
