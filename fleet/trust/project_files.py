@@ -138,16 +138,18 @@ def change(
     *,
     add: Iterable[AssignedBundle] = (),
     withdraw: Iterable[str] = (),
+    every: bool = False,
     limits: Limits = LIMITS,
 ) -> dict[str, Targets]:
     """Return the files of a project that change, to be signed by its keys.
 
     Args:
         project: who signs, as top-level targets names it now.
-        files: what the project has signed before; none at first.
+        files: what the project has signed before, perhaps with other keys; none at first.
         signing: when, until when, and the versions.
         add: bundles that become releases; one that is there already changes nothing.
         withdraw: paths that leave.
+        every: sign every file again, because the project's keys have changed.
         limits: when to use bins.
 
     Returns:
@@ -156,19 +158,15 @@ def change(
     Raises:
         TrustError: a path would come to mean another bundle, or is not the project's.
     """
-    before = entries(project, files) if project.name in files else {}
+    before = {path: target for part in files.values() for path, target in part.targets.items()}
     after = _changed(project, before, add, set(withdraw))
     bits = _bits(project, files, len(after), limits)
     contents = _spread(project, after, bits)
     changed: dict[str, Targets] = {}
     for role, (held, delegations) in contents.items():
         old = files.get(role)
-        if (
-            old is not None
-            and old.targets == held
-            and old.delegations == delegations
-            and not signing.aged(old)
-        ):
+        same = old is not None and old.targets == held and old.delegations == delegations
+        if same and old is not None and not every and not signing.aged(old):
             continue
         changed[role] = Targets(
             version=signing.version(role, old),
@@ -196,7 +194,7 @@ def _changed(project: Project, before: Entries, add: Iterable[AssignedBundle], w
 def _bits(project: Project, files: Files, count: int, limits: Limits) -> int:
     """Return the length of the bins' numbers in bits, 0 for no bins."""
     own = files.get(project.name)
-    bins = bins_of(project, own) if own is not None else None
+    bins = own.delegations.succinct_roles if own is not None and own.delegations is not None else None
     if bins is None and count <= limits.plain:
         return 0
     if bins is not None and count <= limits.crowded * bins.number_of_bins:

@@ -11,15 +11,20 @@ from litestar import Request, Response, Router, get, head, post, put
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from fleet.ids import Digest
-from server.api.deps import ADMIN, RELEASER, VIEWER, ServicesDep
+from server.api.deps import ADMIN, VIEWER, ServicesDep, scoped
 from server.db.tables import BundleRow, Release
+from server.errors import NotFoundError
 from server.services.container import Services
-from server.services.roles import Principal
-from server.services.signing import RoleInfo
+from server.services.roles import Principal, Role
+from server.services.scopes import Scope
+from server.services.signing_roles import RoleInfo
 
 AnyRequest = Request[Principal, Any, Any]
 Limit = Annotated[int, QueryParameter(ge=1, le=500)]
 Offset = Annotated[int, QueryParameter(ge=0)]
+_READ = scoped(Role.VIEWER, Scope.RELEASES_READ, narrows=True)
+#: A blob is of no model yet: the limits are kept to when it is released.
+_PUBLISH = scoped(Role.RELEASER, Scope.RELEASES_PUBLISH, narrows=True)
 
 
 class BlobOut(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +76,7 @@ def _release(services: Services, row: Release) -> ReleaseOut:
 
 @head(
     "/api/v1/blobs/{digest:str}",
-    opt=RELEASER,
+    opt=_PUBLISH,
     sync_to_thread=True,
     summary="Ask for a blob",
     tags=["releases"],
@@ -83,7 +88,7 @@ def has_blob(services: ServicesDep, digest: FromPath[str]) -> Response[None]:
 
 @put(
     "/api/v1/blobs/{digest:str}",
-    opt=RELEASER,
+    opt=_PUBLISH,
     request_max_body_size=None,
     status_code=201,
     summary="Upload a blob",
@@ -106,27 +111,35 @@ def _pieces(stream: AsyncIterator[bytes], loop: asyncio.AbstractEventLoop) -> It
         yield piece
 
 
-@get("/api/v1/releases", opt=VIEWER, sync_to_thread=True, summary="List releases", tags=["releases"])
+@get("/api/v1/releases", opt=_READ, sync_to_thread=True, summary="List releases", tags=["releases"])
 def releases(
-    services: ServicesDep, model: FromQuery[str] = "", offset: Offset = 0, limit: Limit = 100
+    request: AnyRequest,
+    services: ServicesDep,
+    model: FromQuery[str] = "",
+    offset: Offset = 0,
+    limit: Limit = 100,
 ) -> list[ReleaseOut]:
     """Return releases, the newest first, of one model or of all."""
-    return [_release(services, row) for row in services.releases.page(model, offset, limit)]
+    within = request.user.within(Scope.RELEASES_READ)
+    return [_release(services, row) for row in services.releases.page(model, offset, limit, within)]
 
 
 @get(
     "/api/v1/releases/{release_id:int}",
-    opt=VIEWER,
+    opt=_READ,
     sync_to_thread=True,
     summary="Show a release",
     tags=["releases"],
 )
-def release(services: ServicesDep, release_id: FromPath[int]) -> ReleaseOut:
+def release(request: AnyRequest, services: ServicesDep, release_id: FromPath[int]) -> ReleaseOut:
     """Return one release with its bundles."""
-    return _release(services, services.releases.get(release_id))
+    row = services.releases.get(release_id)
+    if not request.user.covers(Scope.RELEASES_READ, model=row.model):
+        raise NotFoundError(f"release {release_id}: expected an existing one")
+    return _release(services, row)
 
 
-@post("/api/v1/releases", opt=RELEASER, sync_to_thread=True, summary="Publish a release", tags=["releases"])
+@post("/api/v1/releases", opt=_PUBLISH, sync_to_thread=True, summary="Publish a release", tags=["releases"])
 def publish(request: AnyRequest, services: ServicesDep, data: JSONBody[ReleaseIn]) -> ReleaseOut:
     """Check uploaded bundles, make a release of them, and sign it; the same again changes nothing."""
     row = services.releases.publish(request.user, data.version, [Digest(x) for x in data.bundles])

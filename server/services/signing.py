@@ -1,70 +1,43 @@
 """Signs what devices may trust: the image repository's metadata, and the director's assignments.
 
 The service keeps the metadata in memory and on disk, re-signs what is past half of its life, and finds out at
-start what a power cut or an accident has damaged. Private keys lie in one folder, metadata in another.
+start what a power cut or an accident has damaged. Private keys lie in one folder, metadata in another. The
+keys of root, targets and projects may be with people instead: then the service signs nothing of theirs, and
+takes in what they have signed (`adopt`); snapshot and timestamp follow by themselves.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta, timezone
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
-import msgspec
-from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
+from securesystemslib.signer import CryptoSigner, Key
+from tuf.api.metadata import Root, Signed, Snapshot, Targets
 
 from fleet.errors import TrustError
-from fleet.ids import DeviceId
-from fleet.trust import assignment, policy
+from fleet.ids import DeviceId, Digest
+from fleet.trust import assignment, project_files, repository
 from fleet.trust.assignment import DIRECTOR, AssignedBundle
 from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
+from fleet.trust.project_files import LIMITS, Limits, Signing
+from fleet.trust.repository import RELEASES, RELEASES_PATHS, TOP_LEVEL, Project, RoleKeys, signed_file
 from fleet.trust.workflow import filename
+from fleet.wire import receipt
 from fleet.wire.enrolment import fingerprint
-from server.errors import NotFoundError, SettingsError
+from server.errors import ConflictError, NotFoundError, SettingsError
 from server.ports.clock import Clock
+from server.services import signing_adopt, signing_kit
+from server.services.signing_adopt import Overlay
+from server.services.signing_image import Image, files_of
 from server.services.signing_keys import KeyFolder
 from server.services.signing_load import Loaded, load
-from server.services.signing_offline import TOP_LEVEL, make_root, make_targets, signed_file
+from server.services.signing_roles import ONLINE, ROLES, RoleInfo, describe, named_by
+from server.services.signing_seal import Lifetimes, Sealed, Sealer
 from server.services.signing_store import MetadataFolder
-
-
-class Lifetimes(msgspec.Struct, frozen=True, kw_only=True):
-    """How long each kind of metadata holds; it is signed again when half of that has passed."""
-
-    root: timedelta = timedelta(days=365)
-    targets: timedelta = timedelta(days=180)
-    snapshot: timedelta = timedelta(days=30)
-    timestamp: timedelta = timedelta(days=7)
-    assignment: timedelta = timedelta(days=30)
-
-    def of(self, role: str) -> timedelta:
-        """Return the lifetime of a role."""
-        lifetimes = {
-            ROOT: self.root,
-            TARGETS: self.targets,
-            SNAPSHOT: self.snapshot,
-            TIMESTAMP: self.timestamp,
-        }
-        return lifetimes[role]
-
-
-class RoleInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What `kedge keys` shows of a role.
-
-    Attributes:
-        key_file: where the private key lies, "" when it is not on this machine.
-        version, expires: of the role's metadata; 0 and "" for the director, whose files are one per device.
-    """
-
-    role: str
-    keyids: tuple[str, ...]
-    threshold: int
-    key_file: str
-    version: int
-    expires: str
 
 
 class SigningService:
@@ -77,18 +50,20 @@ class SigningService:
         clock: Clock,
         passphrase: str = "",
         lifetimes: Lifetimes | None = None,
+        limits: Limits = LIMITS,
     ) -> None:
         """Use these folders; nothing is read before `open`."""
         self._keys: Final = KeyFolder(keys, passphrase)
         self._store: Final = MetadataFolder(metadata)
-        self._clock: Final = clock
         self._lifetimes: Final = lifetimes or Lifetimes()
+        self._limits: Final = limits
+        self._sealer: Final = Sealer(self._store, clock, self._lifetimes)
         self._lock: Final = threading.RLock()
+        # The keys of the roles that the server alone may sign for, and no others.
         self._signers: dict[str, CryptoSigner] = {}
+        self._lost: dict[str, str] = {}
         self._root: Root
-        self._targets: Targets
-        self._snapshot: Snapshot
-        self._timestamp: Timestamp
+        self._image: Image
 
     # --- start -------------------------------------------------------------------------------------
 
@@ -107,7 +82,7 @@ class SigningService:
                 self._create()
                 return []
             loaded = load(self._keys, self._store)
-            self._root, self._signers = loaded.root, dict(loaded.signers)
+            self._root, self._signers, self._lost = loaded.root, dict(loaded.signers), dict(loaded.lost)
             self._mend(loaded)
             return loaded.problems
 
@@ -122,97 +97,242 @@ class SigningService:
 
     def _create(self) -> None:
         orphan = self._keys.path(ROOT)
-        if orphan.exists():
+        if orphan.exists() or self._keys.is_offline(ROOT):
             raise SettingsError(
                 f"{orphan} is there, and the metadata {self._store.folder / filename(ROOT, 1)} is not: "
                 "restore it from a backup, for devices trust no other"
             )
         # A first start that was cut off has published nothing: it begins anew.
         self._store.reset()
-        self._signers = {role: self._keys.create(role, coming=True) for role in (*TOP_LEVEL, DIRECTOR)}
-        self._sign_root([self._signers[ROOT]])
-        self._sign_targets({})
+        self._signers = {role: self._keys.create(role, coming=True) for role in ROLES}
+        self._sign_root({role: self._own(role) for role in TOP_LEVEL}, [self._signers[ROOT]])
+        targets = self._make_targets(self._with_own_key(()))
+        parts = self._sign_own(targets, {})
+        self._publish(targets, {TARGETS: targets, **parts}, before=None, files={})
         for role, signer in self._signers.items():
             self._keys.settle(role, [signer.public_key.keyid])
 
     def _mend(self, loaded: Loaded) -> None:
-        lost = [role for role in TOP_LEVEL if role not in loaded.signers]
+        lost = [role for role in TOP_LEVEL if role not in self._signers and role not in loaded.offline]
         if loaded.timestamp is None and not self._store.knows(TIMESTAMP):
             # Devices hold a timestamp of unknown version: only a new key makes them forget it.
             lost.append(TIMESTAMP)
         if lost:
+            self._require(ROOT, f"a new key for {', '.join(lost)} has to be named by root")
             self._replace_keys(lost)
-        if DIRECTOR not in self._signers:
-            self._signers[DIRECTOR] = self._keys.create(DIRECTOR)
-        if loaded.targets is not None and loaded.targets_final and DIRECTOR in loaded.signers:
-            self._targets = loaded.targets
+        lower = [r for r in (DIRECTOR, RELEASES) if r not in self._signers and r not in loaded.offline]
+        targets, files = loaded.targets, dict(loaded.files)
+        changed: dict[str, Targets] = {}
+        if lower or targets is None or not loaded.targets_final or TARGETS in lost:
+            self._require(TARGETS, "top-level targets has to be signed again")
+            self._signers |= {role: self._keys.create(role) for role in lower}
+            named = repository.projects_of(targets) if targets is not None else ()
+            targets = self._make_targets(
+                self._with_own_key(named) if RELEASES in lower or not named else named
+            )
+            changed[TARGETS] = targets
+        if loaded.stale or RELEASES in lower:
+            held = loaded.held or files_of(self._own_project(targets), files)
+            changed |= self._sign_own(targets, held, every=True)
+        snapshot, timestamp = loaded.snapshot, loaded.timestamp
+        if changed or lost or not loaded.listed or snapshot is None or timestamp is None:
+            self._publish(targets, changed, before=snapshot, files=files)
         else:
-            lost.append(TARGETS)
-        if TARGETS in lost:
-            self._sign_targets(loaded.targets.targets if loaded.targets is not None else {})
-        elif loaded.snapshot is None or loaded.timestamp is None or lost:
-            self._sign_snapshot()
-        else:
-            self._snapshot, self._timestamp = loaded.snapshot, loaded.timestamp
+            self._image = Image(
+                root=self._root, targets=targets, files=files, snapshot=snapshot, timestamp=timestamp
+            )
+
+    def _require(self, role: str, why: str) -> None:
+        if role not in self._signers:
+            raise SettingsError(
+                f"{why}, and the keys of {role} are not on this server: restore {self._store.folder} and "
+                f"{self._keys.path(role).parent} from a backup"
+            )
 
     def _replace_keys(self, roles: Sequence[str]) -> None:
+        keys = repository.roles_of(self._root)
         for role in roles:
             self._signers[role] = self._keys.create(role, coming=True)
-        self._sign_root([self._signers[ROOT]])
+            keys[role] = self._own(role)
+        self._sign_root(keys, [self._signers[ROOT]])
         for role in roles:
             self._keys.settle(role, self._root.roles[role].keyids)
 
     # --- what is in the image repository -----------------------------------------------------------
 
+    def image(self) -> Image:
+        """Return the image repository as it is published now; the value never changes."""
+        with self._lock:
+            return self._image
+
     def bundles(self) -> tuple[AssignedBundle, ...]:
         """Return every bundle that the image repository names."""
+        return self.image().bundles
+
+    def signs(self, project: Project) -> bool:
+        """Return whether the server signs a project's releases by itself."""
         with self._lock:
-            return tuple(assignment.bundle_of(path, target) for path, target in self._targets.targets.items())
+            return project.name == RELEASES and RELEASES in self._signers
 
     def add_bundles(self, bundles: Iterable[AssignedBundle]) -> bool:
         """Name these bundles in the image repository; return whether anything changed.
 
         Raises:
-            TrustError: a path would come to mean another bundle; a release never changes.
+            TrustError: a path would come to mean another bundle; a release never changes. Or somebody else
+                signs for one.
         """
         with self._lock:
-            entries = dict(self._targets.targets)
-            for bundle in bundles:
-                new = assignment.entry(bundle)
-                old = entries.setdefault(bundle.path, new)
-                if old.to_dict() != new.to_dict():
-                    raise TrustError(
-                        f"{bundle.path} is another bundle already: a release never changes",
-                        reason="mix_and_match",
-                    )
-            return self._change_entries(entries)
+            new = list(bundles)
+            for bundle in new:
+                project = repository.owner(self._image.projects, bundle.path)
+                if project is None or not self.signs(project):
+                    who = f"project {project.name}" if project is not None else "no project"
+                    raise TrustError(f"{bundle.path}: signed by {who}, whose key is not on this server")
+            return self._change_own(add=new)
 
     def remove_bundles(self, paths: Iterable[str]) -> bool:
-        """Withdraw bundles: no device installs them from now on; return whether anything changed."""
-        with self._lock:
-            gone = set(paths)
-            return self._change_entries({p: t for p, t in self._targets.targets.items() if p not in gone})
+        """Withdraw bundles: no device installs them from now on; return whether anything changed.
 
-    def _change_entries(self, entries: dict[str, TargetFile]) -> bool:
-        if entries.keys() == self._targets.targets.keys():
+        Those that another project has signed stay until it signs again.
+        """
+        with self._lock:
+            return self._change_own(withdraw=set(paths))
+
+    def _change_own(self, add: Iterable[AssignedBundle] = (), withdraw: Iterable[str] = ()) -> bool:
+        targets = self._image.targets
+        if RELEASES not in self._signers:
             return False
-        self._sign_targets(entries)
-        return True
+        held = self._image.files_of(self._own_project(targets))
+        changed = self._sign_own(targets, held, add=add, withdraw=withdraw)
+        if changed:
+            self._publish(targets, changed)
+        return bool(changed)
+
+    # --- what is signed elsewhere ------------------------------------------------------------------
+
+    def adopt(self, files: Mapping[str, bytes], *, withdraw: bool = False) -> list[str]:
+        """Take in root, targets and projects' files that were signed elsewhere, and publish them.
+
+        Args:
+            files: `<version>.<role>.json` to bytes; what is published already changes nothing.
+            withdraw: entries that would vanish are withdrawn on purpose.
+
+        Returns:
+            The paths that were withdrawn.
+
+        Raises:
+            TrustError: devices would refuse it, or would lose what they may depend on; nothing has changed.
+        """
+        with self._lock:
+            overlay = self.lay_over(files)
+            signers = self._signers_for(overlay)
+            self._sign_for_new_keys(overlay, signers, withdraw=withdraw)
+            gone = signing_adopt.check_releases(self._image, overlay, withdraw=withdraw)
+            if overlay.roots or overlay.changed or gone:
+                before = self._image.snapshot
+                sealed = self._sealer.seal(
+                    overlay.root, signers, before, overlay.targets, overlay.files, overlay.changed
+                )
+                self._prove(overlay, sealed)
+                self._settle(overlay, signers, sealed)
+            return gone
+
+    def lay_over(self, files: Mapping[str, bytes]) -> Overlay:
+        """Read files as `adopt` does, without asking yet who has signed those below root; adopt nothing.
+
+        Raises:
+            TrustError: they are no metadata, not newer than what is published, or nobody's.
+        """
+        with self._lock:
+            root = self._store.read(filename(ROOT, self._root.version)) or b""
+            return signing_adopt.lay_over(self._image, root, files, self._sealer.now())
+
+    def _signers_for(self, overlay: Overlay) -> dict[str, CryptoSigner]:
+        """Return the server's keys of the roles that new root and targets let it sign for alone."""
+        named = repository.roles_of(overlay.root) | {DIRECTOR: repository.director_of(overlay.targets)}
+        named |= {project.name: project.signers for project in overlay.projects if project.name == RELEASES}
+        alone = {role: keys for role, keys in named.items() if keys.threshold == 1}
+        found = {role: self._keys.find(role, keys.keyids) for role, keys in alone.items()}
+        signers = {role: signer for role, signer in found.items() if signer is not None}
+        missing = [role for role in ONLINE if role not in signers]
+        if missing:
+            raise TrustError(
+                f"{missing[0]}: expected a key of this server, and a threshold of 1: it signs all the time",
+                reason="malformed",
+            )
+        return signers
+
+    def _sign_for_new_keys(
+        self, overlay: Overlay, signers: Mapping[str, CryptoSigner], *, withdraw: bool
+    ) -> None:
+        """Sign the own project again if its keys have changed; others must hand in what they sign."""
+        for project in signing_adopt.unsigned_projects(overlay, self._store.read):
+            held = files_of(project, overlay.files)
+            if project.name == RELEASES and RELEASES in signers:
+                parts = project_files.change(project, held, self._terms(), every=True, limits=self._limits)
+                overlay.files |= parts
+                overlay.changed |= {r: signed_file(p, [signers[RELEASES]]) for r, p in parts.items()}
+            elif withdraw and not set(held) & set(overlay.changed):
+                overlay.files = {role: part for role, part in overlay.files.items() if role not in held}
+            else:
+                raise TrustError(
+                    f"project {project.name}: expected files signed by {project.signers.threshold} of the "
+                    f"{len(project.signers.keys)} keys that targets names for it"
+                )
+
+    def _prove(self, overlay: Overlay, sealed: Sealed) -> None:
+        versions = {ROOT: self._root.version, TARGETS: self._image.targets.version}
+        versions |= {SNAPSHOT: self._image.snapshot.version}
+        versions |= {role: part.version for role, part in self._image.files.items()}
+        held = {filename(r): self._store.read(filename(r, v)) or b"" for r, v in versions.items()}
+        held[filename(TIMESTAMP)] = self._store.read(filename(TIMESTAMP)) or b""
+        first = self._root.version + 1
+        roots = {filename(ROOT, first + i): data for i, data in enumerate(overlay.roots)}
+        published = {**self._store.files(), **roots, **sealed.writes}
+        signing_adopt.prove(held, published, overlay, self._sealer.now())
+
+    def _settle(self, overlay: Overlay, signers: Mapping[str, CryptoSigner], sealed: Sealed) -> None:
+        """Write what was adopted: first what nothing names yet, then root, then what names it all."""
+        offline = [role for role in (ROOT, TARGETS, RELEASES) if role not in signers]
+        for role in offline:
+            self._keys.set_offline(role, offline=True)
+        for name, data in sealed.writes.items():
+            if name not in sealed.seals:
+                self._store.write(name, data)
+        first = overlay.root.version - len(overlay.roots) + 1
+        for version, data in enumerate(overlay.roots, first):
+            self._store.write(filename(ROOT, version), data)
+            self._store.given_out(ROOT, version)
+        self._root, self._signers = overlay.root, dict(signers)
+        self._lost = {role: why for role, why in self._lost.items() if role not in overlay.changed}
+        self._commit(dataclasses.replace(sealed, writes={n: sealed.writes[n] for n in sealed.seals}))
+        for role, signer in signers.items():
+            self._keys.settle(role, [signer.public_key.keyid], waiting=True)
+            self._keys.set_offline(role, offline=False)
+        for role in offline:
+            self._keys.remove(role)
 
     # --- keeping it fresh --------------------------------------------------------------------------
 
     def refresh(self) -> bool:
-        """Sign again what is past half of its life; return whether there are new files to publish."""
+        """Sign again what is past half of its life; return whether there are new files to publish.
+
+        What people and CIs sign, they sign again.
+        """
         with self._lock:
-            if self._aged(self._root, ROOT):
-                self._sign_root([self._signers[ROOT]])
-                self._sign_timestamp()
-            if self._aged(self._targets, TARGETS):
-                self._sign_targets(self._targets.targets)
-            elif self._aged(self._snapshot, SNAPSHOT):
-                self._sign_snapshot()
-            elif self._aged(self._timestamp, TIMESTAMP):
-                self._sign_timestamp()
+            image, changed = self._image, dict[str, Targets]()
+            root = self._aged(image.root, ROOT) and ROOT in self._signers
+            if root:
+                self._sign_root(repository.roles_of(image.root), [self._signers[ROOT]])
+            if self._aged(image.targets, TARGETS) and TARGETS in self._signers:
+                changed[TARGETS] = self._make_targets(image.projects)
+            held = image.files_of(self._own_project(image.targets))
+            if RELEASES in self._signers and any(self._aged(part, RELEASES) for part in held.values()):
+                changed |= self._sign_own(image.targets, held)
+            if root or changed or self._aged(image.snapshot, SNAPSHOT):
+                self._publish(changed.get(TARGETS, image.targets), changed)
+            elif self._aged(image.timestamp, TIMESTAMP):
+                self._renew_timestamp()
             else:
                 return False
             return True
@@ -221,35 +341,91 @@ class SigningService:
         """Replace a role's key: what a thief of the old one signs, or has signed, counts no more.
 
         Args:
-            role: "root", "targets", "snapshot", "timestamp" or "director".
+            role: one of `ROLES`.
 
         Raises:
             NotFoundError: there is no such role.
+            ConflictError: the keys of the role, or of who names it, are not on the server.
         """
-        if role not in (*TOP_LEVEL, DIRECTOR):
-            raise NotFoundError(f"role: expected one of {', '.join((*TOP_LEVEL, DIRECTOR))}, got {role!r}")
+        _check_role(role, ROLES)
         with self._lock:
+            for needed in (role, named_by(role)):
+                if needed not in self._signers:
+                    raise ConflictError(f"{role}: {needed} is signed with keys that are not on this server")
             old, new = self._signers[role], self._keys.create(role, coming=True)
             self._signers[role] = new
-            if role != DIRECTOR:
-                self._sign_root([new, old] if role == ROOT else [self._signers[ROOT]])
-            self._sign_targets(self._targets.targets)
+            projects = self._image.projects
+            if role in TOP_LEVEL:
+                keys = repository.roles_of(self._root) | {role: self._own(role)}
+                self._sign_root(keys, [self._signers[ROOT], *([old] if role == ROOT else [])])
+            changed: dict[str, Targets] = {}
+            if role == TARGETS or named_by(role) == TARGETS:
+                projects = self._with_own_key(projects) if role == RELEASES else projects
+                changed[TARGETS] = self._make_targets(projects)
+            if role == RELEASES:
+                held = self._image.files_of(self._own_project(self._image.targets))
+                changed |= self._sign_own(changed[TARGETS], held, every=True)
+            self._publish(changed.get(TARGETS, self._image.targets), changed)
             self._keys.settle(role, [new.public_key.keyid])
 
+    def prepare_key(self, role: str) -> Key:
+        """Make the next key of a role whose keys are named elsewhere; return its public half.
+
+        It comes into use when root or targets that name it are adopted. Until then the same is returned.
+
+        Raises:
+            NotFoundError: the server has no key in that role.
+            ConflictError: whoever names the role is on this server: `rotate` does all of it.
+        """
+        _check_role(role, (*ONLINE, RELEASES))
+        with self._lock:
+            if named_by(role) in self._signers:
+                raise ConflictError(f"{role}: the key of {named_by(role)} is on this server: rotate it here")
+            waiting = self._keys.load(role, coming=True)
+            return (waiting or self._keys.create(role, coming=True)).public_key
+
     def _aged(self, signed: Signed, role: str) -> bool:
-        return signed.expires - self._now() < self._lifetimes.of(role) / 2
+        return signed.expires - self._sealer.now() < self._lifetimes.of(role) / 2
 
     # --- what others take from here ----------------------------------------------------------------
 
     def files(self) -> dict[str, bytes]:
         """Return every metadata file to publish and serve, in the order in which to publish them."""
         with self._lock:
-            return {n: data for n in self._store.names() if (data := self._store.read(n)) is not None}
+            return dict(self._store.files())
 
     def file(self, name: str) -> bytes | None:
         """Return one metadata file, None when there is none of that name."""
         with self._lock:
-            return self._store.read(name) if name in self._store.names() else None
+            return self._store.files().get(name)
+
+    def files_for_kit(self, until: datetime) -> tuple[dict[str, bytes], datetime]:
+        """Return the metadata that an offline kit carries, and until when all of it holds.
+
+        The published timestamp comes after the kit's: who has taken the kit takes that later.
+
+        Args:
+            until: when the kit's timestamp expires; the snapshot is signed again if it would not hold.
+        """
+        with self._lock:
+            if self._image.snapshot.expires < until:
+                self._publish(self._image.targets, {})
+            snapshot = self._image.snapshot
+            data = self._store.read(filename(SNAPSHOT, snapshot.version)) or b""
+            version, now = self._store.next_version(TIMESTAMP), self._sealer.now()
+            timestamp = signing_kit.make_timestamp(snapshot, data, version=version, now=now, expires=until)
+            self._renew_timestamp()
+            files = signing_kit.needed(self._store.files(), snapshot)
+            files[filename(TIMESTAMP)] = signed_file(timestamp, [self._signers[TIMESTAMP]])
+            image = self._image
+            parts = (image.root, image.targets, image.snapshot, *image.files.values())
+            return files, min(until, *(part.expires for part in parts))
+
+    def sign_receipt(self, device: DeviceId, reports: Sequence[Digest]) -> bytes:
+        """Return the director's word that these files of reports, the newest first, came from a device."""
+        with self._lock:
+            document = receipt.build(device, reports, self._sealer.until(TARGETS))
+            return signed_file(document, [self._signers[DIRECTOR]])
 
     def first_root(self) -> bytes:
         """Return the root file that every device starts from."""
@@ -265,23 +441,14 @@ class SigningService:
         return fingerprint(self.first_root())
 
     def describe(self) -> tuple[RoleInfo, ...]:
-        """Return what there is to know of each role."""
+        """Return what there is to know of each role: root's, the director, then the projects."""
         with self._lock:
-            signed = {ROOT: self._root, TARGETS: self._targets}
-            signed |= {SNAPSHOT: self._snapshot, TIMESTAMP: self._timestamp}
-            rows = [self._describe(r, self._root, signed[r].version, signed[r].expires) for r in TOP_LEVEL]
-            return (*rows, self._describe(DIRECTOR, self._targets, 0, None))
+            return describe(self._image, self._keys, self._signers)
 
-    def _describe(self, role: str, by: Root | Targets, version: int, expires: datetime | None) -> RoleInfo:
-        named = by.get_delegated_role(role)
-        return RoleInfo(
-            role=role,
-            keyids=tuple(named.keyids),
-            threshold=named.threshold,
-            key_file=str(self._keys.path(role)) if self._keys.path(role).exists() else "",
-            version=version,
-            expires=f"{expires:%Y-%m-%dT%H:%M:%SZ}" if expires is not None else "",
-        )
+    def lost(self) -> dict[str, str]:
+        """Return role to what is wrong, of files that only those who signed them can bring back."""
+        with self._lock:
+            return dict(self._lost)
 
     def sign_assignment(
         self,
@@ -292,6 +459,7 @@ class SigningService:
         bundles: Sequence[AssignedBundle],
         activate_before: float,
         allow_rollback: bool = False,
+        decommission: bool = False,
     ) -> bytes:
         """Return the signed assignment of one device.
 
@@ -302,12 +470,13 @@ class SigningService:
             bundles: all that the device shall run, one per model.
             activate_before: until when what is staged may be activated, in seconds since the Unix epoch.
             allow_rollback: let the device go back below the release counter that it has committed.
+            decommission: have the device wipe itself; it then gets no bundles.
 
         Raises:
             NotFoundError: a bundle is not in the image repository; no device would take it.
         """
         with self._lock:
-            known, signer = self._targets.targets, self._signers[DIRECTOR]
+            known, signer = self._image.entries, self._signers[DIRECTOR]
         for bundle in bundles:
             if bundle.path not in known:
                 raise NotFoundError(f"{bundle.path} is not in the image repository")
@@ -317,59 +486,100 @@ class SigningService:
             version=version,
             bundles=bundles,
             activate_before=datetime.fromtimestamp(activate_before, timezone.utc),
-            expires=self._now() + self._lifetimes.assignment,
+            expires=self._sealer.now() + self._lifetimes.assignment,
             allow_rollback=allow_rollback,
+            decommission=decommission,
         )
         return signed_file(document, [signer])
 
     # --- signing -----------------------------------------------------------------------------------
 
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(int(self._clock.now()), timezone.utc)
+    def _own(self, role: str) -> RoleKeys:
+        return RoleKeys(keys=(self._signers[role].public_key,))
 
-    def _until(self, role: str) -> datetime:
-        return self._now() + self._lifetimes.of(role)
+    @staticmethod
+    def _own_project(targets: Targets) -> Project:
+        """Return the project that the server may sign; one that signs nothing where none is called so."""
+        nobody = Project(name=RELEASES, signers=RoleKeys(keys=()), paths=())
+        return next((p for p in repository.projects_of(targets) if p.name == RELEASES), nobody)
 
-    def _sign_root(self, signers: Sequence[CryptoSigner]) -> None:
-        version = self._store.next_version(ROOT)
-        keys = {role: self._signers[role].public_key for role in TOP_LEVEL}
-        data = make_root(keys, version, self._now(), self._until(ROOT), signers)
-        self._store.write(filename(ROOT, version), data)
-        self._root = Metadata[Root].from_bytes(data).signed
+    def _with_own_key(self, projects: Sequence[Project]) -> tuple[Project, ...]:
+        """Return the projects, with the key that the server has now for its own; that one alone for none."""
+        own = Project(name=RELEASES, signers=self._own(RELEASES), paths=RELEASES_PATHS)
+        if not projects:
+            return (own,)
+        return tuple(dataclasses.replace(own, paths=p.paths) if p.name == RELEASES else p for p in projects)
 
-    def _sign_targets(self, entries: dict[str, TargetFile]) -> None:
-        version = self._store.next_version(TARGETS)
-        director = self._signers[DIRECTOR].public_key
-        until, signer = self._until(TARGETS), self._signers[TARGETS]
-        data = make_targets(entries, director, version, self._now(), until, signer)
-        self._store.write(filename(TARGETS, version), data)
-        self._targets = Metadata[Targets].from_bytes(data).signed
-        self._sign_snapshot()
-
-    def _sign_snapshot(self) -> None:
-        version = self._store.next_version(SNAPSHOT)
-        name = filename(TARGETS, self._targets.version)
-        meta = MetaFile.from_data(self._targets.version, self._store.read(name) or b"", ["sha256"])
-        snapshot = Snapshot(
-            version=version,
-            expires=self._until(SNAPSHOT),
-            meta={filename(TARGETS): meta},
-            unrecognized_fields=policy.stamp(self._now()),
+    def _terms(self) -> Signing:
+        return Signing(
+            now=self._sealer.now(),
+            lifetime=self._lifetimes.of(RELEASES),
+            next_version=self._store.next_version,
         )
-        self._store.write(filename(SNAPSHOT, version), signed_file(snapshot, [self._signers[SNAPSHOT]]))
-        self._snapshot = snapshot
-        self._sign_timestamp()
 
-    def _sign_timestamp(self) -> None:
-        version = self._store.next_version(TIMESTAMP)
-        name = filename(SNAPSHOT, self._snapshot.version)
-        meta = MetaFile.from_data(self._snapshot.version, self._store.read(name) or b"", ["sha256"])
-        timestamp = Timestamp(
-            version=version,
-            expires=self._until(TIMESTAMP),
-            snapshot_meta=meta,
-            unrecognized_fields=policy.stamp(self._now()),
+    def _sign_root(self, keys: Mapping[str, RoleKeys], signers: Sequence[CryptoSigner]) -> None:
+        version, now = self._store.next_version(ROOT), self._sealer.now()
+        root = repository.make_root(keys, version=version, now=now, expires=self._sealer.until(ROOT))
+        self._store.write(filename(ROOT, version), signed_file(root, signers))
+        self._root = root
+
+    def _make_targets(self, projects: Sequence[Project]) -> Targets:
+        return repository.make_targets(
+            self._own(DIRECTOR),
+            projects,
+            version=self._store.next_version(TARGETS),
+            now=self._sealer.now(),
+            expires=self._sealer.until(TARGETS),
         )
-        self._store.write(filename(TIMESTAMP), signed_file(timestamp, [self._signers[TIMESTAMP]]))
-        self._timestamp = timestamp
-        self._store.prune()
+
+    def _sign_own(
+        self,
+        targets: Targets,
+        held: Mapping[str, Targets],
+        *,
+        add: Iterable[AssignedBundle] = (),
+        withdraw: Iterable[str] = (),
+        every: bool = False,
+    ) -> dict[str, Targets]:
+        """Return what changes of the server's own project."""
+        return project_files.change(
+            self._own_project(targets),
+            held,
+            self._terms(),
+            add=add,
+            withdraw=withdraw,
+            every=every,
+            limits=self._limits,
+        )
+
+    def _publish(
+        self,
+        targets: Targets,
+        changed: Mapping[str, Targets],
+        *,
+        before: Snapshot | None = None,
+        files: Mapping[str, Targets] | None = None,
+    ) -> None:
+        """Seal and write a change; `before` and `files` are the present image's but at the start."""
+        if files is None:
+            before, files = self._image.snapshot, self._image.files
+        self._commit(self._sealer.seal(self._root, self._signers, before, targets, files, changed))
+
+    def _renew_timestamp(self) -> None:
+        version = self._image.snapshot.version
+        data = self._store.read(filename(SNAPSHOT, version)) or b""
+        timestamp, signed = self._sealer.timestamp(self._signers, version, data)
+        image = dataclasses.replace(self._image, timestamp=timestamp)
+        self._commit(Sealed(image=image, writes={filename(TIMESTAMP): signed}))
+
+    def _commit(self, sealed: Sealed) -> None:
+        """Write what was sealed: the timestamp comes last, and what a cut leaves out was never published."""
+        for name, data in sealed.writes.items():
+            self._store.write(name, data)
+        self._image = sealed.image
+        self._store.prune(set(sealed.image.files))
+
+
+def _check_role(role: str, known: Sequence[str]) -> None:
+    if role not in known:
+        raise NotFoundError(f"role: expected one of {', '.join(known)}, got {role!r}")

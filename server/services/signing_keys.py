@@ -1,12 +1,14 @@
 """The private keys of the trust metadata: one ed25519 key per role, as PEM files that only the server reads.
 
 A key that is being brought in is `<role>.next.pem` until metadata that names it is on disk; whoever starts
-after a power cut finds out from the metadata which of the two counts.
+after a power cut finds out from the metadata which of the two counts. `<role>.offline` says that the role's
+keys are with people, so that a key that is not here is not one that was lost.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -55,8 +57,22 @@ class KeyFolder:
             return CryptoSigner(self._read(path))
         return None
 
-    def settle(self, role: str, keyids: list[str]) -> CryptoSigner | None:
+    def find(self, role: str, keyids: Sequence[str]) -> CryptoSigner | None:
+        """Return the role's key, in use or coming, that is one of these; None when neither is.
+
+        Raises:
+            SettingsError: a file holds no key.
+        """
+        found = (self.load(role), self.load(role, coming=True))
+        return next((key for key in found if key is not None and key.public_key.keyid in keyids), None)
+
+    def settle(self, role: str, keyids: Sequence[str], *, waiting: bool = False) -> CryptoSigner | None:
         """Return the role's key that the metadata names, making a coming one the one in use.
+
+        Args:
+            role: whose key.
+            keyids: what the metadata names.
+            waiting: a coming key that is not named yet stays: somebody offline is to sign for it.
 
         Returns:
             None when the folder has no such key.
@@ -69,10 +85,32 @@ class KeyFolder:
             self.path(role, coming=True).replace(self.path(role))
             sync_folder(self._folder)
             return coming
-        if coming is not None:
+        if coming is not None and not waiting:
             self.path(role, coming=True).unlink()
         current = self.load(role)
         return current if current is not None and current.public_key.keyid in keyids else None
+
+    def is_offline(self, role: str) -> bool:
+        """Return whether the role's keys are with people, and none is to be looked for here."""
+        return self._mark(role).exists()
+
+    def set_offline(self, role: str, *, offline: bool) -> None:
+        """Note durably where the role's keys are; what lies here of them stays until it is removed."""
+        if offline == self.is_offline(role):
+            return
+        if offline:
+            write_file(self._mark(role), b"")
+        else:
+            self._mark(role).unlink()
+            sync_folder(self._folder)
+
+    def remove(self, role: str) -> None:
+        """Remove the role's private key, durably: no metadata names it any more."""
+        self.path(role).unlink(missing_ok=True)
+        sync_folder(self._folder)
+
+    def _mark(self, role: str) -> Path:
+        return self._folder / f"{role}.offline"
 
     def path(self, role: str, *, coming: bool = False) -> Path:
         """Return the file of a role's key."""

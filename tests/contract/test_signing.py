@@ -67,7 +67,7 @@ def test_keys_are_the_servers_alone(tmp_path: Path) -> None:
     service(tmp_path).open()
     files = list((tmp_path / "keys").iterdir())
     assert sorted(f.name for f in files) == [
-        f"{r}.pem" for r in ("director", "root", "snapshot", "targets", "timestamp")
+        f"{r}.pem" for r in ("director", "releases", "root", "snapshot", "targets", "timestamp")
     ]
     assert {stat.S_IMODE(f.stat().st_mode) for f in files} == {0o600}
 
@@ -117,7 +117,7 @@ def test_describe_tells_everything_about_each_role(tmp_path: Path) -> None:
     signing = service(tmp_path)
     signing.open()
     rows = {row.role: row for row in signing.describe()}
-    assert list(rows) == ["root", "targets", "snapshot", "timestamp", "director"]
+    assert list(rows) == ["root", "targets", "snapshot", "timestamp", "director", "releases"]
     assert all(len(row.keyids) == row.threshold == 1 for row in rows.values())
     assert rows["timestamp"].expires == "2027-01-22T08:00:00Z"
     assert rows["root"].key_file == str(tmp_path / "keys" / "root.pem")
@@ -126,9 +126,10 @@ def test_describe_tells_everything_about_each_role(tmp_path: Path) -> None:
 ACCIDENTS = [
     "trust/timestamp.json",
     "trust/3.snapshot.json",
-    "trust/3.targets.json",
+    "trust/1.targets.json",
+    "trust/3.releases.json",
     "trust/versions",
-    *(f"keys/{role}.pem" for role in ("targets", "snapshot", "timestamp", "director")),
+    *(f"keys/{role}.pem" for role in ("targets", "snapshot", "timestamp", "director", "releases")),
 ]
 
 
@@ -230,7 +231,9 @@ def test_power_is_cut_during_the_first_start(tmp_path: Path) -> None:
         again.add_bundles([BUNDLE])
 
 
-@pytest.mark.parametrize("action", ["add", "timestamp", "snapshot", "targets", "director", "root"])
+@pytest.mark.parametrize(
+    "action", ["add", "timestamp", "snapshot", "targets", "director", "releases", "root"]
+)
 def test_power_is_cut_after_any_write(tmp_path: Path, action: str) -> None:
     """The server loses power after the n-th file of a release or a rotation, for every n: nothing is lost."""
     world = World(tmp_path / "w", FakeBroker())

@@ -10,8 +10,8 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from fleet.trust import workflow
+from fleet.trust.repository import signed_file
 from fleet.trust.workflow import Fetch, Forget, Load, R, Save, Step, Workflow
-from server.services.signing_offline import signed_file
 
 NOW = datetime(2027, 1, 15, tzinfo=timezone.utc)
 LATER = NOW + timedelta(days=10)

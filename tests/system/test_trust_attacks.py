@@ -20,10 +20,10 @@ from fleet.errors import BundleError, TrustError, TrustReason
 from fleet.ids import DeviceId, Digest
 from fleet.trust import assignment, policy
 from fleet.trust.assignment import AssignedBundle
+from fleet.trust.repository import signed_file
 from fleet.wire import topics
 from real_transport import RealBroker
 from server.services.signing_keys import KeyFolder
-from server.services.signing_offline import signed_file
 from trust_world import DAY, Device, World, chunk_digests
 
 
@@ -184,13 +184,13 @@ def test_endless_data(world: World) -> None:
 
 
 def test_mix_and_match(world: World) -> None:
-    """The broker serves the newest timestamp with the snapshot, or the targets, of another moment."""
+    """The broker serves the newest timestamp with the snapshot, or a project's file, of another moment."""
     world.server.release("1")
     older = world.server.signing.files()
     bundle, device = world.server.release("2", counter=2, seed=2), world.device()
     newer = world.server.signing.files()
     data = world.server.assignment("d1", [bundle])
-    for role in ("snapshot", "targets"):
+    for role in ("snapshot", "releases"):
         new_name = next(n for n in reversed(list(newer)) if n.endswith(f"{role}.json"))
         old_name = next(n for n in reversed(list(older)) if n.endswith(f"{role}.json"))
         world.forge(new_name, older[old_name])

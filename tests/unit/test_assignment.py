@@ -20,9 +20,9 @@ from fleet.ids import DeviceId, Digest
 from fleet.trust import assignment, policy
 from fleet.trust.assignment import AssignedBundle, Assignment, DeviceState
 from fleet.trust.metadata_set import TrustedMetadata
+from fleet.trust.repository import signed_file
 from fleet.trust.workflow import refresh
 from pure_repository import LATER, NOW, PureClient, PureRepository
-from server.services.signing_offline import signed_file
 
 BUNDLE = AssignedBundle(
     model="digits",

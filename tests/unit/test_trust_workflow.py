@@ -11,9 +11,9 @@ from securesystemslib.signer import CryptoSigner, Key
 from tuf.api.metadata import DelegatedRole, Delegations, SuccinctRoles, TargetFile, Targets
 
 from fleet.errors import TrustError
+from fleet.trust.repository import signed_file
 from fleet.trust.workflow import MAX_ROLES, filename, find_target, refresh
 from pure_repository import LATER, NOW, ROLES, PureClient, PureRepository
-from server.services.signing_offline import signed_file
 
 
 def client_of(repository: PureRepository) -> PureClient:

@@ -1,0 +1,208 @@
+"""Takes in metadata that was signed elsewhere, as far as it holds before the rules that devices go by.
+
+A root or top-level targets file comes from a ceremony with keys that no server has; a project's files come
+from its CI. Both are read here, laid over what is published, and held against what must never happen: a
+version that does not grow, a release that changes or vanishes by accident, a server that cannot sign
+assignments any more. At last a device's own workflow is run over the result, from what a device holds now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from tuf.api.metadata import Root, Targets
+
+from fleet.errors import TrustError
+from fleet.trust import metadata_set as rules
+from fleet.trust import project_files, repository, workflow
+from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP, TrustedMetadata
+from fleet.trust.repository import Project
+from fleet.trust.workflow import Fetch, Load, Step, Workflow, filename
+from server.services.signing_image import Image, delegator_of, entries_of, files_of
+from server.services.signing_store import parse_name
+
+_ONLINE: Final = (SNAPSHOT, TIMESTAMP)
+
+
+@dataclass
+class Overlay:
+    """What is published, with new files laid over it.
+
+    Attributes:
+        roots: the new roots, in order; `root` is the newest.
+        changed: role to new bytes, of top-level targets and projects.
+    """
+
+    root: Root
+    targets: Targets
+    files: dict[str, Targets]
+    roots: list[bytes] = field(default_factory=list)
+    changed: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def projects(self) -> tuple[Project, ...]:
+        """The projects as the new targets name them."""
+        return repository.projects_of(self.targets)
+
+
+def lay_over(image: Image, root: bytes, files: Mapping[str, bytes], now: datetime) -> Overlay:
+    """Read new files and lay them over what is published; signatures below root are checked by `prove`.
+
+    Args:
+        image: what is published.
+        root: the newest root's bytes.
+        files: `<version>.<role>.json` to bytes.
+        now: the time.
+
+    Raises:
+        TrustError: a file is no metadata, is not newer than what is published, or is nobody's.
+    """
+    named = {name: _named(name) for name in files}
+    overlay = Overlay(image.root, image.targets, dict(image.files))
+    _take_roots(overlay, root, {v: files[n] for n, (role, v) in named.items() if role == ROOT}, now)
+    for name, (role, version) in named.items():
+        if role != ROOT:
+            _take(overlay, image, role, version, files[name])
+    repository.director_of(overlay.targets)
+    _drop_strangers(overlay)
+    return overlay
+
+
+def _named(name: str) -> tuple[str, int]:
+    named = parse_name(name)
+    if named is None or named[0] in _ONLINE:
+        raise TrustError(
+            f"{name}: expected <version>.<role>.json of root, targets or a project", reason="malformed"
+        )
+    return named
+
+
+def _take_roots(overlay: Overlay, root: bytes, new: Mapping[int, bytes], now: datetime) -> None:
+    trusted = TrustedMetadata(root, now)
+    for version in sorted(new):
+        if version == trusted.root.version and new[version] == root:
+            continue  # the same again, after an answer that was lost
+        trusted.update_root(new[version])
+        if trusted.root.version != version:
+            raise TrustError(f"{version}.root.json: is version {trusted.root.version}", reason="malformed")
+        overlay.roots.append(new[version])
+    overlay.root = trusted.root
+
+
+def _take(overlay: Overlay, image: Image, role: str, version: int, data: bytes) -> None:
+    new = rules.parse(Targets, data, role).signed
+    old = image.targets if role == TARGETS else image.files.get(role)
+    if new.version != version:
+        raise TrustError(f"{version}.{role}.json: is version {new.version}", reason="malformed")
+    if old is not None and new.version <= old.version and new != old:
+        raise TrustError(
+            f"{role}: expected a version after {old.version}, got {new.version}", reason="rollback"
+        )
+    if old is not None and new == old:
+        return
+    overlay.changed[role] = data
+    if role == TARGETS:
+        overlay.targets = new
+    else:
+        overlay.files[role] = new
+
+
+def _drop_strangers(overlay: Overlay) -> None:
+    """Leave out files of roles that nobody delegates to any more; a new file of such a role is a mistake."""
+    known: set[str] = set()
+    for project in overlay.projects:
+        own = overlay.files.get(project.name)
+        bins = own.delegations.succinct_roles if own is not None and own.delegations is not None else None
+        known |= {project.name, *(bins.get_roles() if bins is not None else ())}
+    strangers = sorted(set(overlay.changed) - known - {TARGETS})
+    if strangers:
+        raise TrustError(f"{strangers[0]}: nobody delegates to it", reason="malformed")
+    overlay.files = {role: part for role, part in overlay.files.items() if role in known}
+
+
+def unsigned_projects(overlay: Overlay, read: Callable[[str], bytes | None]) -> list[Project]:
+    """Return the projects whose present files their keys, as named now, have not signed.
+
+    Args:
+        overlay: with new files laid over.
+        read: returns a published file by its name.
+    """
+    return [project for project in overlay.projects if not _is_signed(overlay, project, read)]
+
+
+def _is_signed(overlay: Overlay, project: Project, read: Callable[[str], bytes | None]) -> bool:
+    own = files_of(project, overlay.files)
+    try:
+        for role, part in own.items():
+            data = overlay.changed.get(role) or read(filename(role, part.version)) or b""
+            delegator = overlay.targets if role == project.name else own[project.name]
+            rules.check_signatures(rules.parse(Targets, data, role), delegator, role)
+        project_files.entries(project, own)
+    except TrustError:
+        return False
+    return True
+
+
+def check_releases(image: Image, overlay: Overlay, *, withdraw: bool) -> list[str]:
+    """Check that every release that devices may depend on stays what it is.
+
+    Returns:
+        The paths that leave.
+
+    Raises:
+        TrustError: an entry changes; or some leave, and not on purpose.
+    """
+    after = entries_of(overlay.projects, overlay.files)
+    changed = [path for path, old in image.entries.items() if path in after and after[path] != old]
+    if changed:
+        raise TrustError(
+            f"{changed[0]} would become another bundle: a release never changes", reason="mix_and_match"
+        )
+    gone = sorted(set(image.entries) - set(after))
+    if gone and not withdraw:
+        raise TrustError(
+            f"{len(gone)} entries would vanish, {gone[0]} first: hand in the files of the projects that sign "
+            "them now, or say that they are withdrawn on purpose",
+            reason="missing",
+        )
+    return gone
+
+
+def prove(
+    held: Mapping[str, bytes], published: Mapping[str, bytes], overlay: Overlay, wall: datetime
+) -> None:
+    """Run a device's workflow over what is to be published, from what a device holds now.
+
+    Args:
+        held: what a device that is up to date holds, by the names that it keeps files under.
+        published: what it would find, by name.
+        overlay: says which files have to be looked at.
+        wall: the time.
+
+    Raises:
+        TrustError: a device would refuse it.
+    """
+
+    def perform(step: Step) -> bytes | None:
+        match step:
+            case Fetch(name, _):
+                return published.get(name)
+            case Load(name):
+                return held.get(name)
+        return None
+
+    workflow.run(_look_at(overlay, wall), perform)
+
+
+def _look_at(overlay: Overlay, wall: datetime) -> Workflow[None]:
+    trusted = yield from workflow.refresh(wall)
+    everything = TARGETS in overlay.changed
+    for role in sorted(overlay.files, key=lambda role: "." in role):
+        delegator = delegator_of(role)
+        if everything or role in overlay.changed or delegator in overlay.changed:
+            if delegator != TARGETS:
+                yield from workflow.load_targets(trusted, delegator, TARGETS)
+            yield from workflow.load_targets(trusted, role, delegator)
