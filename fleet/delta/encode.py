@@ -1,0 +1,220 @@
+"""Making a delta: which old bytes each part of the new file is made from, and how they are coded."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+
+from fleet.delta import form, generic, rans, residual, sides
+from fleet.delta.form import Coded, Copy, Head, Literal
+from fleet.delta.generic import Gap, Piece
+from fleet.delta.rans import Bytes, Coder
+from fleet.delta.residual import LEVELS, Ints, Place, Side
+from fleet.delta.tensor import Kind, Tensor
+
+_LENGTH: Final = struct.Struct("<I")
+#: Coded differences that would take more of a tensor than this are not worth it.
+_WORTH: Final = 0.97
+#: Bytes of which one kind of elements is assumed where nothing says what they are, and the least of them.
+_PART, _ALIGNED = 1 << 18, 1024
+#: Bytes of a row of them.
+_WIDTH: Final = 256
+#: Old bytes on either side that a compressor would find.
+_NEAR: Final = 1 << 16
+
+
+class _Plan(NamedTuple):
+    """A tensor that is coded, and all that is known of it."""
+
+    new: Tensor
+    old: Tensor
+    expected: Ints
+    differences: Ints
+    side: Side
+    width: int
+
+
+Parts: TypeAlias = "list[Copy | _Plan | Piece]"
+
+
+def encode(
+    old: bytes, new: bytes, old_tensors: Sequence[Tensor] = (), new_tensors: Sequence[Tensor] = ()
+) -> bytes:
+    """Return a delta from which `fleet.delta.decode.apply` makes the new file.
+
+    Args:
+        old: the file that the device has.
+        new: the file that it shall have.
+        old_tensors: where the old weights lie, as `fleet.delta.layout.tensors` found.
+        new_tensors: where the new weights lie.
+    """
+    parts = _parts(old, new, old_tensors, new_tensors)
+    plans = [part for part in parts if isinstance(part, _Plan)]
+    tables = {kind: _tables([x for x in plans if x.new.kind == kind]) for kind in {x.new.kind for x in plans}}
+    coded = {part.new.start: _coded(part, tables[part.new.kind]) for part in plans}
+    steps: list[Copy | Literal | Coded] = []
+    for part in parts:
+        if isinstance(part, _Plan):
+            steps.append(coded[part.new.start][0])
+        elif isinstance(part, Copy):
+            steps.append(part)
+        else:
+            steps.append(Literal(part.end - part.start))
+    frames, packed = generic.frames(new, old, [part for part in parts if isinstance(part, Piece)])
+    head = Head(len(old), len(new), tuple(generic.joined(steps)), tuple(frames), tables)
+    return b"".join([form.encode(head), *packed, *(blocks for _, blocks in coded.values())])
+
+
+def _parts(old: bytes, new: bytes, before: Sequence[Tensor], after: Sequence[Tensor]) -> Parts:
+    """Return what the new file consists of, in order: tensors, and what lies between them."""
+    found: Parts = []
+    index = generic.Index(old)
+    end = old_end = 0
+    for tensor, partner in zip(after, _partners(old, new, before, after), strict=True):
+        part = _match(old, new, tensor, partner)
+        if part is None or partner is None:
+            continue
+        if tensor.start > end:
+            found += _between(old, new, Gap(end, tensor.start, old_end, max(old_end, partner.start)), index)
+        found.append(part)
+        end, old_end = tensor.start + tensor.size, partner.start + partner.size
+    if end < len(new):
+        found += _between(old, new, Gap(end, len(new), old_end, len(old)), index)
+    return found
+
+
+def _between(old: bytes, new: bytes, gap: Gap, index: generic.Index) -> Parts:
+    """Return what a gap consists of; a piece in the place of old bytes may be coded like a tensor."""
+    found: Parts = []
+    for part in generic.parts(new, old, gap, index):
+        if isinstance(part, Copy):
+            found.append(part)
+        else:
+            found += _aligned(old, new, part)
+    return found
+
+
+def _aligned(old: bytes, new: bytes, piece: Piece) -> Parts:
+    """Return a piece as it is, or, where it is short by its differences from the old bytes, as tensors."""
+    found: Parts = []
+    for start in range(piece.start, piece.end, _PART):
+        end, shift = min(start + _PART, piece.end), piece.old - piece.start
+        part = Piece(start, end, start + shift)
+        size = (end - start) // _WIDTH * _WIDTH
+        if size < _ALIGNED or part.old < 0 or part.old + size > len(old):
+            found.append(part)
+            continue
+        plan = _guess(old, new, part, size)
+        found.append(part if plan is None else plan)
+        if plan is not None and start + size < end:
+            found.append(Piece(start + size, end, start + size + shift))
+    return found
+
+
+def _guess(old: bytes, new: bytes, part: Piece, size: int) -> _Plan | None:
+    """Return a piece coded as whatever elements make it short, None when it is shorter compressed."""
+    best: _Plan | None = None
+    near = old[max(0, part.old - _NEAR) : part.old + size + _NEAR]
+    bits = 8.0 * len(form.compress(new[part.start : part.start + size], near, level=6))
+    for kind in (Kind.BYTE, Kind.HALF, Kind.FLOAT):
+        count = size // kind.size
+        shape = (count * kind.size // _WIDTH, _WIDTH // kind.size)
+        tensor = Tensor("", kind, part.start, size, shape)
+        a, b = old[part.old : part.old + size], new[part.start : part.start + size]
+        chosen = sides.choose(residual.ordered(a, kind), residual.ordered(b, kind), kind, shape)
+        if chosen.bits < bits:
+            old_tensor = tensor._replace(start=part.old)
+            best = _Plan(tensor, old_tensor, chosen.expected, chosen.differences, chosen.side, chosen.width)
+            bits = chosen.bits
+    return best
+
+
+def _partners(
+    old: bytes, new: bytes, before: Sequence[Tensor], after: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Return the old tensor that each new one is compared with: of the same bytes, name, or form."""
+    same = {_digest(old, x): x for x in reversed(before)}
+    named = {(x.name, x.kind, x.size): x for x in reversed(before)}
+    formed: dict[tuple[Kind, tuple[int, ...]], list[Tensor]] = {}
+    for x in before:
+        formed.setdefault((x.kind, x.shape), []).append(x)
+    ordinal: dict[tuple[Kind, tuple[int, ...]], int] = {}
+    found: list[Tensor | None] = []
+    for x in after:
+        form_of = (x.kind, x.shape)
+        place = ordinal.get(form_of, 0)
+        ordinal[form_of] = place + 1
+        alike = formed.get(form_of, [])
+        found.append(
+            same.get(_digest(new, x))
+            or named.get((x.name, x.kind, x.size))
+            or (alike[place] if place < len(alike) else None)
+        )
+    return found
+
+
+def _digest(data: bytes, tensor: Tensor) -> bytes:
+    return hashlib.sha256(memoryview(data)[tensor.start : tensor.start + tensor.size]).digest()
+
+
+def _match(old: bytes, new: bytes, tensor: Tensor, partner: Tensor | None) -> Copy | _Plan | None:
+    """Return how a tensor is made from an old one, None when that is not worth it."""
+    if partner is None or partner.size != tensor.size:
+        return None
+    a = old[partner.start : partner.start + partner.size]
+    b = new[tensor.start : tensor.start + tensor.size]
+    if a == b:
+        return Copy(partner.start, tensor.size)
+    kind = tensor.kind
+    chosen = sides.choose(residual.ordered(a, kind), residual.ordered(b, kind), kind, tensor.shape)
+    if chosen.bits > 8 * tensor.size * _WORTH:
+        return None
+    return _Plan(tensor, partner, chosen.expected, chosen.differences, chosen.side, chosen.width)
+
+
+def _tables(plans: Iterable[_Plan]) -> form.Tables:
+    """Return the frequency tables that all tensors of a kind share."""
+    counts = np.zeros((LEVELS, rans.SYMBOLS), np.int64)
+    for plan in plans:
+        found = sides.levels(plan.expected, plan.new.kind, plan.side, plan.width).astype(np.int64)
+        symbols = residual.split(plan.differences, plan.new.kind).symbols
+        both = np.bincount(found * rans.SYMBOLS + symbols, minlength=counts.size)
+        counts += both.reshape(counts.shape)
+    chosen, merged = sides.merge(counts)
+    return form.Tables(chosen.tobytes(), rans.tables(merged).encode())
+
+
+def _coded(plan: _Plan, tables: form.Tables) -> tuple[Coded, bytes]:
+    """Return the step of a tensor, and its bytes: what is sent beside, then its blocks."""
+    kind, side = plan.new.kind, plan.side
+    coder = Coder(rans.Tables.decode(tables.tables))
+    chosen: Bytes = np.frombuffer(tables.levels, np.uint8)
+    contexts = chosen[sides.levels(plan.expected, kind, side, plan.width)]
+    raw = side.rows.tobytes() + side.columns.tobytes() + side.ratios.astype("<i2").tobytes()
+    beside = form.compress(raw) if raw else b""
+    out = [beside]
+    count = len(plan.expected)
+    for start in range(0, count, form.BLOCK[kind]):
+        place = Place(start, min(form.BLOCK[kind], count - start), plan.width)
+        part = slice(place.start, place.start + place.size)
+        found = residual.split(plan.differences[part], kind)
+        block = coder.encode(found.symbols, contexts[part])
+        widths = residual.widths(found.symbols, kind)
+        out += [_LENGTH.pack(len(block)), block, residual.pack(found.rest, widths)]
+    step = Coded(
+        kind=kind,
+        start=plan.old.start,
+        count=count,
+        width=plan.width,
+        base=side.base,
+        rows=len(side.rows),
+        columns=len(side.columns),
+        ratios=len(side.ratios) if side.ratios_by_row else -len(side.ratios),
+        ratio=side.ratio,
+        side=len(beside),
+    )
+    return step, b"".join(out)
