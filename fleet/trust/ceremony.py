@@ -22,7 +22,7 @@ from fleet.trust import metadata_set as rules
 from fleet.trust import policy, repository
 from fleet.trust.holders import named
 from fleet.trust.metadata_set import ROOT, TARGETS, TrustedMetadata
-from fleet.trust.plan import Plan, plan_of
+from fleet.trust.plan import Plan, name_clashes, plan_of
 from fleet.trust.workflow import filename
 
 #: Expiry is no reason not to sign the next version.
@@ -213,7 +213,11 @@ def propose(
 
     Raises:
         TrustError: the plan has a threshold or project that cannot be.
+        CeremonyError: an owner's name stands for two keys, or a key has two names.
     """
+    clash = next(name_clashes(plan), None)
+    if clash:
+        raise CeremonyError(f"{clash}: rotate the old key, or give the new one another name")
     lifetimes = lifetimes or Lifetimes()
     root = repository.make_root(
         plan.roles, version=_next(trusted.root), now=now, expires=now + lifetimes.root
@@ -358,6 +362,15 @@ def _merged(one: Metadata[S] | None, other: Metadata[S] | None, role: str) -> Me
     return again
 
 
+def proposal_files(proposal: Proposal) -> dict[str, bytes]:
+    """Return the files in which a proposal travels; `read_proposal` reads them back."""
+    files = {}
+    for role, metadata in ((ROOT, proposal.root), (TARGETS, proposal.targets)):
+        if metadata is not None:
+            files[filename(role)] = metadata.to_bytes()
+    return files
+
+
 def finished(trusted: Trusted, proposal: Proposal) -> dict[str, bytes]:
     """Return the files to publish, with the signatures that count and no others.
 
@@ -395,6 +408,26 @@ def adopted(trusted: Trusted, proposal: Proposal) -> Trusted:
     finished(trusted, proposal)
     roots = (*trusted.roots, proposal.root) if proposal.root is not None else trusted.roots
     return Trusted(roots, proposal.targets or trusted.targets)
+
+
+def remaining(trusted: Trusted, files: Mapping[str, bytes]) -> Proposal:
+    """Return the part of a proposal that is not published yet, after newer metadata is trusted.
+
+    Raises:
+        TrustError: a file is no metadata of its kind.
+        CeremonyError: what is published is another version than the one that was proposed.
+    """
+    proposal = Proposal(_read(Root, files, ROOT), _read(Targets, files, TARGETS))
+    left = Proposal(
+        _unpublished(proposal.root, trusted.root), _unpublished(proposal.targets, trusted.targets)
+    )
+    return read_proposal(trusted, proposal_files(left))
+
+
+def _unpublished(proposed: Metadata[S] | None, trusted: Metadata[S] | None) -> Metadata[S] | None:
+    if proposed is None or trusted is None or proposed.signed_bytes != trusted.signed_bytes:
+        return proposed
+    return None
 
 
 def copied(metadata: Metadata[S]) -> Metadata[S]:

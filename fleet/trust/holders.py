@@ -51,7 +51,8 @@ def with_owner(key: K, owner: str) -> K:
     Raises:
         CeremonyError: the name is none that can be shown and used as a file's.
     """
-    key.unrecognized_fields[OWNER] = _checked(owner)
+    check_owner(owner)
+    key.unrecognized_fields[OWNER] = owner
     return key
 
 
@@ -119,8 +120,13 @@ def _key(fields: _Fields, name: str) -> Key:
     return key
 
 
-def _checked(owner: str) -> str:
+def check_owner(owner: str) -> None:
+    """Check an owner's name.
+
+    Raises:
+        CeremonyError: it is none that can be shown and used as a file's.
+    """
     try:
-        return str(Name(owner))
+        Name(owner)
     except WireError as error:
         raise CeremonyError(f"owner's {error}") from error

@@ -101,12 +101,11 @@ def with_key(plan: Plan, role: str, key: Key) -> Plan:
     """Give a role one more key.
 
     Raises:
-        CeremonyError: it has it already, or another key has its owner's name.
+        CeremonyError: it has it already.
     """
     signers = plan.of(role)
     if key.keyid in signers.keyids:
         raise CeremonyError(f"{role}: {named(key)} is one of its keys already")
-    _check_name(plan, key)
     return _with_signers(plan, role, replace(signers, keys=(*signers.keys, key)))
 
 
@@ -139,9 +138,18 @@ def with_replaced(plan: Plan, role: str, old: Key, new: Key) -> Plan:
         raise CeremonyError(f"{role}: {named(old)} is none of its keys")
     if new.keyid in signers.keyids:
         raise CeremonyError(f"{role}: {named(new)} is one of its keys already")
-    _check_name(plan, new, old)
     keys = tuple(new if x.keyid == old.keyid else x for x in signers.keys)
     return _with_signers(plan, role, replace(signers, keys=keys))
+
+
+def with_only_key(plan: Plan, role: str, key: Key) -> Plan:
+    """Make a key the only one of a role, as for the roles that a server signs.
+
+    Raises:
+        CeremonyError: there is no such role.
+    """
+    plan.of(role)
+    return _with_signers(plan, role, RoleKeys(keys=(key,)))
 
 
 def with_threshold(plan: Plan, role: str, threshold: int) -> Plan:
@@ -163,11 +171,8 @@ def with_project(plan: Plan, project: Project) -> Plan:
 
     Raises:
         TrustError: the project cannot be.
-        CeremonyError: a key has another owner's name.
     """
     repository.check_project(project)
-    for key in project.signers.keys:
-        _check_name(plan, key)
     if any(x.name == project.name for x in plan.projects):
         return replace(plan, projects=tuple(project if x.name == project.name else x for x in plan.projects))
     specific = [x for x in plan.projects if x.paths != repository.RELEASES_PATHS]
@@ -197,14 +202,15 @@ def _with_signers(plan: Plan, role: str, signers: RoleKeys) -> Plan:
     return replace(plan, projects=projects)
 
 
-def _check_name(plan: Plan, key: Key, leaving: Key | None = None) -> None:
-    """Check that a name stays one key's, and a key one name's: people sign by names."""
-    for other in plan.keys().values():
-        same = other.keyid == key.keyid
-        if same and owner_of(other) != owner_of(key):
-            raise CeremonyError(f"{named(key)}: the metadata calls the same key {named(other)}")
-        if not same and owner_of(key) and owner_of(other) == owner_of(key) and other != leaving:
-            raise CeremonyError(
-                f"{named(key)}: {named(other)} is another key of that name; rotate it, "
-                "or give the new one another name"
-            )
+def name_clashes(plan: Plan) -> Iterator[str]:
+    """Yield what is wrong with names: people sign by them, so one stands for one key, and a key has one."""
+    owners: dict[str, Key] = {}
+    names: dict[str, Key] = {}
+    for _, signers in plan.signers():
+        for key in signers.keys:
+            same_key = names.setdefault(key.keyid, key)
+            if owner_of(same_key) != owner_of(key):
+                yield f"{named(key)} and {named(same_key)} are the same key under two names"
+            same_name = owners.setdefault(owner_of(key), key)
+            if owner_of(key) and same_name.keyid != key.keyid:
+                yield f"{named(key)} and {named(same_name)} are two keys under the same name"

@@ -21,7 +21,7 @@ from fleet.trust.assignment import DIRECTOR
 from fleet.trust.ceremony import Count, Proposal, Trusted
 from fleet.trust.holders import key_id, named, owner_of, short
 from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
-from fleet.trust.plan import OFFLINE, Plan, plan_of
+from fleet.trust.plan import OFFLINE, Plan, name_clashes, plan_of
 from fleet.trust.repository import Project, RoleKeys
 
 #: An expiry that is nearer or farther than this is worth a warning.
@@ -183,6 +183,7 @@ def _warnings(before: Plan | None, after: Plan) -> Iterator[str]:
         if role in OFFLINE and nameless:
             yield f"{role}: {_names(tuple(nameless))}: nobody knows whose key this is"
     yield from _hidden(after)
+    yield from name_clashes(after)
     if before is not None:
         yield from _consequences(before, after)
 
@@ -201,14 +202,15 @@ def _fragile(role: str, signers: RoleKeys) -> Iterator[str]:
 
 
 def _shared(plan: Plan) -> Iterator[str]:
+    both = tuple(key for key in plan.keys().values() if set(OFFLINE) <= set(plan.roles_with(key.keyid)))
+    if both:
+        yield f"root and targets have the same {'keys' if len(both) > 1 else 'key'}: {_names(both)}"
     for key in plan.keys().values():
         roles = plan.roles_with(key.keyid)
         exposed = [role for role in roles if role not in OFFLINE]
         for role in OFFLINE:
             if role in roles and exposed:
                 yield f"{named(key)} signs {role} and {', '.join(exposed)}: it cannot be offline"
-        if set(OFFLINE) <= set(roles):
-            yield f"{named(key)} signs both root and targets: the same key in two roles"
         if len(exposed) > 1:
             yield f"{named(key)} is the key of {', '.join(exposed)}: one theft takes all of them"
 

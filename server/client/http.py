@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -116,6 +117,26 @@ class ApiClient:
             self._send("PUT", f"/blobs/{digest}", content=_pieces(path), headers={"Content-Length": size})
         )
 
+    def get_blob(self, digest: Digest, start: int) -> bytes:
+        """Return a piece of a blob for an offline kit, from a byte on.
+
+        Raises:
+            ClientError: the server refused, or cannot be reached.
+        """
+        answer = self._send("GET", f"/kits/blobs/{digest}", params={"start": start})
+        if not answer.is_success:
+            self._checked(answer)
+        return answer.content
+
+    def post_bytes(self, path: str, data: bytes) -> Json:
+        """Send bytes, and return what the server answers.
+
+        Raises:
+            ClientError: the server refused, or cannot be reached.
+        """
+        kind = {"content-type": "application/octet-stream"}
+        return self._checked(self._send("POST", path, content=data, headers=kind))
+
     def _call(self, method: str, path: str, **more: Any) -> Json:  # noqa: ANN401 - httpx's keywords
         return self._checked(self._send(method, path, **more))
 
@@ -137,6 +158,37 @@ class ApiClient:
             return body
         detail = body.get("detail") if isinstance(body, dict) else None
         raise ClientError(f"{self._server}: {detail or answer.reason_phrase} ({answer.status_code})")
+
+
+@contextlib.contextmanager
+def trust_files(server: str) -> Iterator[Callable[[str], bytes | None]]:
+    """Give a function that reads published trust metadata, for which nobody has to log in.
+
+    Raises:
+        ClientError: the URL is none; and, when a file is read, the server cannot be reached.
+    """
+    try:
+        client = httpx.Client(
+            base_url=f"{server.rstrip('/')}/api/v1/trust",
+            timeout=httpx.Timeout(60.0, connect=10.0),
+            trust_env=False,
+        )
+    except httpx.InvalidURL as error:
+        raise ClientError(f"--server: expected a URL, got {server!r}: {error}") from error
+
+    def read(name: str) -> bytes | None:
+        try:
+            answer = client.get(f"/{name}")
+        except httpx.HTTPError as error:
+            raise ClientError(f"{server}: {str(error) or type(error).__name__}") from error
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return None
+        if not answer.is_success:
+            raise ClientError(f"{server}: {name}: {answer.reason_phrase} ({answer.status_code})")
+        return answer.content
+
+    with client:
+        yield read
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

@@ -46,6 +46,7 @@ def generate(path: Path, passphrase: str, *, unencrypted: bool = False) -> Crypt
     key = Ed25519PrivateKey.generate()
     how = NoEncryption() if unencrypted else BestAvailableEncryption(passphrase.encode())
     try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_file(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how), mode=0o600)
     except OSError as error:
         raise OfflineKeyError(f"{path}: {error.strerror}") from error

@@ -1,0 +1,188 @@
+"""`kedge keys generate` and `init`: how a ceremony begins."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import click
+from securesystemslib.signer import Key, Signer
+
+from fleet.errors import CeremonyError
+from fleet.trust import ceremony
+from fleet.trust.assignment import DIRECTOR
+from fleet.trust.ceremony import Proposal, Trusted
+from fleet.trust.holders import check_owner, named, with_owner
+from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
+from fleet.trust.plan import Plan
+from fleet.trust.repository import RELEASES, RELEASES_PATHS, Project, RoleKeys
+from server.client.http import trust_files
+from server.commands.keys_shared import (
+    asker,
+    folder_argument,
+    json_option,
+    now,
+    public_key,
+    secret_option,
+    store,
+)
+from server.commands.shared import print_json
+from server.offline import key_files, online_keys, published, tokens
+from server.offline.folder import CeremonyFolder, write_public_key
+from server.services.signing_keys import PASSPHRASE_VARIABLE
+from server.settings import Settings
+
+
+@click.command()
+@click.argument("owner")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    show_default="this folder",
+    help="Folder for the key file and the public key.",
+)
+@click.option("--token", default="", metavar="URI", help="Make the key inside a PKCS#11 token instead.")
+@click.option("--existing", is_flag=True, help="Take the key that the token has already.")
+@click.option("--unencrypted", is_flag=True, help="Write the key file without a passphrase.")
+@secret_option
+@json_option
+def generate(
+    owner: str,
+    out: Path,
+    token: str,
+    existing: bool,
+    unencrypted: bool,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Make a key for a person or a CI system.
+
+    OWNER is the name under which others know the key. The private key stays with its owner: the file
+    OWNER.pem, or the token. The public key, OWNER.pub.json, goes to the others.
+    """
+    if existing and not token:
+        raise click.UsageError("--existing is for keys in a --token")
+    check_owner(owner)
+    private = out / f"{owner}.pem"
+    signer: Signer
+    if token:
+        signer = (tokens.open_key if existing else tokens.generate)(token, asker(passphrase_file))
+    else:
+        secret = "" if unencrypted else asker(passphrase_file, twice=True)(f"new passphrase of {private}")
+        signer = key_files.generate(private, secret, unencrypted=unencrypted)
+    key = with_owner(signer.public_key, owner)
+    public = write_public_key(out, key)
+    if as_json:
+        print_json(
+            {"owner": owner, "keyid": key.keyid, "private": token or str(private), "public": str(public)}
+        )
+        return
+    click.echo(f"{named(key)}")
+    click.echo(f"  keep:  {token or private}")
+    click.echo(f"  share: {public}")
+
+
+@click.command()
+@folder_argument
+@click.option(
+    "--server", envvar="KEDGE_SERVER", default="", metavar="URL", help="The server. [env: KEDGE_SERVER]"
+)
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="The data folder of a server that has never started."
+)
+@click.option("--fingerprint", default="", help="Refuse a server whose first root has another fingerprint.")
+@click.option("--holder", "holders", multiple=True, metavar="KEY", help="Who signs root; may be repeated.")
+@click.option(
+    "--threshold", type=click.IntRange(min=1), default=2, show_default=True, help="How many of them must."
+)
+@click.option(
+    "--targets-holder",
+    "targets_holders",
+    multiple=True,
+    metavar="KEY",
+    help="Who signs targets; may be repeated. Without it: who signs root.",
+)
+@click.option(
+    "--targets-threshold",
+    type=click.IntRange(min=1),
+    help="How many of them must. Without it: as many as for root.",
+)
+@json_option
+def init(
+    *,
+    folder: Path,
+    server: str,
+    data: Path | None,
+    fingerprint: str,
+    holders: tuple[str, ...],
+    threshold: int,
+    targets_holders: tuple[str, ...],
+    targets_threshold: int | None,
+    as_json: bool,
+) -> None:
+    """Begin a ceremony in a new FOLDER.
+
+    With --server, it takes what the server has published; with --data, it begins a fleet: the server's own
+    keys are made in its data folder, and root and targets come from the ceremony. --holder proposes who
+    signs root and targets from then on, by files of public keys.
+    """
+    if bool(server) == bool(data):
+        raise click.UsageError("expected --server URL, or --data DIR of a server that has never started")
+    where = CeremonyFolder(folder)
+    offline = _offline(where, holders, threshold, targets_holders, targets_threshold)
+    if data is not None:
+        settings = Settings(data=data)
+        if any(settings.trust.glob("*.json")):
+            raise CeremonyError(f"{settings.trust}: the server has begun already; use --server")
+        if not offline:
+            raise CeremonyError("a fleet begins with the people who sign for it: give --holder")
+        where.make()
+        settings.prepare()
+        online = online_keys.make(settings.keys, os.environ.get(PASSPHRASE_VARIABLE, ""))
+        trusted, plan = Trusted(), _first(offline, online)
+    else:
+        with trust_files(server) as read:
+            files = published.read_all(read)
+        where.make()
+        trusted = where.trust(files)
+        if fingerprint not in ("", where.fingerprint()):
+            raise CeremonyError(f"fingerprint: expected {fingerprint}, the server's is {where.fingerprint()}")
+        plan = ceremony.plan_in(trusted, Proposal())
+        plan = replace(plan, roles={**plan.roles, **offline})
+    for signers in offline.values():
+        for key in signers.keys:
+            write_public_key(where.keys, key)
+    store(where, trusted, Proposal(), ceremony.propose(trusted, Proposal(), plan, now()), as_json=as_json)
+
+
+def _offline(
+    folder: CeremonyFolder,
+    holders: tuple[str, ...],
+    threshold: int,
+    targets_holders: tuple[str, ...],
+    targets_threshold: int | None,
+) -> dict[str, RoleKeys]:
+    """Return the keys of root and targets that were asked for; nothing, when none were."""
+    if not holders:
+        if targets_holders:
+            raise CeremonyError("--targets-holder without --holder: who signs root?")
+        return {}
+    root = tuple(public_key(folder, holder) for holder in holders)
+    targets = tuple(public_key(folder, holder) for holder in targets_holders) or root
+    return {
+        ROOT: RoleKeys(keys=root, threshold=threshold),
+        TARGETS: RoleKeys(keys=targets, threshold=targets_threshold or threshold),
+    }
+
+
+def _first(offline: dict[str, RoleKeys], online: dict[str, Key]) -> Plan:
+    """Return who holds which keys in a new fleet."""
+    on_server = {role: RoleKeys(keys=(key,)) for role, key in online.items()}
+    releases = Project(name=RELEASES, signers=on_server[RELEASES], paths=RELEASES_PATHS)
+    return Plan(
+        roles={**offline, SNAPSHOT: on_server[SNAPSHOT], TIMESTAMP: on_server[TIMESTAMP]},
+        director=on_server[DIRECTOR],
+        projects=(releases,),
+    )

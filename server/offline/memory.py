@@ -1,0 +1,110 @@
+"""What a key's owner has seen: the chain of roots that they sign for, kept with their key, off the stick.
+
+Who alters a ceremony's folder could put another chain of roots into it, under which a bad proposal looks like
+a small change. So each owner keeps the first root's fingerprint and the newest root they have signed for, and
+does not sign in a folder whose chain is another, or is behind that.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from securesystemslib.signer import Key
+
+from fleet.errors import CeremonyError
+from fleet.ids import Digest
+from fleet.trust.ceremony import Trusted
+from server.services.durable import write_file
+
+#: How the file beside a key file ends.
+SUFFIX: Final = ".seen"
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """What an owner has seen.
+
+    Attributes:
+        fingerprint: of the first root; "" while the first ceremony is not over.
+        version: of the newest root that was trusted when they signed.
+        digest: of what that root says.
+    """
+
+    fingerprint: str
+    version: int
+    digest: str
+
+
+def read(path: Path) -> Seen | None:
+    """Return what the file says, None when there is none.
+
+    Raises:
+        CeremonyError: it is damaged.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Seen)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise CeremonyError(
+            f"{path}: cannot be read ({error}); compare the fingerprint, then remove it"
+        ) from error
+
+
+def check(seen: Seen | None, trusted: Trusted, fingerprint: str, path: Path) -> None:
+    """Check that a folder's chain of roots goes on from what its signer has seen.
+
+    Raises:
+        CeremonyError: it does not.
+    """
+    if seen is None:
+        return
+    if seen.fingerprint != fingerprint:
+        raise CeremonyError(
+            f"the folder's first root has the fingerprint {fingerprint or '(none)'}, and this key has signed "
+            f"for {seen.fingerprint} before ({path}): another fleet's folder, or a forged one"
+        )
+    if seen.version > len(trusted.roots):
+        raise CeremonyError(
+            f"the folder ends with root {len(trusted.roots)}, and this key has signed after root "
+            f"{seen.version} ({path}): an old folder; `kedge keys fetch` brings it up to date"
+        )
+    if _digest(trusted, seen.version) != seen.digest:
+        raise CeremonyError(
+            f"the folder's root {seen.version} is not the one that this key has signed after ({path}): "
+            "the folder is forged"
+        )
+
+
+def keep(path: Path, trusted: Trusted, fingerprint: str) -> None:
+    """Note what a signer has seen; nothing before the first root is final.
+
+    Raises:
+        CeremonyError: it cannot be written.
+    """
+    if trusted.root is None:
+        return
+    version = len(trusted.roots)
+    seen = Seen(fingerprint=fingerprint, version=version, digest=_digest(trusted, version))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, msgspec.json.encode(seen), mode=0o600)
+    except OSError as error:
+        raise CeremonyError(f"{path}: {error.strerror}") from error
+
+
+def place(where: str, key: Key, home: Path) -> Path:
+    """Return where the memory of a key lies: beside its file, or in the owner's home for one in hardware.
+
+    Args:
+        where: the key as `open_signer` takes it.
+        key: its public half.
+        home: the owner's folder for Kedge.
+    """
+    path = Path(where)
+    return path.with_name(path.name + SUFFIX) if path.exists() else home / f"{key.keyid}{SUFFIX}"
+
+
+def _digest(trusted: Trusted, version: int) -> str:
+    return str(Digest.of(trusted.roots[version - 1].signed_bytes))

@@ -1,0 +1,79 @@
+"""A server that begins with a ceremony: its keys are made first, so that root and targets can name them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from securesystemslib.signer import CryptoSigner, Key
+
+from fleet.errors import CeremonyError
+from fleet.trust import ceremony
+from fleet.trust.metadata_set import ROOT, TARGETS
+from fleet.trust.plan import ONLINE, Plan, plan_of
+from fleet.trust.repository import RELEASES
+from fleet.trust.workflow import filename
+from server.ports.clock import Clock
+from server.services.signing_keys import KeyFolder
+from server.services.signing_seal import Lifetimes, Sealer
+from server.services.signing_store import MetadataFolder
+
+
+def make(keys: Path, passphrase: str) -> dict[str, Key]:
+    """Return the public halves of the server's keys, making those that are missing.
+
+    Args:
+        keys: the server's key folder.
+        passphrase: what encrypts the files, "" for nothing.
+
+    Raises:
+        SettingsError: a file there holds no key, or the passphrase is not its own.
+    """
+    folder = KeyFolder(keys, passphrase)
+    return {role: (folder.load(role) or folder.create(role)).public_key for role in (*ONLINE, RELEASES)}
+
+
+def install(keys: Path, trust: Path, passphrase: str, files: Mapping[str, bytes], clock: Clock) -> None:
+    """Put a ceremony's first root and targets where a server finds them at its first start, and seal them.
+
+    Args:
+        keys: the server's key folder.
+        trust: its metadata folder.
+        passphrase: what its key files are encrypted with, "" for nothing.
+        files: `1.root.json` and `1.targets.json`.
+        clock: tells until when snapshot and timestamp hold.
+
+    Raises:
+        CeremonyError: the server has begun already, or they are not for this server.
+        TrustError: they do not verify.
+        SettingsError: a key of the server cannot be read.
+    """
+    if set(files) != {filename(ROOT, 1), filename(TARGETS, 1)}:
+        raise CeremonyError(f"expected the first root and the first targets, got {', '.join(sorted(files))}")
+    if trust.is_dir() and any(trust.glob("*.json")):
+        raise CeremonyError(f"{trust}: the server has begun already; hand it in with --server")
+    trusted = ceremony.read_trusted(files)
+    if trusted.root is None or trusted.targets is None:
+        raise RuntimeError("both files are there")
+    root, targets = trusted.root.signed, trusted.targets.signed
+    folder, store = KeyFolder(keys, passphrase), MetadataFolder(trust)
+    signers = _signers(folder, plan_of(root, targets))
+    store.open()
+    for role in (ROOT, TARGETS):
+        folder.set_offline(role, offline=True)
+        store.given_out(role, 1)
+    sealer = Sealer(store, clock, Lifetimes())
+    sealed = sealer.seal(root, signers, None, targets, {}, {TARGETS: files[filename(TARGETS, 1)]})
+    for name, data in sealed.writes.items():
+        store.write(name, data)
+    store.write(filename(ROOT, 1), files[filename(ROOT, 1)])  # the last: with it, the server has begun
+
+
+def _signers(folder: KeyFolder, plan: Plan) -> dict[str, CryptoSigner]:
+    signers = {}
+    for role in ONLINE:
+        signer = folder.find(role, plan.of(role).keyids)
+        if signer is None or plan.of(role).threshold != 1:
+            raise CeremonyError(f"{role}: the ceremony names keys that are not this server's")
+        signers[role] = signer
+    return signers
