@@ -17,7 +17,7 @@ from litestar.template.config import TemplateConfig
 from litestar.types import ControllerRouterHandler, Message, Scope
 
 from fleet.errors import KedgeError
-from server.api import devices, pools, releases, rollouts, system
+from server.api import devices, pools, releases, rollouts, statements, system
 from server.api.auth import COOKIE, Authentication, guard
 from server.api.deps import VIEWER
 from server.api.problems import ErrorPage, on_bug, on_depth, on_http_error, on_kedge_error
@@ -51,7 +51,8 @@ async def _add_headers(message: Message, _: Scope) -> None:
 
 def api_routes() -> list[ControllerRouterHandler]:
     """Return every handler of the API."""
-    return [system.ROUTES, devices.ROUTES, releases.ROUTES, rollouts.ROUTES, pools.ROUTES]
+    modules = (system, devices, statements, releases, rollouts, pools)
+    return [module.ROUTES for module in modules]
 
 
 def _openapi() -> OpenAPIConfig:

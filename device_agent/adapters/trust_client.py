@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from tuf.api.metadata import Timestamp
+from tuf.api.metadata import TargetFile, Timestamp
 
 from device_agent.adapters import files
 from device_agent.errors import StorageError
@@ -79,6 +79,16 @@ class TrustClient:
             StorageError: the disk does not take or give the state.
         """
         return self._run(workflow.refresh(wall, carried=self._carried))
+
+    def find(self, trusted: TrustedMetadata, path: str) -> TargetFile | None:
+        """Return the image repository's entry of a path, None when nobody who may name it does.
+
+        Raises:
+            TrustError: a role that has to be asked does not verify.
+            UnreachableError: the repository cannot be asked.
+            StorageError: the disk does not take or give the state.
+        """
+        return self._run(workflow.find_target(trusted, path))
 
     def accept(self, data: bytes, release_counters: Mapping[str, int], wall: datetime) -> Assignment:
         """Verify an assignment against fresh metadata, and remember its version as the floor.

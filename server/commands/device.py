@@ -75,10 +75,12 @@ def show(device_id: str, server: str, token: str, as_json: bool) -> None:
         found = client.get(f"/devices/{device_id}")
         events = client.get(f"/devices/{device_id}/events", limit=10)
         refused = client.get("/refusals", device=device_id, limit=10)
+        signed = client.get(f"/devices/{device_id}/statement")
     if as_json:
-        print_json({**found, "events": events, "refusals": refused})
+        print_json({**found, "events": events, "refusals": refused, "statement": signed})
         return
     _show(found, events, refused)
+    _show_signed(signed)
 
 
 def _show(found: Json, events: Json, refused: Json) -> None:
@@ -104,6 +106,23 @@ def _show(found: Json, events: Json, refused: Json) -> None:
         click.echo(f"{moment(event['received_at'])}  {event['model']}  {event['state']}  {event['reason']}")
     for refusal in refused:
         click.echo(f"{moment(refusal['received_at'])}  refused {refusal['what']}: {refusal['reason']}")
+
+
+def _show_signed(signed: Json) -> None:
+    if signed["sequence"]:
+        runs = ", ".join(f"{m['model']} {m['version'] or short(m['bundle'])}" for m in signed["models"])
+        click.echo(f"{moment(signed['signed_at'])}  signed by the device: runs {runs or 'nothing'}")
+    if signed["attack"] is not None:
+        attack = signed["attack"]
+        click.echo(
+            f"{moment(attack['since'])}  signed by the device: refused {attack['what']}: {attack['reason']} "
+            f"({attack['detail']}); {signed['refused']} refused in all"
+        )
+    if signed["badly_signed"]:
+        click.echo(
+            f"{moment(signed['badly_signed_at'])}  {signed['badly_signed']} statements in its name are not "
+            f"signed by it: {signed['badly_signed_why']}"
+        )
 
 
 @device.command("claim")

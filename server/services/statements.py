@@ -15,6 +15,7 @@ from fleet.ids import DeviceId
 from fleet.trust import proof
 from fleet.wire import statement
 from fleet.wire.messages import SignedStatement, Statement
+from server.db.engine import Database
 from server.db.statement_tables import DeviceStatement
 from server.db.tables import Device
 from server.ports.clock import Clock
@@ -69,12 +70,16 @@ class Statements:
         return told
 
 
-def said(session: Session, device_id: str) -> Said | None:
-    """Return what a device has signed, None when nothing came in its name."""
-    row = session.get(DeviceStatement, device_id)
-    if row is None:
-        return None
+def said(session: Session, device_id: str) -> Said:
+    """Return what a device has signed, if anything."""
+    row = session.get(DeviceStatement, device_id) or DeviceStatement(device_id=device_id)
     return Said(statement=statement.read(row.statement) if row.sequence else None, row=row)
+
+
+def of_device(database: Database, device_id: str) -> Said:
+    """Return what a device has signed, if anything."""
+    with database.read() as session:
+        return said(session, device_id)
 
 
 def _refused_before(row: DeviceStatement) -> int:

@@ -20,6 +20,7 @@ from fleet.ids import DeviceId, Digest
 from fleet.trust import policy
 from fleet.wire import codec, statement, topics
 from fleet.wire.messages import Hello, ModelSlot, SignedStatement, Statement
+from server.console.views import devices, overview
 from server.db.tables import Device
 from server.ports.messaging import Incoming
 from server.services.authority import FleetAuthority
@@ -196,6 +197,28 @@ def test_an_attack_is_told_of_with_the_signature_and_remembered(bench: Bench) ->
     assert found.statement is not None
     assert found.statement.refused == 2
     assert len(codec.encode(bench.sent()[-1])) < 2048
+
+
+def test_people_are_told_on_the_overview_and_on_the_devices_page(bench: Bench) -> None:
+    """The events about a refusal were lost on the way, or held back; what the device signed tells of it."""
+    agent, now = bench.agent(), bench.kedge.clock.now()
+    bench.hear(bench.say(agent, hello(active=str(Digest.of(b"x")))))
+    with bench.kedge.database.read() as session:
+        assert overview.needs(session, now) == []
+    agent.refused("assignment", "not_in_repository", "bundles/digits/9/laptop-x86 is unknown")
+    last = bench.say(agent, hello(active=str(Digest.of(b"x"))))
+    bench.hear(last)
+    bench.hear(msgspec.structs.replace(last, signature=b""))
+    with bench.kedge.database.read() as session:
+        titles = [(need.title, need.tone, need.href) for need in overview.needs(session, now)]
+        page = devices.page(session, DEVICE, now)
+    href = f"/devices/{DEVICE}#signed"
+    assert titles == [
+        ("1 device signed that it refused something", "sec", href),
+        ("1 device did not sign what was said in its name", "sec", href),
+    ]
+    assert page is not None
+    assert page.differs == {"digits": str(Digest.of(b"x"))}  # nobody else has told of it here
 
 
 def test_a_flood_of_refusals_makes_few_statements(bench: Bench) -> None:

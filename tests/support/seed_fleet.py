@@ -19,10 +19,12 @@ from sqlmodel import Session
 from fleet.rollout.plan import GroupSpec, Policy
 from fleet.telemetry.window import WindowRecorder
 from fleet.wire import codec
+from fleet.wire.messages import AttackIndicator, RunningModel, Statement
 from server.adapters.clock import SystemClock
 from server.db.engine import Database
 from server.db.migrate import upgrade
 from server.db.offload_tables import OffloadPolicyRow, OffloadRow, PoolRow
+from server.db.statement_tables import DeviceStatement
 from server.db.tables import (
     Action,
     AuditEntry,
@@ -510,6 +512,29 @@ class Seeder:
                     received_at=self.now - age,
                 )
             )
+            self._statement(
+                device, AttackIndicator(what=what, reason=reason, detail=detail, time=self.now - age)
+            )
+
+    def _statement(self, device: Device, attack: AttackIndicator) -> None:
+        told = Statement(
+            sequence=int(self.now * 1000),
+            boot_id=device.boot_id,
+            agent_version=device.agent_version,
+            target=device.target,
+            models=(RunningModel(model=MODEL, bundle=digest(f"{device.id} signed"), version="2.3.0"),),
+            assignment_version=3,
+            refused=1,
+            attack=attack,
+        )
+        row = self.session.get(DeviceStatement, device.id) or DeviceStatement(device_id=device.id)
+        row.key, row.sequence = digest(f"key of {device.id}").removeprefix("sha256:"), told.sequence
+        row.signed_at = row.received_at = attack.time
+        row.statement, row.signature = msgspec.msgpack.encode(told), b"0" * 72
+        row.attack_since, row.badly_signed = attack.time, 2
+        row.badly_signed_at = attack.time
+        row.badly_signed_why = f"statement: not signed by the key of {device.id}"
+        self.session.add(row)
 
     def _offload(self) -> None:
         for name, region, price, watts, carbon, state in (

@@ -23,6 +23,7 @@ from server.db.tables import (
     ReleaseBundle,
     Report,
 )  # fmt: skip
+from server.services.statements import Said, said
 
 #: A device is late when it is silent for so many of its usual intervals, and never sooner than the least.
 LATE_INTERVALS: Final = 3
@@ -99,6 +100,8 @@ class DevicePage:
     Attributes:
         day: figures of the last day.
         latency: its latency over the last day.
+        signed: what it has signed about itself.
+        differs: model to digest where it has signed something newer, and else, than what we believe.
         golden: the last golden check with numbers, by model.
         steps: how far the newest update came, by model: (step's look, "done", "now", "failed" or "").
     """
@@ -110,6 +113,8 @@ class DevicePage:
     drifting: bool
     events: list[tuple[EventRow, Look]]
     refusals: list[Refusal]
+    signed: Said
+    differs: dict[str, str]
     golden: dict[str, GoldenCheck]
     steps: dict[str, list[tuple[Look, str]]]
 
@@ -258,6 +263,7 @@ def page(session: Session, device: str, now: float) -> DevicePage | None:
         )
     )
     recent = reports.of_device(session, device, now, _DAY)
+    signed = said(session, device)
     return DevicePage(
         line=_line(row, models, _rhythm(session, now).get(device), now),
         claim=claim.name if claim else "",
@@ -273,6 +279,8 @@ def page(session: Session, device: str, now: float) -> DevicePage | None:
                 .limit(20)
             )
         ),
+        signed=signed,
+        differs=_differences(signed, models),
         golden=_golden(events, known),
         steps={model.model: _steps(model.row, events) for model in models},
     )
@@ -280,6 +288,20 @@ def page(session: Session, device: str, now: float) -> DevicePage | None:
 
 def _latest(recent: Iterable[ModelReport]) -> list[ModelReport]:
     return list({report.model: report for report in recent}.values())
+
+
+def _differences(signed: Said, models: list[Running]) -> dict[str, str]:
+    """Return the models of which the device has signed something newer, and else, than what we believe."""
+    if signed.statement is None:
+        return {}
+    told = {model.model: model.bundle for model in signed.statement.models}
+    before = {model.model: model.row for model in models}
+    return {
+        name: told.get(name, "")
+        for name in sorted({*told, *before})
+        if told.get(name, "") != (before[name].active if name in before else "")
+        and (name not in before or before[name].updated_at <= signed.row.received_at)
+    }
 
 
 def _golden(events: list[EventRow], known: Mapping[str, str]) -> dict[str, GoldenCheck]:

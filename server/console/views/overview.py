@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from sqlmodel import Session, col, select
 
 from fleet.rollout.states import RolloutState
+from fleet.wire import statement
 from server.console import shapes
 from server.console.views import devices, reports, rollouts
+from server.db.statement_tables import DeviceStatement
 from server.db.tables import Action, Device, DeviceModel, EventRow, Refusal, Release
 
 DAY: Final = 86400.0
@@ -90,7 +92,8 @@ def needs(session: Session, now: float) -> list[Need]:
 def _needs(
     session: Session, now: float, lines: list[devices.DeviceLine], figures: reports.Fleet
 ) -> list[Need]:
-    return [*_rollouts(session), *_refusals(session, now), *_devices(lines), *_models(figures)]
+    security = [*_refusals(session, now), *_signed(session, now)]
+    return [*_rollouts(session), *security, *_devices(lines), *_models(figures)]
 
 
 def _rollouts(session: Session) -> list[Need]:
@@ -144,6 +147,41 @@ def _refusals(session: Session, now: float) -> list[Need]:
             )
         )
     return needs
+
+
+def _signed(session: Session, now: float) -> list[Need]:
+    """Return what devices have signed about attacks where no refusal tells of it, and who did not sign."""
+    told = select(Refusal.device_id).where(Refusal.received_at > now - DAY)
+    since, bad = col(DeviceStatement.attack_since), col(DeviceStatement.badly_signed_at)
+    attacked = select(DeviceStatement).where(since > now - DAY, col(DeviceStatement.device_id).not_in(told))
+    forged = select(DeviceStatement).where(bad > now - DAY)
+    needs = []
+    for row, others in _newest(session.exec(attacked.order_by(since.desc()))):
+        attack = statement.read(row.statement).attack
+        why = f"{attack.what}: {attack.reason.replace('_', ' ')}: {attack.detail}" if attack else ""
+        title = f"{_count(len(others), 'device')} signed that it refused something"
+        needs.append(_security(title, others, why, row.attack_since))
+    for row, others in _newest(session.exec(forged.order_by(bad.desc()))):
+        title = f"{_count(len(others), 'device')} did not sign what was said in its name"
+        needs.append(_security(title, others, row.badly_signed_why, row.badly_signed_at))
+    return needs
+
+
+def _newest(rows: Iterable[DeviceStatement]) -> list[tuple[DeviceStatement, list[str]]]:
+    """Return the first row with the names of all, or nothing where there is none."""
+    found = list(rows)
+    return [(found[0], [row.device_id for row in found])] if found else []
+
+
+def _security(title: str, names: list[str], why: str, since: float | None) -> Need:
+    return Need(
+        tone="sec",
+        mark="sec",
+        title=title,
+        detail=f"{_named(names)} · {why}",
+        href=f"/devices/{names[0]}#signed",
+        since=since,
+    )
 
 
 def _devices(lines: list[devices.DeviceLine]) -> list[Need]:
