@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -67,6 +68,7 @@ class Statements:
         self._kept: Final = _read(path)
         self._due = False
         self._last: float | None = None
+        self._left: Statement | None = None
 
     def changed(self) -> None:
         """Have a statement sent, soon."""
@@ -95,15 +97,38 @@ class Statements:
         if not self._due or (self._last is not None and now - self._last < self._pause):
             return
         self._due, self._last = False, now
+        signed = self._signed(self._statement(hello()))
+        if signed is not None:
+            self._link.publish(topics.manifest(self._device), signed)
+
+    def leave_due(self, hello: Callable[[], Hello]) -> None:
+        """Without a network: leave a signed statement for whoever carries reports by hand."""
+        now = self._clock.monotonic()
+        if self._last is not None and now - self._last < self._pause:
+            return
+        self._last, current = now, self._statement(hello())
+        if self._left is not None and current == msgspec.structs.replace(
+            self._left, sequence=current.sequence
+        ):
+            return
+        signed = self._signed(current)
+        if signed is not None:
+            self._left = current
+            with self._survived():
+                files.write(left_by(self._path), signed)
+
+    def _signed(self, current: Statement) -> bytes | None:
+        """Return a statement with the next number, signed; None where the key cannot be used."""
         believed = self._believed().now
         self._kept.sequence = statement.next_sequence(self._kept.sequence, believed)
-        self._keep()
+        with self._survived():
+            files.write(self._path, msgspec.json.encode(self._kept))
+        numbered = msgspec.structs.replace(current, sequence=self._kept.sequence)
         try:
-            signed = statement.sign(self._statement(hello()), self._device, believed, self._key)
+            return codec.encode(statement.sign(numbered, self._device, believed, self._key))
         except (AgentError, StateError) as error:
-            _LOG.warning("no statement is sent: %s", error)
-            return
-        self._link.publish(topics.manifest(self._device), codec.encode(signed))
+            _LOG.warning("no statement is made: %s", error)
+            return None
 
     def _statement(self, hello: Hello) -> Statement:
         kept = self._kept
@@ -129,12 +154,18 @@ class Statements:
             held_timestamp=kept.held_timestamp,
         )
 
-    def _keep(self) -> None:
+    @contextlib.contextmanager
+    def _survived(self) -> Iterator[None]:
         try:
-            files.write(self._path, msgspec.json.encode(self._kept))
+            yield
         except StorageError as error:
             # The next number is the time anyway: a full disk keeps no device from saying how it is.
             _LOG.warning("statements: %s", error)
+
+
+def left_by(path: Path) -> Path:
+    """Return where a signed statement is left, for a file of `Statements`."""
+    return path.with_suffix(".signed")
 
 
 def _read(path: Path) -> _Kept:

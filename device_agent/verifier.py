@@ -36,6 +36,7 @@ class Verifier:
         self._post: Final = post
         self._changed: Final = threading.Condition()
         self._newest: bytes | None = None
+        self._kit: Callable[[], None] | None = None
         self._stopped = False
         self._thread: Final = threading.Thread(target=self._run, name="verify", daemon=True)
         self._thread.start()
@@ -44,6 +45,12 @@ class Verifier:
         """Verify these bytes; older ones that still wait are dropped."""
         with self._changed:
             self._newest = data
+            self._changed.notify_all()
+
+    def submit_kit(self, take: Callable[[], None]) -> None:
+        """Have a kit taken between two assignments: the trusted state is for one at a time."""
+        with self._changed:
+            self._kit = take
             self._changed.notify_all()
 
     def stop(self) -> None:
@@ -55,12 +62,18 @@ class Verifier:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopped or self._newest is not None)
-                if self._stopped or self._newest is None:
+                self._changed.wait_for(self._has_work)
+                if self._stopped:
                     return
-                data, self._newest = self._newest, None
-            if not self._verify(data):
+                take, self._kit = self._kit, None
+                data, self._newest = (self._newest, None) if take is None else (None, self._newest)
+            if take is not None:
+                take()
+            elif data is not None and not self._verify(data):
                 self._again(data)
+
+    def _has_work(self) -> bool:
+        return self._stopped or self._newest is not None or self._kit is not None
 
     def _verify(self, data: bytes) -> bool:
         """Return whether the bytes are judged: without metadata they cannot be."""
@@ -75,5 +88,6 @@ class Verifier:
 
     def _again(self, data: bytes) -> None:
         with self._changed:
-            if not self._changed.wait_for(lambda: self._stopped or self._newest is not None, _RETRY):
+            self._changed.wait_for(self._has_work, _RETRY)
+            if self._newest is None:
                 self._newest = data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from device_agent.errors import StorageError
@@ -50,6 +51,48 @@ def write(path: Path, data: bytes, mode: int = 0o644) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()  # on a full disk even half a file is too much
+        raise StorageError(f"{path}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def written(path: Path, mode: int = 0o644) -> Iterator[Callable[[bytes], None]]:
+    """Give what writes a file piece by piece; at the end of the block it is there, atomically and durably.
+
+    A block that raises leaves no file.
+
+    Raises:
+        StorageError: the disk does not take it; errors of the block itself stay what they are.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with _storage(path):
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+        file = os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb")
+
+    def write_piece(data: bytes) -> None:
+        with _storage(path):
+            file.write(data)
+
+    try:
+        with file:
+            yield write_piece
+            with _storage(path):
+                file.flush()
+                os.fsync(file.fileno())
+        with _storage(path):
+            partial.replace(path)
+            sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def _storage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from error
 
 

@@ -10,9 +10,10 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from urllib.parse import quote
 
 from device_agent.errors import StorageError
 
@@ -264,6 +265,18 @@ class Outbox:
             answers = 0 if losers else db.execute(_FORGET_ANSWERS).rowcount
         self.dropped += len(losers)
         return bool(losers or answers)
+
+
+def waiting(path: Path, now: float) -> list[Record]:
+    """Return all that waits in an outbox's file, which an agent may be using.
+
+    Raises:
+        StorageError: it is no outbox, or damaged.
+    """
+    sql = "SELECT id, kind, payload, rank, expires FROM records WHERE expires IS NULL OR expires > ? "
+    with _storage_errors(), closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
+        rows = db.execute(f"{sql} ORDER BY kind, rank DESC, number", (now,)).fetchall()
+    return [Record(row[0], KINDS[row[1]], row[2], row[3], row[4]) for row in rows]
 
 
 @contextmanager

@@ -66,6 +66,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
         activate_before: a bundle that is staged and verified may be activated, even offline, until then.
         expires: until then the device may start to install it.
         allow_rollback: the release counters may be lower than what the device has committed.
+        decommission: the device wipes its credentials, models and records, and stops for good.
     """
 
     device: str
@@ -75,6 +76,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     activate_before: Time
     expires: Time
     allow_rollback: bool = False
+    decommission: bool = False
 
     def may_install(self, now: datetime) -> bool:
         """Return whether the device may begin to install what is assigned."""
@@ -101,13 +103,14 @@ class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
     release_counters: Mapping[str, int] = {}
 
 
-class _Terms(msgspec.Struct, frozen=True, kw_only=True):
+class _Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The field `x-kedge` of an assignment."""
 
     device: str
     rollout: str
     activate_before: Time
-    allow_rollback: bool
+    allow_rollback: bool = False
+    decommission: bool = False
 
 
 def entry(bundle: AssignedBundle) -> TargetFile:
@@ -154,10 +157,15 @@ def build(
     activate_before: datetime,
     expires: datetime,
     allow_rollback: bool = False,
+    decommission: bool = False,
 ) -> Targets:
     """Return an assignment to be signed by the director."""
     terms = _Terms(
-        device=str(device), rollout=rollout, activate_before=activate_before, allow_rollback=allow_rollback
+        device=str(device),
+        rollout=rollout,
+        activate_before=activate_before,
+        allow_rollback=allow_rollback,
+        decommission=decommission,
     )
     return Targets(
         version=version,
@@ -222,9 +230,19 @@ def read(
         activate_before=terms.activate_before,
         expires=signed.expires,
         allow_rollback=terms.allow_rollback,
+        decommission=terms.decommission,
     )
     _check(assignment, state, trusted.now)
     return assignment, signed.targets
+
+
+def expires(data: bytes) -> datetime:
+    """Return until when an assignment of ours holds, verifying nothing.
+
+    Raises:
+        TrustError: it is none.
+    """
+    return rules.parse(Targets, data, "assignment").signed.expires
 
 
 def _check(assignment: Assignment, state: DeviceState, now: datetime) -> None:
@@ -240,6 +258,8 @@ def _check(assignment: Assignment, state: DeviceState, now: datetime) -> None:
         )
     if not assignment.may_install(now):
         raise TrustError(f"assignment: version {assignment.version} has expired", reason="expired")
+    if assignment.decommission and assignment.targets:
+        raise TrustError("assignment: it both decommissions the device and names bundles", reason="malformed")
     models = [bundle.model for bundle in assignment.targets]
     if len(set(models)) != len(models):
         raise TrustError("assignment: a model is assigned twice", reason="malformed")

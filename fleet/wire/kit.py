@@ -119,7 +119,7 @@ def decode(kind: type[S], data: bytes) -> S:
     """Read a file.
 
     Raises:
-        WireError: it is too long, malformed, or of another format.
+        WireError: it is too long or malformed.
     """
     limit = INDEX_LIMIT if kind is KitIndex else REPORTS_LIMIT
     if len(data) > limit:
@@ -129,6 +129,16 @@ def decode(kind: type[S], data: bytes) -> S:
         found: S = decoder(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"kit: {error}") from error
-    if isinstance(found, KitIndex) and found.format != FORMAT:
-        raise WireError(f"kit: expected format {FORMAT}, got {found.format}")
     return found
+
+
+def read_index(data: bytes) -> KitIndex:
+    """Read `kit.json`.
+
+    Raises:
+        WireError: it is too long, malformed, or of another format.
+    """
+    index = decode(KitIndex, data)
+    if index.format != FORMAT:
+        raise WireError(f"kit: expected format {FORMAT}, got {index.format}")
+    return index

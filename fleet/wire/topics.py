@@ -88,6 +88,17 @@ def manifest(device: DeviceId) -> str:
     return f"{DEVICE}/{device}/manifest"
 
 
+def uplink(device: DeviceId, kind: str) -> str:
+    """Return the topic of one kind of uplink of a device.
+
+    Raises:
+        WireError: no such kind.
+    """
+    if kind not in UPLINK:
+        raise WireError(f"uplink kind: expected one of {', '.join(UPLINK)}, got {kind!r}")
+    return f"{DEVICE}/{device}/{kind}"
+
+
 def uplink_filter(kind: str) -> str:
     """Return the server's subscription for one kind of uplink of every device.
 
