@@ -86,7 +86,7 @@ def find_key(plan: Plan, who: str) -> Key:
     Raises:
         CeremonyError: no key, or more than one.
     """
-    by_owner = [key for key in plan.keys().values() if owner_of(key) == who]
+    by_owner = [key for key in plan.keys().values() if who and owner_of(key) == who]
     by_id = [
         key for key in plan.keys().values() if who.startswith(short(key.keyid)) and key.keyid.startswith(who)
     ]

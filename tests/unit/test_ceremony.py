@@ -1,0 +1,400 @@
+"""Root and targets that people sign: what is proposed, what a signature means, what devices then follow."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Metadata, Root, TargetFile
+
+from ceremony_world import NOW, CeremonyWorld, holders, person, refresh
+from fleet.errors import CeremonyError, TrustError
+from fleet.trust import ceremony
+from fleet.trust import holders as names
+from fleet.trust import plan as plans
+from fleet.trust.ceremony import Proposal, Trusted
+from fleet.trust.metadata_set import ROOT, TARGETS, TIMESTAMP
+from fleet.trust.plan import Plan
+from fleet.trust.repository import Project
+from fleet.trust.review import review
+
+ALICE, BOB, CAROL, DAVE = (person(name) for name in ("alice", "bob", "carol", "dave"))
+OFFLINE = (ROOT, TARGETS)
+Edit = Callable[[Plan], Plan]
+
+
+def everywhere(change: Callable[[Plan, str], Plan], *roles: str) -> Edit:
+    """Return an edit of several roles."""
+
+    def edit(plan: Plan) -> Plan:
+        for role in roles or OFFLINE:
+            plan = change(plan, role)
+        return plan
+
+    return edit
+
+
+def rotated(old: CryptoSigner, new: CryptoSigner) -> Edit:
+    """Return an edit that puts one person's key in another's place."""
+    return everywhere(lambda p, role: plans.with_replaced(p, role, old.public_key, new.public_key))
+
+
+@pytest.fixture
+def world() -> CeremonyWorld:
+    return CeremonyWorld(ALICE, BOB, CAROL)
+
+
+# --- what counts -----------------------------------------------------------------------------------
+
+
+def test_a_lost_key_is_replaced_by_the_two_that_remain(world: CeremonyWorld) -> None:
+    """Carol's key is lost. Alice and Bob name Dave's in its place; devices follow."""
+    device = world.device()
+    world.propose(rotated(CAROL, DAVE))
+    world.sign(ALICE)
+    assert [count.missing for count in ceremony.counts(world.trusted, world.proposal)] == [1, 1]
+    with pytest.raises(
+        CeremonyError, match="1 of the root keys that root 1 names; 1 of the root keys that root 2"
+    ):
+        ceremony.finished(world.trusted, world.proposal)
+    with pytest.raises(TrustError, match="root was signed by 1/2 keys"):
+        refresh(device, world.forced())
+    world.sign(BOB)
+    world.publish()
+    assert set(refresh(device, world.files).root.roles[ROOT].keyids) == {
+        x.public_key.keyid for x in (ALICE, BOB, DAVE)
+    }
+    assert refresh(world.device(), world.files).root.version == 2
+
+
+def test_new_holders_alone_are_not_enough(world: CeremonyWorld) -> None:
+    """Dave and Carol sign: two of the new root's keys, and only one of the old root's."""
+    world.propose(rotated(ALICE, DAVE))
+    world.sign(DAVE, CAROL)
+    old, new = ceremony.counts(world.trusted, world.proposal)
+    assert (old.missing, new.missing) == (1, 0)
+    with pytest.raises(TrustError):
+        refresh(world.device(), world.forced())
+
+
+def test_who_has_no_part_cannot_sign(world: CeremonyWorld) -> None:
+    world.propose(rotated(CAROL, DAVE))
+    stranger = person("mallory")
+    with pytest.raises(CeremonyError, match=r"mallory .* has no part in this proposal"):
+        world.sign(stranger)
+    world.sign(CAROL)  # the trusted root names her still
+    old, new = ceremony.counts(world.trusted, world.proposal)
+    assert (len(old.signed), len(new.signed)) == (1, 0)
+
+
+def test_targets_are_signed_again_when_root_would_not_accept_them_any_more(world: CeremonyWorld) -> None:
+    """Both who had signed targets are replaced at once: nobody forgets to sign targets again."""
+    world.propose(rotated(CAROL, DAVE))
+    assert world.proposal.targets is None, "two of those who had signed targets still count"
+    ed = person("ed")
+    world.propose(everywhere(lambda p, r: plans.with_replaced(p, r, ALICE.public_key, ed.public_key)))
+    world.propose(
+        everywhere(lambda p, r: plans.with_replaced(p, r, BOB.public_key, person(f"f{r}").public_key))
+    )
+    assert world.proposal.targets is not None
+
+
+def test_a_change_of_a_proposal_drops_its_signatures_and_no_others(world: CeremonyWorld) -> None:
+    world.propose(
+        lambda p: plans.with_project(
+            p, Project(name="vision", signers=holders(DAVE, threshold=1), paths=("bundles/vision-*/*/*",))
+        )
+    )
+    world.sign(ALICE)
+    world.propose(rotated(CAROL, person("carol-2")))
+    assert world.proposal.root is not None
+    assert world.proposal.targets is not None
+    assert (len(world.proposal.root.signatures), len(world.proposal.targets.signatures)) == (0, 1)
+    world.propose(lambda p: plans.without_project(p, "vision"))
+    assert world.proposal.targets is None
+
+
+def test_a_proposal_that_is_taken_back_is_none(world: CeremonyWorld) -> None:
+    world.propose(everywhere(lambda p, r: plans.with_key(p, r, DAVE.public_key)))
+    assert not world.propose(everywhere(lambda p, r: plans.without_key(p, r, DAVE.public_key)))
+
+
+def test_expiry_is_extended_without_any_other_change(world: CeremonyWorld) -> None:
+    world.propose(lambda p: p, renew=OFFLINE)
+    found = review(world.trusted, world.proposal, NOW)
+    assert found.changes == (
+        "root: holds until 2028-01-15, before it was until 2028-01-15",
+        "targets: holds until 2028-01-15, before it was until 2028-01-15",
+    )
+    world.sign(ALICE, BOB)
+    world.publish()
+    assert refresh(world.device(), world.files).root.version == 2
+
+
+def test_signatures_of_two_copies_are_merged(world: CeremonyWorld) -> None:
+    world.propose(rotated(CAROL, DAVE))
+    by_alice = ceremony.sign(world.trusted, world.proposal, ALICE)
+    by_bob = ceremony.sign(world.trusted, world.proposal, BOB)
+    world.proposal = ceremony.merge(by_alice, by_bob)
+    world.publish()
+    world.propose(rotated(DAVE, CAROL))
+    with pytest.raises(CeremonyError, match="do not propose the same"):
+        ceremony.merge(by_alice, world.proposal)
+
+
+def test_a_proposal_for_another_base_is_refused(world: CeremonyWorld) -> None:
+    """Somebody else's change was published first: this one would undo it without saying so."""
+    stale = world.propose(rotated(CAROL, DAVE))
+    world.proposal = Proposal()
+    world.propose(lambda p: p, renew=(ROOT,))
+    world.sign(ALICE, BOB)
+    world.publish()
+    with pytest.raises(CeremonyError, match="proposed root is version 2, and version 3 would follow"):
+        ceremony.read_proposal(world.trusted, ceremony.proposal_files(stale))
+
+
+def test_signatures_that_do_not_count_are_not_published(world: CeremonyWorld) -> None:
+    world.propose(rotated(CAROL, DAVE))
+    world.sign(ALICE, BOB)
+    assert world.proposal.root is not None
+    world.proposal.root.sign(person("mallory"), append=True)
+    data = ceremony.finished(world.trusted, world.proposal)["2.root.json"]
+    assert len(Metadata[Root].from_bytes(data).signatures) == 2
+
+
+# --- what is trusted -------------------------------------------------------------------------------
+
+
+def test_a_folder_with_a_broken_chain_is_refused(world: CeremonyWorld) -> None:
+    world.propose(rotated(CAROL, DAVE))
+    world.sign(ALICE, BOB)
+    world.publish()
+    files = {n: d for n, d in world.files.items() if n.endswith(("root.json", "targets.json"))}
+    assert len(ceremony.read_trusted(files).roots) == 2
+    other = CeremonyWorld(ALICE, BOB, CAROL)
+    for broken in (
+        {**files, "1.root.json": other.files["1.root.json"].replace(b"2028", b"2038")},
+        {n: d for n, d in files.items() if n != "1.root.json"},
+        {**files, "3.root.json": files["2.root.json"]},
+        {**files, "4.root.json": files["2.root.json"]},
+        {**files, "1.targets.json": other.files["1.targets.json"].replace(b"bundles", b"bundels")},
+    ):
+        with pytest.raises(TrustError):
+            ceremony.read_trusted(broken)
+
+
+# --- what a review says ----------------------------------------------------------------------------
+
+
+def words(world: CeremonyWorld) -> str:
+    """Return a review as one text."""
+    found = review(world.trusted, world.proposal, NOW)
+    return "\n".join((found.title, *found.changes, *found.warnings))
+
+
+def test_a_review_says_what_changes(world: CeremonyWorld) -> None:
+    world.propose(rotated(CAROL, DAVE))
+    world.propose(lambda p: plans.with_threshold(p, TARGETS, 1))
+    world.propose(lambda p: plans.with_only_key(p, TIMESTAMP, world.server_key()))
+    world.propose(
+        lambda p: plans.with_project(
+            p,
+            Project(
+                name="vision", signers=holders(person("ci"), threshold=1), paths=("bundles/vision-*/*/*",)
+            ),
+        )
+    )
+    text = words(world)
+    for line in (
+        "root 2, after 1; targets 2, after 1",
+        f"root: {names.named(DAVE.public_key)} is added",
+        f"root: {names.named(CAROL.public_key)} is removed",
+        "targets: 1 of 3 must sign, before it was 2 of 3",
+        "timestamp: devices forget what the removed key has signed",
+        "for bundles/vision-*/*/*",
+        "targets: threshold 1: whoever steals one of its keys signs alone",
+        "root and targets have the same keys: alice",
+    ):
+        assert line in text
+    assert [x.name for x in world.plan.projects] == ["vision", "releases"]
+
+
+ZOO = Project(name="zoo", signers=holders(DAVE, threshold=1), paths=("bundles/*/*/*",))
+
+
+@pytest.mark.parametrize(
+    ("edit", "warning"),
+    [
+        (
+            everywhere(lambda p, r: plans.without_key(p, r, CAROL.public_key)),
+            "one lost key makes root unrecoverable",
+        ),
+        (
+            lambda p: plans.with_key(p, TIMESTAMP, ALICE.public_key),
+            "signs root and timestamp: it cannot be offline",
+        ),
+        (
+            lambda p: plans.with_project(p, ZOO),
+            "project releases is never asked: zoo comes before it and signs every model",
+        ),
+    ],
+)
+def test_a_review_warns(world: CeremonyWorld, edit: Edit, warning: str) -> None:
+    world.propose(edit)
+    assert any(warning in line for line in review(world.trusted, world.proposal, NOW).warnings)
+
+
+def test_nothing_is_hidden_from_a_review(world: CeremonyWorld) -> None:
+    """An attacker adds to a proposal what a review has no words for; it says so, and nobody signs."""
+    world.propose(rotated(CAROL, DAVE), renew=(TARGETS,))
+    assert world.proposal.root is not None
+    assert world.proposal.targets is not None
+    root = ceremony.copied(world.proposal.root)
+    root.signed.unrecognized_fields["x-extra"] = 1
+    with pytest.raises(CeremonyError, match="more than can be shown"):
+        review(world.trusted, Proposal(root, world.proposal.targets), NOW)
+    targets = ceremony.copied(world.proposal.targets)
+    targets.signed.targets["bundles/a/1/b"] = TargetFile(1, {"sha256": "0" * 64}, "bundles/a/1/b")
+    with pytest.raises(TrustError, match="expected no entries"):
+        review(world.trusted, Proposal(world.proposal.root, targets), NOW)
+    twice = ceremony.copied(world.proposal.root)
+    again = names.decode(names.encode(ALICE.public_key), "alice")
+    again.keyid = "0" * 64
+    twice.signed.add_key(again, ROOT)
+    with pytest.raises(CeremonyError, match="the key's id is"):
+        review(world.trusted, Proposal(twice, world.proposal.targets), NOW)
+
+
+def test_expiries_that_are_odd_are_warned_of(world: CeremonyWorld) -> None:
+    late = ceremony.Lifetimes(root=timedelta(days=20), targets=timedelta(days=3000))
+    world.proposal = ceremony.propose(
+        world.trusted, Proposal(), world.plan, NOW, lifetimes=late, renew=OFFLINE
+    )
+    assert "root: holds for 20 days only" in words(world)
+    assert "targets: holds for 8 years" in words(world)
+
+
+# --- names -----------------------------------------------------------------------------------------
+
+
+def test_a_name_stands_for_one_key(world: CeremonyWorld) -> None:
+    with pytest.raises(CeremonyError, match="two keys under the same name"):
+        world.propose(everywhere(lambda p, r: plans.with_key(p, r, person("alice").public_key)))
+
+
+def test_a_key_is_found_by_name_and_by_the_beginning_of_its_id(world: CeremonyWorld) -> None:
+    assert plans.find_key(world.plan, "bob") == BOB.public_key
+    assert plans.find_key(world.plan, BOB.public_key.keyid[:10]) == BOB.public_key
+    for unknown in ("nobody", "", BOB.public_key.keyid[:4]):
+        with pytest.raises(CeremonyError, match="is the name of 0 keys, expected 1; there are alice"):
+            plans.find_key(world.plan, unknown)
+
+
+def test_a_public_key_travels_in_a_file() -> None:
+    data = names.encode(ALICE.public_key)
+    assert names.decode(data, "alice.pub.json") == ALICE.public_key
+    public = ALICE.public_key.keyval["public"].encode()
+    for bad, why in (
+        (data.replace(ALICE.public_key.keyid.encode(), b"0" * 64), "the file says 00000000"),
+        (data.replace(public, BOB.public_key.keyval["public"].encode()), "the key's id is"),
+        (data.replace(public, public.upper()), "not written in its usual form"),
+        (data.replace(b'"alice"', b'"../alice"'), "owner's name"),
+        (data[:-20], "expected a public key"),
+        (b"\xff", "expected a public key"),
+    ):
+        with pytest.raises(CeremonyError, match=why):
+            names.decode(bad, "alice.pub.json")
+
+
+# --- any sequence ----------------------------------------------------------------------------------
+
+PEOPLE = [person(f"p{i}") for i in range(5)]
+who, role_of = st.sampled_from(PEOPLE), st.sampled_from(OFFLINE)
+
+
+class Ceremonies(RuleBasedStateMachine):
+    """People add, revoke and rotate as they like; what enough of them have signed, every device follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = CeremonyWorld(*PEOPLE[:3])
+        self.faithful = self.world.device()
+
+    def attempt(self, edit: Edit) -> None:
+        """Change what is proposed, or find that it cannot be."""
+        before = self.world.proposal
+        try:
+            self.world.propose(edit)
+        except CeremonyError:
+            assert self.world.proposal is before
+
+    @rule(one=who, role=role_of)
+    def add(self, one: CryptoSigner, role: str) -> None:
+        self.attempt(lambda p: plans.with_key(p, role, one.public_key))
+
+    @rule(one=who, role=role_of)
+    def revoke(self, one: CryptoSigner, role: str) -> None:
+        self.attempt(lambda p: plans.without_key(p, role, one.public_key))
+
+    @rule(old=who, new=who, role=role_of)
+    def rotate(self, old: CryptoSigner, new: CryptoSigner, role: str) -> None:
+        self.attempt(lambda p: plans.with_replaced(p, role, old.public_key, new.public_key))
+
+    @rule(count=st.integers(1, 4), role=role_of)
+    def threshold(self, count: int, role: str) -> None:
+        self.attempt(lambda p: plans.with_threshold(p, role, count))
+
+    @rule(role=st.sampled_from(("snapshot", "timestamp", "director")))
+    def renew(self, role: str) -> None:
+        self.attempt(lambda p: plans.with_only_key(p, role, self.world.server_key()))
+
+    @rule(some=st.sets(st.sampled_from(range(5)), min_size=1))
+    def sign_and_publish(self, some: set[int]) -> None:
+        for index in some:
+            with contextlib.suppress(CeremonyError):  # has no part in it
+                self.world.sign(PEOPLE[index])
+        if not self.world.proposal:
+            return
+        if any(count.missing for count in ceremony.counts(self.world.trusted, self.world.proposal)):
+            self.refused()
+        else:
+            self.world.publish()
+            version = len(self.world.trusted.roots)
+            assert refresh(self.faithful, self.world.files).root.version == version
+
+    def refused(self) -> None:
+        """Nobody follows what too few have signed, not even when it is published with good seals."""
+        with pytest.raises(CeremonyError, match="signatures are missing"):
+            ceremony.finished(self.world.trusted, self.world.proposal)
+        with pytest.raises(TrustError):
+            refresh(self.world.device(), self.world.forced())
+
+    @invariant()
+    def a_device_that_was_off_follows_the_whole_chain(self) -> None:
+        newest = refresh(self.world.device(), self.world.files)
+        assert newest.root.version == len(self.world.trusted.roots)
+
+    @invariant()
+    def everything_proposed_can_be_reviewed_and_read_back(self) -> None:
+        if self.world.proposal:
+            review(self.world.trusted, self.world.proposal, NOW)
+            files = ceremony.proposal_files(self.world.proposal)
+            assert ceremony.read_proposal(self.world.trusted, files) == self.world.proposal
+
+
+TestCeremonies = Ceremonies.TestCase
+TestCeremonies.settings = settings(
+    max_examples=12, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+def test_nothing_trusted_is_nothing() -> None:
+    assert ceremony.read_trusted({}) == Trusted()
+    with pytest.raises(CeremonyError, match="kedge keys init"):
+        ceremony.plan_in(Trusted(), Proposal())
