@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 
+from device_agent import carrying
 from device_agent.adapters.facts import SystemFacts, agent_version
+from device_agent.adapters.inbox import Inbox
+from device_agent.adapters.inbox import Outcome as Told
 from device_agent.adapters.journal import FileJournal
 from device_agent.adapters.mqtt import Message, MqttLink
 from device_agent.adapters.notify import Notifier
 from device_agent.adapters.outbox import Outbox
+from device_agent.adapters.sent import Sent
 from device_agent.adapters.trust_client import TrustClient
+from device_agent.carrying import Carried
 from device_agent.driver import Driver, Outcome, Ties
+from device_agent.errors import StorageError
 from device_agent.installer import Installer, Site
 from device_agent.observing import Offload, Telemetry
+from device_agent.parting import Parting
 from device_agent.ports import Clock
 from device_agent.refusals import RefusalFilter
 from device_agent.settings import Settings
@@ -34,6 +42,8 @@ from fleet.wire import codec, topics
 from fleet.wire.messages import Ack, Answer, Flush, Hello, RefusalEvent, Status
 
 _LOG: Final = logging.getLogger(__name__)
+#: Seconds until a kit that the disk did not take is tried again.
+_KIT_RETRY: Final = 5.0
 
 
 class Connected(NamedTuple):
@@ -57,11 +67,17 @@ class Refused(NamedTuple):
     detail: str
 
 
+class Kit(NamedTuple):
+    """The kit in the inbox was verified, or refused."""
+
+    result: Carried | KedgeError
+
+
 class Stop(NamedTuple):
     """The agent is asked to stop."""
 
 
-Happening: TypeAlias = Connected | Arrived | Refused | Outcome | Assignment | Stop
+Happening: TypeAlias = Connected | Arrived | Refused | Outcome | Assignment | Kit | Stop
 
 
 class Parts(NamedTuple):
@@ -83,6 +99,9 @@ class Parts(NamedTuple):
     notifier: Notifier
     site: Site
     statements: Statements
+    parting: Parting
+    inbox: Inbox
+    sent: Sent
 
 
 class Agent:
@@ -109,6 +128,7 @@ class Agent:
         self._postponed: list[Happening] = []
         self._trouble = ""
         self._last_sign = 0.0
+        self._look_at_kit = 0.0  # not before; never while one is being taken
         self._thread: Final = threading.Thread(target=self._run, name="agent", daemon=True)
 
     def start(self) -> None:
@@ -143,7 +163,7 @@ class Agent:
     def needed(self) -> list[AssignedBundle] | None:
         """Return the bundles that must stay on the device; None while one is being installed."""
         data = [driver.data for driver in list(self.drivers.values())]
-        if any(x.state in BUSY for x in data):
+        if self._parts.inbox.waiting or any(x.state in BUSY or x.pending is not None for x in data):
             return None
         return [bundle for x in data for bundle in x.needed]
 
@@ -206,6 +226,8 @@ class Agent:
             self._assigned(happening)
         elif isinstance(happening, Refused):
             self._refused(happening)
+        elif isinstance(happening, Kit):
+            self._kit_taken(happening.result)
 
     def _outcome(self, outcome: Outcome) -> None:
         driver = self.drivers[outcome.model]
@@ -259,6 +281,7 @@ class Agent:
             _LOG.warning("dropped a message: %s", error)
             return
         if isinstance(message, Ack):
+            self._parts.parting.acknowledged(message.ids)
             self._parts.uplink.acknowledged(message.ids)
         elif isinstance(message, Answer):
             self._parts.offload.answered(message)
@@ -275,6 +298,10 @@ class Agent:
     def _assigned(self, assignment: Assignment) -> None:
         if assignment.version < self._parts.trust.assignment_version:
             return  # it had to wait, and a newer one did not
+        if assignment.decommission:
+            self._parts.parting.begin(assignment)
+        if self._parts.parting.begun:
+            return
         for bundle in assignment.targets:
             if bundle.model not in self.drivers:
                 driver = self._driver(bundle.model)
@@ -285,8 +312,46 @@ class Agent:
                 assignment_version=assignment.version,
                 activate_before=assignment.activate_before,
                 allow_rollback=assignment.allow_rollback,
+                delivery=assignment.delivery,
+                delta=assignment.deltas.get(bundle.model),
             )
             self.drivers[bundle.model].feed(Offered(offer))
+
+    def _look_into_inbox(self) -> None:
+        if self._parts.clock.monotonic() >= self._look_at_kit and self._parts.inbox.waiting:
+            self._look_at_kit = math.inf
+            self._verifier.submit_kit(self._take_kit)
+
+    def _take_kit(self) -> None:
+        """Verify the kit in the inbox, on the verifier's thread."""
+        parts = self._parts
+        try:
+            now = parts.clock.now()
+            result: Carried | KedgeError = carrying.take(
+                parts.inbox, parts.site.store, parts.trust, parts.device, self.release_counters(), now
+            )
+        except KedgeError as error:
+            result = error
+        self._queue.put(Kit(result))
+
+    def _kit_taken(self, result: Carried | KedgeError) -> None:
+        """Follow what a kit says as if it had come from the broker; it stays in the inbox until then."""
+        outcome = Told()
+        if isinstance(result, Carried):
+            self._assigned(result.assignment)
+            for digest in result.reached:
+                self._parts.uplink.acknowledged(self._parts.sent.forget(digest))
+            outcome = Told(version=result.assignment.version)
+        elif isinstance(result, StorageError):
+            _LOG.warning("the kit is not taken, will try again: %s", result)
+            self._look_at_kit = self._parts.clock.monotonic() + _KIT_RETRY
+            return
+        else:
+            reason = result.reason if isinstance(result, TrustError) else "bad_kit"
+            self._refused(Refused("kit", reason, str(result)))
+            outcome = Told(reason=reason, detail=str(result))
+        self._parts.inbox.finish(outcome)
+        self._look_at_kit = 0.0
 
     def _refused(self, refused: Refused) -> None:
         _LOG.warning("refused %s: %s", refused.what, refused.detail)
@@ -308,14 +373,18 @@ class Agent:
         )
 
     def _tick(self) -> None:
+        self._parts.parting.look()
         self._report(self._parts.settings.window)
         for driver in self.drivers.values():
             driver.tell()
+        self._look_into_inbox()
         if self.connected:
             self._parts.uplink.pump()
             self._parts.statements.send_due(self.hello)
             if self._told_waiting and not self._parts.outbox.waiting_bytes():
                 self._introduce()  # the server was told of a queue that is no more
+        else:
+            self._parts.statements.leave_due(self.hello)
         interval, now = self._parts.notifier.interval, self._parts.clock.monotonic()
         if interval is not None and now - self._last_sign >= interval:
             self._last_sign = now
@@ -329,6 +398,6 @@ class Agent:
         return Driver(model, Installer(model, self._parts.site), self._ties)
 
 
-def poster(happenings: queue.SimpleQueue[Happening]) -> Callable[[str, str], None]:
-    """Return what a downloader tells of refused chunks."""
-    return lambda reason, detail: happenings.put(Refused("chunk", reason, detail))
+def poster(happenings: queue.SimpleQueue[Happening], what: str = "chunk") -> Callable[[str, str], None]:
+    """Return what is told of refused chunks, or of whatever else comes with a download."""
+    return lambda reason, detail: happenings.put(Refused(what, reason, detail))

@@ -10,6 +10,7 @@ import queue
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -19,10 +20,11 @@ import httpx
 import uvicorn
 
 from device_agent import runtimes
-from device_agent.adapters import device_key
+from device_agent.adapters import device_key, enrolment, wipe
 from device_agent.adapters.chunk_http import HttpSource, prover
 from device_agent.adapters.chunk_mqtt import MqttSource
 from device_agent.adapters.clock import SystemClock
+from device_agent.adapters.deltas import Deltas
 from device_agent.adapters.download import Downloader, Priced
 from device_agent.adapters.energy import EnergyMeter
 from device_agent.adapters.facts import SystemFacts, agent_version
@@ -32,6 +34,7 @@ from device_agent.adapters.mqtt import Credentials, Message, MqttLink
 from device_agent.adapters.notify import Notifier
 from device_agent.adapters.outbox import Outbox
 from device_agent.adapters.renewal import Renewal
+from device_agent.adapters.sent import Sent
 from device_agent.adapters.state import Identity, Running, StateFolder
 from device_agent.adapters.store import FileStore
 from device_agent.adapters.trust_client import TrustClient
@@ -40,6 +43,7 @@ from device_agent.agent import Agent, Connected, Happening, Parts, poster
 from device_agent.errors import StateError, StorageError
 from device_agent.installer import Site
 from device_agent.observing import Offload, Telemetry
+from device_agent.parting import Parting
 from device_agent.ports import ChunkSource
 from device_agent.serving import grpc_server
 from device_agent.serving.engine import Answered, Engine
@@ -128,6 +132,7 @@ def wire(state: StateFolder, settings: Settings) -> System:
             poster(happenings),
             held=held,
         ),
+        deltas=Deltas(store, facts.free_disk, state.patches, poster(happenings, "delta")),
         runtime=cache(runtimes.find),
         engine=engine,
         facts=facts,
@@ -136,6 +141,7 @@ def wire(state: StateFolder, settings: Settings) -> System:
         needed=needed,
         collecting=threading.Lock(),
         downloading=threading.Lock(),
+        device=identity.device_id,
     )
     parts = Parts(
         device=device,
@@ -161,6 +167,9 @@ def wire(state: StateFolder, settings: Settings) -> System:
             clock,
             lambda: trust.clock(clock.now()),
         ),
+        parting=Parting(device, link, clock, boot_id),
+        inbox=Inbox(state.inbox),
+        sent=Sent(state.sent),
     )
     agent = Agent(happenings, parts, clean=state.take_clean_mark())
     return System(agent, parts, engine)
@@ -177,7 +186,7 @@ def _link(
     return MqttLink(
         identity.device_id,
         identity.broker,
-        credentials=Credentials(key=state.key, certificate=state.certificate, ca=state.ca),
+        credentials=Credentials(key=state.tls, certificate=state.tls, ca=state.ca),
         will=Message(topics.status(DeviceId(identity.device_id)), codec.encode(will)),
         on_change=lambda up: happenings.put(Connected(up)),
     )
@@ -201,12 +210,36 @@ def run(state: StateFolder, settings: Settings, doors: Doors) -> None:
     Raises:
         KedgeError: it cannot start; says why.
     """
-    state.identity()  # a folder that is no agent's is not written to
+    if state.asking() is None and not state.decommissioned:
+        state.identity()  # a folder that is no agent's is not written to
     handle = state.lock()
     try:
-        asyncio.run(_run(state, settings, doors))
+        if state.decommissioned:
+            wipe.wipe(state)  # a power cut may have stopped it
+            raise StateError(f"state folder {state.root}: was decommissioned, and is wiped")
+        if state.enrolled or _let_in(state):
+            asyncio.run(_run(state, settings, doors))
     finally:
         os.close(handle)
+
+
+def _let_in(state: StateFolder) -> bool:
+    """Wait until the server has let this device in; return False when asked to stop before that."""
+    stopped, notifier = threading.Event(), Notifier()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stopped.set())
+
+    def pause(seconds: float) -> bool:
+        _LOG.info("waits to be let in; asks again in %.0f s", seconds)
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            notifier.tell("WATCHDOG=1")
+            if stopped.wait(min(left, notifier.interval or left)):
+                return True
+        return stopped.is_set()
+
+    notifier.tell("READY=1")  # systemd need not wait for a person
+    return enrolment.wait(state, pause) is not None
 
 
 async def _run(state: StateFolder, settings: Settings, doors: Doors) -> None:
@@ -229,8 +262,23 @@ async def _run(state: StateFolder, settings: Settings, doors: Doors) -> None:
         )
     )
     grpc = grpc_server.bind(system.engine, doors.path, version, doors.group)
+    loop = asyncio.get_running_loop()
+
+    def at_end() -> None:
+        loop.call_soon_threadsafe(stopped.set)
+
+    system.parts.parting.at_end = at_end
     system.agent.start()
-    renewal = Renewal(state, system.parts.clock.time, system.parts.link.certificate_renewed)
+    clock, trust = system.parts.clock, system.parts.trust
+
+    def believed() -> float:
+        return trust.clock(clock.now()).now.timestamp()
+
+    renewal = Renewal(
+        state,
+        believed,
+        system.parts.link.certificate_renewed,
+    )
     renewal.start()
     await grpc.start()
     serving = asyncio.create_task(rest.serve(sockets=[sock]))
@@ -249,6 +297,9 @@ async def _run(state: StateFolder, settings: Settings, doors: Doors) -> None:
     system.engine.close()
     system.parts.outbox.close()
     state.leave_clean_mark()
+    if system.parts.parting.ended:
+        wipe.wipe(state)
+        _LOG.warning("decommissioned: everything in %s is wiped", state.root)
 
 
 def _loopback(port: int) -> socket.socket:

@@ -4,7 +4,9 @@
 
     KedgeError
     ├── UserError
-    │   └── StateError           the state folder is not what this command needs
+    │   ├── StateError           the state folder is not what this command needs
+    │   │   └── RejectedError    the server has decided against this device
+    │   └── KitError             an offline kit is not whole, not for this device, or cannot be read
     └── AgentError               something on the device went wrong
         ├── StorageError         the disk does not take or give what it should
         ├── RuntimeFailure       a device runtime cannot load or run a model
@@ -20,6 +22,14 @@ from fleet.errors import KedgeError, UserError
 
 class StateError(UserError):
     """The state folder is not what this command needs."""
+
+
+class KitError(UserError):
+    """An offline kit is not whole, not for this device, or cannot be read."""
+
+
+class RejectedError(StateError):
+    """The server has decided against this device: asking again does not help."""
 
 
 class AgentError(KedgeError):

@@ -7,10 +7,12 @@ import random
 import ssl
 import threading
 from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
+from cryptography import x509
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
@@ -21,6 +23,8 @@ from fleet.wire.enrolment import BrokerAccess
 _LOG: Final = logging.getLogger(__name__)
 _PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
 _KEEPALIVE: Final = 30
+#: OpenSSL's X509_V_FLAG_NO_CHECK_TIME.
+_NO_CHECK_TIME: Final = 0x200000
 #: Seconds between attempts to connect: random bounds, so that a fleet does not come back at once.
 _FIRST_PAUSE: Final = (0.2, 1.0)
 _LONGEST_PAUSE: Final = (4.0, 10.0)
@@ -91,6 +95,7 @@ class MqttLink:
             StateError: it is unusable.
         """
         if self._tls is not None:
+            self._trust(self._tls)
             self._show_certificate(self._tls)
 
     def start(self) -> None:
@@ -175,15 +180,28 @@ class MqttLink:
         return parts.hostname, parts.port or _PORTS[parts.scheme]
 
     def _context(self) -> ssl.SSLContext:
-        try:
-            context = ssl.create_default_context(cafile=str(self._credentials.ca))
-        except (OSError, ssl.SSLError) as error:
-            raise StateError(f"broker: the fleet's authority is unusable: {error}") from error
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._trust(context)
         self._show_certificate(context)
         return context
+
+    def _trust(self, context: ssl.SSLContext) -> None:
+        try:
+            context.load_verify_locations(self._credentials.ca)
+        except (OSError, ssl.SSLError) as error:
+            raise StateError(f"broker: the fleet's authority is unusable: {error}") from error
 
     def _show_certificate(self, context: ssl.SSLContext) -> None:
         try:
             context.load_cert_chain(self._credentials.certificate, self._credentials.key)
-        except (OSError, ssl.SSLError) as error:
+            own = x509.load_pem_x509_certificate(self._credentials.certificate.read_bytes())
+        except (OSError, ValueError, ssl.SSLError) as error:
             raise StateError(f"broker: the device's certificate is unusable: {error}") from error
+        if datetime.now(timezone.utc) < own.not_valid_before_utc:
+            # This clock is wrong, for the certificate was made in the past; by it, the broker's has not begun
+            # either. The fleet's authority and the broker's name are checked all the same.
+            context.verify_flags |= _NO_CHECK_TIME
+            _LOG.warning("this clock stands before the device's own certificate: times are not checked")
+        else:
+            context.verify_flags &= ~_NO_CHECK_TIME

@@ -1,28 +1,32 @@
-"""Renews the device's certificate over HTTP: in the second half of its life, for the same key."""
+"""Renews the device's certificate over HTTP: in the second half of its life, for a new key."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from typing import Final
 
 import httpx
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from device_agent.adapters import device_key, files
+from device_agent.adapters import credentials, device_key, files
 from device_agent.adapters.state import StateFolder
 from device_agent.errors import StateError, StorageError, UnreachableError
+from fleet.wire import vouching
 from fleet.wire.enrolment import RenewReply, RenewRequest
 
 _LOG: Final = logging.getLogger(__name__)
 _PATH: Final = "/api/v1/renew"
 _TIMEOUT: Final = 30.0
-#: Seconds between two looks at the certificate.
+#: Seconds between two looks at the certificate, at most; a short-lived one is looked at more often.
 _EVERY: Final = 6 * 3600.0
+_SOONEST: Final = 5.0
+#: So far a server's clock may be ahead.
+_AHEAD: Final = timedelta(days=1)
 
 
 class Renewal:
@@ -32,7 +36,7 @@ class Renewal:
         """Look after the certificate in this folder.
 
         Args:
-            state: holds key, certificate and the fleet's authority.
+            state: holds keys, certificate and the fleet's authorities.
             now: the time, seconds since the Unix epoch.
             renewed: told when a new certificate is in place.
         """
@@ -56,65 +60,89 @@ class Renewal:
         Raises:
             StateError: the certificate is unreadable.
         """
-        certificate = self._certificate()
-        begin, end = (
-            x.timestamp() for x in (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
-        )
+        begin, end = self._life()
         return self._now() > (begin + end) / 2
 
     def renew(self) -> None:
         """Ask the server for a new certificate, check it, and put it in the old one's place.
 
         Raises:
-            StateError: key or certificate is unusable, or the server refuses.
-            UnreachableError: the server does not answer, or with something else.
+            StateError: key or certificate is unusable.
+            UnreachableError: the server refuses, does not answer, or with something else.
             StorageError: the disk does not take it.
         """
-        identity = self._state.identity()
-        key = device_key.load(self._state.key)
-        pem = _asked(
-            identity.server,
-            RenewRequest(device_id=identity.device_id, csr_pem=device_key.certificate_request(key)),
-        )
-        self._check(pem, key)
-        files.write(self._state.certificate, pem.encode())
+        identity, key = self._state.identity(), device_key.open_key(self._state.key)
+        tls, now = credentials.next_key(self._state), int(self._now())
+        csr = device_key.certificate_request(tls)
+        signature = key.sign(vouching.to_sign(vouching.RENEW, identity.device_id, now, csr))
+        vouched = vouching.vouched(key.public_pem(), identity.device_id, now, signature)
+        request = RenewRequest(device_id=identity.device_id, csr_pem=csr, vouched=vouched)
+        self._take(_asked(identity.server, request), tls)
         self._renewed()
 
     def _run(self) -> None:
         while True:
+            pause = _EVERY
             try:
+                begin, end = self._life()
+                pause = min(_EVERY, max(_SOONEST, (end - begin) / 20))
                 if self.due():
                     self.renew()
                     _LOG.info("the certificate is renewed")
             except (StateError, StorageError, UnreachableError) as error:
                 _LOG.warning("the certificate is not renewed, will try again: %s", error)
-            if self._stopped.wait(_EVERY):
+            if self._stopped.wait(pause):
                 return
 
-    def _certificate(self) -> x509.Certificate:
+    def _life(self) -> tuple[float, float]:
+        found = credentials.present(self._state)
+        return found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
+
+    def _take(self, reply: RenewReply, tls: ec.EllipticCurvePrivateKey) -> None:
+        """Keep only what the fleet's own authority has signed for this key: plain HTTP proves nothing."""
         try:
-            return x509.load_pem_x509_certificate(self._state.certificate.read_bytes())
+            made = x509.load_pem_x509_certificate(reply.certificate_pem.encode())
+            known = self._state.ca.read_bytes()
         except (OSError, ValueError) as error:
-            raise StateError(f"{self._state.certificate}: {error}") from error
-
-    def _check(self, pem: str, key: ec.EllipticCurvePrivateKey) -> None:
-        """Take only what the fleet's own authority has signed for this key: plain HTTP proves nothing."""
-        try:
-            made = x509.load_pem_x509_certificate(pem.encode())
-            made.verify_directly_issued_by(x509.load_pem_x509_certificate(self._state.ca.read_bytes()))
-        except (OSError, ValueError, TypeError, InvalidSignature) as error:
-            reason = str(error) or "another authority signed it"
-            raise UnreachableError(f"renewal: expected a certificate of the fleet: {reason}") from error
-        if made.public_key() != key.public_key():
+            raise UnreachableError(f"renewal: expected a certificate of the fleet: {error}") from error
+        trusted = credentials.authorities(known, reply.ca_pem, reply.links_pem)
+        if not credentials.issued_by(made, trusted):
+            raise UnreachableError(
+                "renewal: expected a certificate of the fleet: another authority signed it"
+            )
+        if made.public_key() != tls.public_key():
             raise UnreachableError("renewal: expected a certificate for this device's key, got another's")
+        self._check_times(made)
+        # The authorities first: between the two, the old certificate is good with both.
+        files.write(self._state.ca, credentials.pem(trusted))
+        credentials.keep(self._state, tls, reply.certificate_pem)
+
+    def _check_times(self, made: x509.Certificate) -> None:
+        """Keep the present certificate where the server's clock is wrong: it might be the better one.
+
+        A clock of the device's that stands before its present certificate began is the wrong one itself, and
+        judges nothing.
+        """
+        present = credentials.present(self._state)
+        if made.not_valid_after_utc <= present.not_valid_after_utc:
+            raise UnreachableError(
+                f"renewal: expected a certificate that ends after {present.not_valid_after_utc:%Y-%m-%d}, "
+                f"got one until {made.not_valid_after_utc:%Y-%m-%d}; is the server's clock right?"
+            )
+        now = datetime.fromtimestamp(self._now(), timezone.utc)
+        if present.not_valid_before_utc <= now < made.not_valid_before_utc - _AHEAD:
+            raise UnreachableError(
+                f"renewal: expected a certificate that holds now, got one from "
+                f"{made.not_valid_before_utc:%Y-%m-%d} on; is the server's clock right?"
+            )
 
 
-def _asked(server: str, request: RenewRequest) -> str:
+def _asked(server: str, request: RenewRequest) -> RenewReply:
     url = server.rstrip("/") + _PATH
     headers = {"content-type": "application/json"}
     try:
         response = httpx.post(url, content=msgspec.json.encode(request), headers=headers, timeout=_TIMEOUT)
         response.raise_for_status()
-        return msgspec.json.decode(response.content, type=RenewReply).certificate_pem
+        return msgspec.json.decode(response.content, type=RenewReply)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise UnreachableError(f"{url}: {error}") from error

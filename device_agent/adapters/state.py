@@ -11,6 +11,7 @@ import msgspec
 
 from device_agent.adapters import files
 from device_agent.errors import StateError
+from fleet.ids import Digest
 from fleet.wire.enrolment import BrokerAccess
 
 #: How much of a request may leave the device, from least to most.
@@ -47,6 +48,22 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     offload: dict[str, OffloadPolicy] = {}
 
 
+class Asking(msgspec.Struct, frozen=True, kw_only=True):
+    """An enrolment under way: what the device asks for, kept until the server has let it in.
+
+    Attributes:
+        claim: the claim token's secret, "" for a key that is registered with the server.
+        root_fingerprint: of the root metadata that the server must show.
+    """
+
+    server: str
+    claim: str
+    root_fingerprint: str
+    target: str
+    name: str
+    offload: dict[str, OffloadPolicy] = {}
+
+
 class Running(msgspec.Struct, frozen=True, kw_only=True):
     """Where the running agent answers."""
 
@@ -62,14 +79,20 @@ class StateFolder:
         """Use this folder; nothing is made until something is written."""
         self.root: Final = root
         self.key: Final = root / "key.pem"
-        self.certificate: Final = root / "certificate.pem"
+        self.tls: Final = root / "tls.pem"
+        self.tls_next: Final = root / "tls-next.key.pem"
         self.ca: Final = root / "ca.pem"
         self.trust: Final = root / "trust"
         self.journal: Final = root / "journal"
         self.outbox: Final = root / "outbox.db"
         self.statements: Final = root / "statements.json"
+        self.patches: Final = root / "patches.json"
         self.socket: Final = root / "agent.sock"
+        self.inbox: Final = root / "inbox"
+        self.sent: Final = root / "sent"
         self._identity: Final = root / "identity.json"
+        self._asking: Final = root / "enrolling.json"
+        self._wiped: Final = root / "decommissioned"
         self._running: Final = root / "running.json"
         self._clean: Final = root / "stopped-cleanly"
 
@@ -83,6 +106,10 @@ class StateFolder:
             self.root.mkdir(parents=True, exist_ok=True, mode=0o750)
         except OSError as error:
             raise StateError(f"state folder {self.root}: {error.strerror}") from error
+
+    def blob(self, digest: Digest) -> Path:
+        """Return where the agent's store (`FileStore` on this folder) keeps these bytes."""
+        return self.root / "blobs" / "sha256" / digest.hex
 
     def lock(self) -> int:
         """Take the folder for this process alone; the lock goes with the process, however it ends.
@@ -100,6 +127,20 @@ class StateFolder:
             os.close(handle)
             raise StateError(f"state folder {self.root}: another agent is running on it") from error
         return handle
+
+    @property
+    def in_use(self) -> bool:
+        """Whether an agent runs on this folder, as far as can be told without disturbing it."""
+        running = self.running()
+        if running is None:
+            return False
+        try:
+            os.kill(running.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True  # another user's
+        return True
 
     @property
     def enrolled(self) -> bool:
@@ -124,6 +165,41 @@ class StateFolder:
     def save_identity(self, identity: Identity) -> None:
         """Write who this device is; it may hold the broker's password."""
         files.write(self._identity, msgspec.json.encode(identity), 0o600)
+
+    def asking(self) -> Asking | None:
+        """Return the enrolment under way, None when there is none.
+
+        Raises:
+            StateError: the file was damaged.
+        """
+        try:
+            return msgspec.json.decode(self._asking.read_bytes(), type=Asking)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise StateError(f"{self._asking}: {error}") from error
+
+    def save_asking(self, asking: Asking) -> None:
+        """Write what the device asks for; it holds the claim."""
+        files.write(self._asking, msgspec.json.encode(asking), 0o600)
+
+    def forget_asking(self) -> None:
+        """The enrolment has come to its end."""
+        self._asking.unlink(missing_ok=True)
+
+    @property
+    def decommissioned(self) -> bool:
+        """Whether the device was told, truly, to wipe itself; from then on nothing else happens here."""
+        return self._wiped.is_file()
+
+    def mark_decommissioned(self) -> None:
+        """Remember that everything here is to be wiped: a power cut must not stop half-way."""
+        files.write(self._wiped, b"")
+
+    def everything(self) -> list[Path]:
+        """Return all that lies in the folder but the mark and the lock, which must outlive it."""
+        kept = (self._wiped.name, "lock")
+        return sorted(path for path in self.root.iterdir() if path.name not in kept)
 
     def running(self) -> Running | None:
         """Return where the agent answers, or None when none was started here."""

@@ -19,6 +19,8 @@ from tuf.api.metadata import TargetFile, Targets
 from fleet.errors import TrustError, WireError
 from fleet.ids import DeviceId, Digest, Name
 from fleet.trust import metadata_set as rules
+from fleet.trust.delivery import Delivery
+from fleet.trust.delta_offer import DeltaOffer
 from fleet.trust.metadata_set import TrustedMetadata
 from fleet.trust.policy import FIELD, Time
 from fleet.trust.workflow import Workflow, find_target
@@ -67,6 +69,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
         expires: until then the device may start to install it.
         allow_rollback: the release counters may be lower than what the device has committed.
         decommission: the device wipes its credentials, models and records, and stops for good.
+        delivery: how fast and how soon the device takes it.
+        deltas: by model, how to get its bundle from another in fewer bytes; following it is optional.
     """
 
     device: str
@@ -77,6 +81,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     expires: Time
     allow_rollback: bool = False
     decommission: bool = False
+    delivery: Delivery = Delivery()
+    deltas: Mapping[str, DeltaOffer] = {}
 
     def may_install(self, now: datetime) -> bool:
         """Return whether the device may begin to install what is assigned."""
@@ -111,6 +117,8 @@ class _Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     activate_before: Time
     allow_rollback: bool = False
     decommission: bool = False
+    delivery: Delivery = Delivery()
+    deltas: dict[str, DeltaOffer] = {}
 
 
 def entry(bundle: AssignedBundle) -> TargetFile:
@@ -158,6 +166,8 @@ def build(
     expires: datetime,
     allow_rollback: bool = False,
     decommission: bool = False,
+    delivery: Delivery = Delivery(),  # noqa: B008 - frozen
+    deltas: Mapping[str, DeltaOffer] | None = None,
 ) -> Targets:
     """Return an assignment to be signed by the director."""
     terms = _Terms(
@@ -166,6 +176,8 @@ def build(
         activate_before=activate_before,
         allow_rollback=allow_rollback,
         decommission=decommission,
+        delivery=delivery,
+        deltas=dict(deltas or {}),
     )
     return Targets(
         version=version,
@@ -220,7 +232,9 @@ def read(
     signed = metadata.signed
     try:
         terms = msgspec.convert(signed.unrecognized_fields.get(FIELD), _Terms)
-    except msgspec.ValidationError as error:
+        for offer in terms.deltas.values():
+            Digest(offer.base), Digest(offer.index)
+    except (msgspec.ValidationError, WireError) as error:
         raise TrustError(f"assignment: {FIELD}: {error}", reason="malformed") from error
     assignment = Assignment(
         device=terms.device,
@@ -231,6 +245,8 @@ def read(
         expires=signed.expires,
         allow_rollback=terms.allow_rollback,
         decommission=terms.decommission,
+        delivery=terms.delivery,
+        deltas=terms.deltas,
     )
     _check(assignment, state, trusted.now)
     return assignment, signed.targets

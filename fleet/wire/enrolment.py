@@ -7,10 +7,15 @@ import secrets  # only its comparison is used: what is random is passed in
 from typing import Final, NamedTuple
 
 import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from fleet.errors import TrustError, WireError
 
 _PREFIX: Final = "kedge-claim"
+#: The PEM form of a P-256 key has 178 bytes.
+_KEY_LIMIT: Final = 1024
 
 
 class ClaimToken(NamedTuple):
@@ -54,20 +59,75 @@ def fingerprint(root: bytes) -> str:
     return hashlib.sha256(root).hexdigest()[:32]
 
 
-class EnrolRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a new device sends to `POST /api/v1/enrol`.
+def public_key(pem: str) -> ec.EllipticCurvePublicKey:
+    """Return a device's public key from its PEM form (SubjectPublicKeyInfo).
+
+    Raises:
+        WireError: it is no P-256 key.
+    """
+    try:
+        found = serialization.load_pem_public_key(pem[:_KEY_LIMIT].encode())
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise WireError(f"public key: {error}") from error
+    if not isinstance(found, ec.EllipticCurvePublicKey) or not isinstance(found.curve, ec.SECP256R1):
+        raise WireError("public key: expected an EC P-256 key")
+    return found
+
+
+def public_pem(key: ec.EllipticCurvePublicKey) -> str:
+    """Return a public key's PEM form."""
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return key.public_bytes(serialization.Encoding.PEM, form).decode()
+
+
+def key_fingerprint(key: ec.EllipticCurvePublicKey) -> str:
+    """Return what people know a device's key by: SHA-256 of its SubjectPublicKeyInfo, in hex."""
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, form)).hexdigest()
+
+
+class Vouched(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The device's identity key vouches for the key of a certificate request.
 
     Attributes:
-        claim: the claim token's secret.
-        csr_pem: a PKCS#10 request signed by the device's own key; its subject is replaced by the server.
-        target: the compile target whose bundles the device takes.
-        name: the id that the device would like, or "" for one that the server makes.
+        key_pem: the identity key's public half.
+        proof: its `fleet.trust.proof.Proof` over the certificate request, in the form for a header.
     """
 
-    claim: str
+    key_pem: str
+    proof: str
+
+
+class EnrolRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a new device sends to `POST /api/v1/enrol`, and sends again while it waits to be let in.
+
+    Attributes:
+        claim: the claim token's secret; "" for a device whose key was registered before.
+        csr_pem: a PKCS#10 request signed by the key to certify; its subject is replaced by the server.
+        target: the compile target whose bundles the device takes.
+        name: the id that the device would like, or "" for one that the server makes.
+        vouched: the identity key's word for the request (purpose "enrol"); None where one key is both.
+    """
+
     csr_pem: str
     target: str
+    claim: str = ""
     name: str = ""
+    vouched: Vouched | None = None
+
+
+class PendingReply(msgspec.Struct, frozen=True, kw_only=True):
+    """The server's answer (202) to a device that a person has yet to let in.
+
+    Attributes:
+        device_id: what the device will be called.
+        fingerprint: of its identity key, as the person sees it.
+        retry_seconds: the device asks again after so long, and ever less often.
+    """
+
+    device_id: str
+    fingerprint: str
+    retry_seconds: float
 
 
 class BrokerAccess(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,21 +157,27 @@ class EnrolReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RenewRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an enrolled device sends to `POST /api/v1/renew`; its signature proves who it is.
+    """What an enrolled device sends to `POST /api/v1/renew`; its identity key proves who it is.
 
     Attributes:
-        csr_pem: a PKCS#10 request signed by the key that the device enrolled with.
+        csr_pem: a PKCS#10 request signed by the key to certify.
+        vouched: the identity key's word for the request (purpose "renew"); None where one key is both.
     """
 
     device_id: str
     csr_pem: str
+    vouched: Vouched | None = None
 
 
 class RenewReply(msgspec.Struct, frozen=True, kw_only=True):
-    """A certificate for the same key.
+    """A certificate for the key of the request.
 
     Attributes:
         certificate_pem: a new one, or the present one while less than half of its life has passed.
+        ca_pem: the authorities that the fleet trusts now, one after the other.
+        links_pem: for each authority that followed another, its key certified by the one before.
     """
 
     certificate_pem: str
+    ca_pem: str = ""
+    links_pem: str = ""

@@ -124,7 +124,7 @@ class RefusalEvent(Message, frozen=True, kw_only=True, tag="refusal"):
     """The device refused something that does not verify: an attack, or a broken server.
 
     Attributes:
-        what: "metadata", "assignment", "chunk", "bundle" or "message".
+        what: "metadata", "assignment", "chunk", "delta", "bundle" or "message".
         reason: a short code, such as "bad_signature", "wrong_device", "rollback", "expired", "bad_digest".
         detail: one line for a person.
     """
@@ -136,6 +136,19 @@ class RefusalEvent(Message, frozen=True, kw_only=True, tag="refusal"):
     time: float
     boot_id: str
     monotonic: float
+
+
+class Decommissioned(Message, frozen=True, kw_only=True, tag="decommissioned"):
+    """The device has verified the order to wipe itself, and does so when this is acknowledged, or soon after.
+
+    Attributes:
+        assignment_version: of the order.
+    """
+
+    id: str
+    assignment_version: int
+    time: float
+    boot_id: str
 
 
 class ExponentialHistogram(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

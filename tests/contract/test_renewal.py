@@ -11,18 +11,21 @@ from pathlib import Path
 import msgspec
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from device_agent.adapters import credentials, device_key
 from device_agent.adapters.renewal import Renewal
 from device_agent.adapters.state import Identity, StateFolder
 from device_agent.errors import StateError, UnreachableError
 from fleet.errors import KedgeError
 from fleet.ids import DeviceId
-from fleet.wire.enrolment import BrokerAccess, EnrolRequest, RenewReply, RenewRequest
+from fleet.wire import vouching
+from fleet.wire.enrolment import BrokerAccess, EnrolReply, EnrolRequest, RenewReply, RenewRequest, public_pem
 from processes import free_port, wait_until
 from server.errors import ForbiddenError, InvalidError
 from server.services.authority import FleetAuthority
+from server.services.authority_folder import AuthorityFolder
 from server.services.roles import SYSTEM
 from server_parts import Parts, parts
 from sim_devices import TARGET, csr
@@ -36,11 +39,34 @@ def kedge(tmp_path: Path) -> Parts:
     return parts(tmp_path)
 
 
+def fresh() -> ec.EllipticCurvePrivateKey:
+    """Return a new key."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
 def enrol(kedge: Parts, key: ec.EllipticCurvePrivateKey) -> str:
     """Enrol dev-a with a key; return its certificate."""
     _, token = kedge.claims.create(SYSTEM)
-    request = EnrolRequest(claim=token.secret, csr_pem=csr(key), target=TARGET, name="dev-a")
-    return kedge.enrolment.enrol(request).certificate_pem
+    reply = kedge.enrolment.enrol(
+        EnrolRequest(claim=token.secret, csr_pem=csr(key), target=TARGET, name="dev-a")
+    )
+    assert isinstance(reply, EnrolReply)
+    return reply.certificate_pem
+
+
+def vouched_request(
+    identity: ec.EllipticCurvePrivateKey, tls: ec.EllipticCurvePrivateKey, name: str = "dev-a"
+) -> RenewRequest:
+    """Return a request for a connection's key, which an identity key vouches for."""
+    pem = csr(tls)
+    signature = identity.sign(vouching.to_sign(vouching.RENEW, name, 1, pem), ec.ECDSA(hashes.SHA256()))
+    word = vouching.vouched(public_pem(identity.public_key()), name, 1, signature)
+    return RenewRequest(device_id="dev-a", csr_pem=pem, vouched=word)
+
+
+def loaded(pem: str) -> x509.Certificate:
+    """Return a certificate."""
+    return x509.load_pem_x509_certificate(pem.encode())
 
 
 def actions(kedge: Parts) -> list[str]:
@@ -48,39 +74,68 @@ def actions(kedge: Parts) -> list[str]:
     return [entry.action for entry in kedge.audit.entries(subject="device dev-a")]
 
 
-def test_a_certificate_is_renewed_for_its_key_once_half_of_its_life_is_over(kedge: Parts) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
+def test_a_certificate_is_renewed_once_half_of_its_life_is_over(kedge: Parts) -> None:
+    key = fresh()
     first = enrol(kedge, key)
     request = RenewRequest(device_id="dev-a", csr_pem=csr(key))
-    kedge.clock.seconds += 40 * DAY
+    kedge.clock.seconds += 14 * DAY
     assert kedge.enrolment.renew(request).certificate_pem == first
     assert actions(kedge) == ["device.enrol"]
-    kedge.clock.seconds += 10 * DAY
+    kedge.clock.seconds += 2 * DAY
     second = kedge.enrolment.renew(request).certificate_pem
-    old, new = (x509.load_pem_x509_certificate(x.encode()) for x in (first, second))
+    old, new = loaded(first), loaded(second)
     assert (new.public_key(), new.subject) == (old.public_key(), old.subject)
-    assert new.not_valid_after_utc.timestamp() == int(kedge.clock.now()) + 90 * DAY
+    assert new.not_valid_after_utc.timestamp() == int(kedge.clock.now()) + 30 * DAY
     assert kedge.enrolment.renew(request).certificate_pem == second
     assert actions(kedge) == ["device.renew", "device.enrol"]
 
 
+def test_the_identity_key_vouches_for_the_next_connections_key(kedge: Parts) -> None:
+    """The reply is lost, and the device asks again: it gets the very same certificate."""
+    identity, tls = fresh(), fresh()
+    enrol(kedge, identity)
+    request = vouched_request(identity, tls)
+    made = kedge.enrolment.renew(request).certificate_pem
+    assert loaded(made).public_key() == tls.public_key()
+    assert kedge.enrolment.renew(request).certificate_pem == made
+
+
+def test_a_recorded_request_gets_nothing_new(kedge: Parts) -> None:
+    """Somebody has an old connection's key from a thrown-away disk, and the request that went with it."""
+    identity, old = fresh(), fresh()
+    enrol(kedge, identity)
+    recorded = vouched_request(identity, old)
+    kedge.enrolment.renew(recorded)
+    kedge.enrolment.renew(vouched_request(identity, fresh()))
+    kedge.clock.seconds += 200 * DAY
+    with pytest.raises(ForbiddenError, match="not certified before"):
+        kedge.enrolment.renew(recorded)
+
+
 def test_a_device_that_was_off_until_its_certificate_ended_gets_a_new_one(kedge: Parts) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    enrol(kedge, key)
+    identity = fresh()
+    enrol(kedge, identity)
     kedge.clock.seconds += 400 * DAY
-    made = kedge.enrolment.renew(RenewRequest(device_id="dev-a", csr_pem=csr(key))).certificate_pem
-    assert x509.load_pem_x509_certificate(made.encode()).not_valid_after_utc.timestamp() > kedge.clock.now()
+    made = kedge.enrolment.renew(vouched_request(identity, fresh())).certificate_pem
+    assert loaded(made).not_valid_after_utc.timestamp() > kedge.clock.now()
 
 
 def test_only_the_key_that_enrolled_is_renewed(kedge: Parts) -> None:
     """Somebody who knows a device's name asks for a certificate of theirs; so does a revoked device."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = fresh()
     enrol(kedge, key)
     kedge.clock.seconds += 60 * DAY
-    with pytest.raises(ForbiddenError):
-        kedge.enrolment.renew(RenewRequest(device_id="dev-a", csr_pem=csr()))
-    with pytest.raises(ForbiddenError):
-        kedge.enrolment.renew(RenewRequest(device_id="dev-b", csr_pem=csr(key)))
+    stolen_word = vouched_request(key, fresh(), name="dev-b")
+    wrong = msgspec.structs.replace(vouched_request(key, fresh()), csr_pem=csr())
+    for request in (
+        RenewRequest(device_id="dev-a", csr_pem=csr()),
+        RenewRequest(device_id="dev-b", csr_pem=csr(key)),
+        vouched_request(fresh(), fresh()),
+        stolen_word,
+        wrong,
+    ):
+        with pytest.raises(ForbiddenError):
+            kedge.enrolment.renew(request)
     with pytest.raises(InvalidError):
         kedge.enrolment.renew(RenewRequest(device_id="#", csr_pem=csr(key)))
     kedge.devices.revoke(SYSTEM, "dev-a")
@@ -92,17 +147,19 @@ class Site:
     """An enrolled device's folder, and a server that answers every renewal as it is told."""
 
     def __init__(self, folder: Path) -> None:
-        self.authority = FleetAuthority(folder / "ca", ManualClock())
+        self.folder, self.clock = folder / "ca", ManualClock()
+        self.authority = FleetAuthority(self.folder, self.clock)
         self.state = StateFolder(folder / "agent")
         self.state.make()
-        key = ec.generate_private_key(ec.SECP256R1())
-        encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-        self.state.key.write_bytes(key.private_bytes(encoding, form, serialization.NoEncryption()))
-        self.first = self.authority.sign_device(csr(key), DeviceId("dev-a"))
-        self.state.certificate.write_text(self.first)
+        self.identity = device_key.ensure(self.state.key)
+        tls = credentials.next_key(self.state)
+        certificate = self.authority.sign_device(device_key.certificate_request(tls), DeviceId("dev-a"))
+        credentials.keep(self.state, tls, certificate)
+        self.first = self.state.tls.read_bytes()
         self.state.ca.write_bytes(self.authority.ca_pem)
         self.asked: list[RenewRequest] = []
         self.status = 200
+        self.renewed = threading.Event()
         site = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -127,19 +184,28 @@ class Site:
         self.state.save_identity(Identity(device_id="dev-a", server=server, target=TARGET, broker=access))
 
     def answer(self, request: RenewRequest) -> bytes:
-        """Return what the real server would."""
-        return self.reply(self.authority.sign_device(request.csr_pem, DeviceId(request.device_id)))
+        """Return what the real server would, 20 days after the first certificate."""
+        return self.reply(self.sign(request, 20))
 
-    @staticmethod
-    def reply(certificate: str) -> bytes:
+    def sign(self, request: RenewRequest, days: float, by: FleetAuthority | None = None) -> str:
+        """Return what an authority signs whose clock shows so many days after the first certificate."""
+        self.clock.seconds = START + days * DAY
+        return (by or self.authority).sign_device(request.csr_pem, DeviceId(request.device_id))
+
+    def reply(self, certificate: str, by: FleetAuthority | None = None) -> bytes:
         """Return a reply with this certificate."""
-        return msgspec.json.encode(RenewReply(certificate_pem=certificate))
+        authority = by or self.authority
+        return msgspec.json.encode(
+            RenewReply(
+                certificate_pem=certificate,
+                ca_pem=authority.ca_pem.decode(),
+                links_pem=authority.links_pem.decode(),
+            )
+        )
 
-    def renewal(self, days: float = 0.0) -> Renewal:
+    def renewal(self, days: float = 20.0) -> Renewal:
         """Return the agent's part, so many days after enrolment."""
         return Renewal(self.state, lambda: START + days * DAY, self.renewed.set)
-
-    renewed = threading.Event()
 
     def close(self) -> None:
         """Stop the server."""
@@ -151,12 +217,11 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     made = Site(tmp_path)
-    made.renewed = threading.Event()
     yield made
     made.close()
 
 
-@pytest.mark.parametrize(("days", "due"), [(0, False), (44, False), (46, True), (200, True), (-20000, False)])
+@pytest.mark.parametrize(("days", "due"), [(0, False), (14, False), (16, True), (200, True), (-20000, False)])
 def test_the_agent_asks_in_the_second_half_of_its_certificates_life(
     site: Site, days: float, due: bool
 ) -> None:
@@ -164,13 +229,30 @@ def test_the_agent_asks_in_the_second_half_of_its_certificates_life(
     assert site.renewal(days).due() is due
 
 
-def test_the_agent_puts_the_new_certificate_in_place_by_itself(site: Site) -> None:
-    renewal = site.renewal(50)
+def test_the_agent_puts_key_and_certificate_in_place_by_itself(site: Site) -> None:
+    renewal = site.renewal(20)
     renewal.start()
     assert site.renewed.wait(10)
     renewal.stop()
-    assert site.state.certificate.read_text() != site.first
-    assert [request.device_id for request in site.asked] == ["dev-a"]
+    (request,) = site.asked
+    assert request.vouched is not None
+    vouching.check(request.vouched, vouching.RENEW, "dev-a", request.csr_pem)
+    assert request.vouched.key_pem == site.identity.public_pem()
+    old, new = x509.load_pem_x509_certificate(site.first), credentials.present(site.state)
+    assert new.not_valid_after_utc > old.not_valid_after_utc
+    assert device_key.load(site.state.tls).public_key() == new.public_key() != old.public_key()
+    assert not site.state.tls_next.exists()
+    assert site.state.tls.stat().st_mode & 0o077 == 0
+
+
+def test_a_reply_that_is_lost_is_asked_for_with_the_same_key(site: Site) -> None:
+    """The power is cut after the request: another key would be one that nobody has certified."""
+    site.status = 503
+    for _ in range(2):
+        with pytest.raises(UnreachableError):
+            site.renewal().renew()
+    first, second = (x509.load_pem_x509_csr(x.csr_pem.encode()) for x in site.asked)
+    assert first.public_key() == second.public_key()
 
 
 def test_the_agent_asks_nothing_while_there_is_time(site: Site) -> None:
@@ -183,19 +265,54 @@ def test_the_agent_asks_nothing_while_there_is_time(site: Site) -> None:
 
 def test_a_certificate_of_somebody_else_is_not_taken(site: Site, tmp_path: Path) -> None:
     """Over plain HTTP anybody may answer: with another authority's certificate, another key's, or rubbish."""
-    evil = FleetAuthority(tmp_path / "evil", ManualClock())
+    evil = FleetAuthority(tmp_path / "evil", site.clock)
     answers = {
-        "another authority": lambda request: site.reply(evil.sign_device(request.csr_pem, DeviceId("dev-a"))),
+        "another authority": lambda request: site.reply(site.sign(request, 20, evil)),
+        "an authority of its own": lambda request: site.reply(site.sign(request, 20, evil), evil),
         "another key": lambda _request: site.reply(site.authority.sign_device(csr(), DeviceId("dev-a"))),
         "no certificate": lambda _request: site.reply("rubbish"),
+        "no authority": lambda request: msgspec.json.encode(
+            RenewReply(certificate_pem=site.sign(request, 20))
+        ),
         "no reply": lambda _request: json.dumps({"hello": 1}).encode(),
     }
     for name, answer in answers.items():
         site.answer = answer  # type: ignore[method-assign]  # this server says what the test wants
         with pytest.raises(KedgeError):
             site.renewal().renew()
-        assert site.state.certificate.read_text() == site.first, name
+        assert site.state.tls.read_bytes() == site.first, name
     assert not site.renewed.is_set()
+
+
+@pytest.mark.parametrize(("server_days", "says"), [(-300, "ends after"), (300, "holds now")])
+def test_a_server_whose_clock_is_wrong_takes_no_good_certificate_away(
+    site: Site, server_days: float, says: str
+) -> None:
+    """Its clock is a year behind, or ahead: what it signs has ended, or has not begun, for everybody else."""
+    site.answer = lambda request: site.reply(site.sign(request, server_days))  # type: ignore[method-assign]  # a wrong clock
+    with pytest.raises(UnreachableError, match=says):
+        site.renewal().renew()
+    assert site.state.tls.read_bytes() == site.first
+
+
+def test_a_device_whose_clock_is_wrong_takes_what_the_server_signs(site: Site) -> None:
+    """Its battery is flat and it thinks it is 1970: that judges no certificate."""
+    site.renewal(-20000).renew()
+    assert site.renewed.is_set()
+
+
+def test_a_device_that_was_away_for_two_changes_of_authority_follows_the_links(site: Site) -> None:
+    """The fleet went from one authority to the next, and to another: each is certified by the one before."""
+    folder = AuthorityFolder(site.folder, site.clock)
+    for _ in range(2):
+        folder.add_next()
+        folder.switch()
+        folder.drop_old()
+    newest = FleetAuthority(site.folder, site.clock)
+    site.answer = lambda request: site.reply(site.sign(request, 20, newest), newest)  # type: ignore[method-assign]  # the new authority
+    site.renewal().renew()
+    assert site.state.ca.read_bytes() == newest.ca_pem
+    credentials.present(site.state).verify_directly_issued_by(x509.load_pem_x509_certificate(newest.ca_pem))
 
 
 def test_a_refusal_or_no_answer_leaves_everything_as_it_was(site: Site) -> None:
@@ -205,7 +322,7 @@ def test_a_refusal_or_no_answer_leaves_everything_as_it_was(site: Site) -> None:
     site.enrolled(f"http://127.0.0.1:{free_port()}")
     with pytest.raises(UnreachableError):
         site.renewal().renew()
-    assert site.state.certificate.read_text() == site.first
-    site.state.certificate.write_text("damaged")
-    with pytest.raises(StateError, match="certificate"):
+    assert site.state.tls.read_bytes() == site.first
+    site.state.tls.write_text("damaged")
+    with pytest.raises(StateError, match=r"tls\.pem"):
         site.renewal().due()
