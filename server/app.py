@@ -17,7 +17,19 @@ from litestar.template.config import TemplateConfig
 from litestar.types import ControllerRouterHandler, Message, Scope
 
 from fleet.errors import KedgeError
-from server.api import devices, pools, releases, rollouts, statements, system
+from server.api import (
+    auditing,
+    blobs,
+    devices,
+    identity,
+    kits,
+    people,
+    pools,
+    releases,
+    rollouts,
+    statements,
+    system,
+)
 from server.api.auth import COOKIE, Authentication, guard
 from server.api.deps import VIEWER
 from server.api.problems import ErrorPage, on_bug, on_depth, on_http_error, on_kedge_error
@@ -51,7 +63,7 @@ async def _add_headers(message: Message, _: Scope) -> None:
 
 def api_routes() -> list[ControllerRouterHandler]:
     """Return every handler of the API."""
-    modules = (system, devices, statements, releases, rollouts, pools)
+    modules = (system, people, auditing, devices, statements, identity, releases, blobs, kits, rollouts, pools)
     return [module.ROUTES for module in modules]
 
 

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Final
 
@@ -14,24 +15,33 @@ import msgspec
 
 from server.adapters.accelerator_oip import connect
 from server.adapters.blobs_folder import FolderBlobStore
+from server.adapters.blobs_object_store import ObjectBlobStore
 from server.adapters.clock import SystemClock
+from server.adapters.doorman import CertificateDoorman, NoDoorman, PasswordDoorman
 from server.adapters.embedded_broker import EmbeddedBroker
 from server.adapters.mqtt import BrokerLogin, MqttConnection
 from server.db.engine import Database
 from server.db.migrate import upgrade
 from server.errors import SettingsError
+from server.ports.broker import Doorman
 from server.services.accounts import Accounts, FirstCredential
+from server.services.admission import Admission
 from server.services.assignments import Assignments
 from server.services.audit import Audit
-from server.services.authority import SERVER_NAME, FleetAuthority
+from server.services.audit_witness import Witness
+from server.services.authority import SERVER_NAME, CertificateLifetimes, FleetAuthority
+from server.services.blob_reading import BlobReading
 from server.services.claims import Claims
 from server.services.container import Services
 from server.services.devices import Devices, may_log_in
 from server.services.distribution import Distribution
 from server.services.durable import write_file
 from server.services.enrolment import Enrolment
+from server.services.farewell import Farewell
+from server.services.garbage import Garbage
 from server.services.health import Health
 from server.services.ingest import Ingest
+from server.services.kits import Kits
 from server.services.live import Live
 from server.services.metrics import Metrics
 from server.services.offload import Offload
@@ -40,12 +50,15 @@ from server.services.offload_views import OffloadViews
 from server.services.pools import Pools
 from server.services.reconcile import Reconcile
 from server.services.releases import Releases
+from server.services.revocations import Revocations
+from server.services.roles import SYSTEM
 from server.services.rollout_steps import RolloutSteps
 from server.services.rollouts import Rollouts
 from server.services.secrets import new_secret
 from server.services.signing import SigningService
 from server.services.signing_keys import PASSPHRASE_VARIABLE
 from server.services.stats import Stats
+from server.services.wanted import DatabaseLedger, Wanted
 from server.settings import Settings, in_url
 from server.workers.delivery import Delivery
 from server.workers.ingest import IngestWorker
@@ -122,20 +135,27 @@ def build(settings: Settings) -> Runtime:
     upgrade(database)
     signing = SigningService(settings.keys, settings.trust, clock, os.environ.get(PASSPHRASE_VARIABLE, ""))
     notices = signing.open()
-    authority = FleetAuthority(settings.keys, clock)
-    audit = Audit(database, clock)
+    lifetimes = CertificateLifetimes(device=timedelta(days=settings.certificate_days))
+    authority = FleetAuthority(settings.keys, clock, lifetimes)
+    audit = Audit(database, clock, Witness(settings.data, settings.keys))
+    audit.begin(SYSTEM)
     claims = Claims(database, clock, audit, signing.root_fingerprint)
     accounts = Accounts(database, clock, audit)
-    blobs = FolderBlobStore(settings.blobs)
+    blobs = ObjectBlobStore(settings.blob_url) if settings.blob_url else FolderBlobStore(settings.blobs)
     connection, broker, url = _broker(settings, authority, database)
+    revocations = Revocations(database, clock, authority, _doorman(settings, broker), live)
     releases = Releases(database, clock, audit, live, blobs, signing, settings.max_blob_bytes)
     assignments = Assignments(database, clock, signing, connection)
     steps = RolloutSteps(clock, live, assignments)
     rollouts = Rollouts(database, clock, audit, live, steps)
     pools = Pools(database, clock, audit, connect)
     offload, queue = Offload(database, clock, pools, connect), OffloadQueue(database, clock, health)
-    distribution = Distribution(connection, blobs)
-    reconcile = Reconcile(clock, assignments, steps)
+    distribution = Distribution(
+        connection, blobs, budget=settings.retained_budget, ledger=DatabaseLedger(database, clock)
+    )
+    wanted = Wanted(database, signing)
+    farewell = Farewell(clock, audit, steps, assignments, revocations)
+    reconcile = Reconcile(clock, assignments, steps, farewell)
     ingest = Ingest(database, clock, live, health, connection, reconcile, queue.submit, distribution.report)
     delivery = Delivery(
         connection,
@@ -143,15 +163,17 @@ def build(settings: Settings) -> Runtime:
         signing,
         releases,
         distribution,
+        wanted,
         assignments,
         rollouts,
-        settings.tick_seconds,
+        tick_seconds=settings.tick_seconds,
     )
     workers = (
         IngestWorker(connection, ingest, health).worker,
         delivery.refresher,
         delivery.publisher,
         delivery.ticker,
+        doorman := Worker("doorman", revocations.enforce, settings.tick_seconds),
     )
     offload_worker = OffloadWorker(queue, offload, connection, live)
     services = Services(
@@ -159,6 +181,8 @@ def build(settings: Settings) -> Runtime:
         clock=clock,
         database=database,
         blobs=blobs,
+        blob_reading=BlobReading(database, clock),
+        garbage=Garbage(database, clock, audit, blobs),
         live=live,
         audit=audit,
         health=health,
@@ -174,17 +198,23 @@ def build(settings: Settings) -> Runtime:
             live,
             claims,
             authority,
-            url,
+            revocations,
+            broker_url=url,
             passwords=broker is not None,
+            approval=settings.approve_devices,
         ),
-        devices=Devices(database, clock, audit, live, connection, steps),
+        admission=Admission(database, clock, audit, live, claims),
+        revocations=revocations,
+        devices=Devices(database, clock, audit, live, connection, farewell),
         releases=releases,
+        kits=Kits(database, clock, audit, blobs, signing, assignments, ingest),
         assignments=assignments,
         rollouts=rollouts,
         stats=Stats(database, clock),
         pools=pools,
         offload_views=OffloadViews(database, clock, pools, offload),
-        wake_publisher=delivery.publisher.wake,
+        wake_publisher=delivery.wake,
+        wake_doorman=doorman.wake,
     )
     _watch(health, database, connection, url, workers, offload_worker)
     return Runtime(
@@ -246,6 +276,14 @@ def _broker(
     near = f"mqtt://{in_url(settings.nearest)}:{identity.port}"
     told = f"mqtt://{in_url(settings.reached_as)}:{identity.port}"
     return MqttConnection(near, EMBEDDED_NAME, login), broker, told
+
+
+def _doorman(settings: Settings, broker: EmbeddedBroker | None) -> Doorman:
+    if broker is not None:
+        return PasswordDoorman(broker.kick)
+    if settings.broker.startswith("mqtts"):
+        return CertificateDoorman(settings.broker, settings.keys / "broker-ca.pem")
+    return NoDoorman()
 
 
 def _certificate_login(settings: Settings, authority: FleetAuthority) -> BrokerLogin:

@@ -50,7 +50,11 @@ class Settings:
         broker_port: where the embedded broker listens; 0 takes a free one, once, and keeps it.
         database: SQLAlchemy URL, or "" for SQLite in the data folder.
         tick_seconds: how often rollouts are looked at.
+        retained_budget: bytes of bundles that the broker may retain; the rest is served over HTTP.
+        blob_url: object store for blobs, or "" for the data folder.
         max_blob_bytes: the largest file that may be uploaded.
+        certificate_days: how long a device's certificate holds; it is renewed when half of that has passed.
+        approve_devices: a person must let in every device that enrols with a claim.
     """
 
     data: Path
@@ -61,7 +65,11 @@ class Settings:
     broker_port: int = 0
     database: str = ""
     tick_seconds: float = 1.0
+    retained_budget: int = 2 * 10**9
+    blob_url: str = ""
     max_blob_bytes: int = 4 * 1024**3
+    certificate_days: float = 30.0
+    approve_devices: bool = False
 
     def check(self) -> None:
         """Check what can be checked before anything is opened.

@@ -23,7 +23,7 @@ from amqtt.session import Session
 from fleet.errors import WireError
 from fleet.ids import DeviceId
 from fleet.wire import topics
-from server.errors import SettingsError
+from server.errors import BrokerError, SettingsError
 
 LOG: Final = logging.getLogger("kedge.broker")
 #: Answers whether this user name and password are a device's.
@@ -90,6 +90,13 @@ class _Broker(Broker):
             return False
         return not session.will_flag or _may(name, str(session.will_topic), publish=True)
 
+    async def kick(self, name: str) -> None:
+        """End the connection of a user, if it has one."""
+        session, handler = self._sessions.get(name, (None, None))
+        if session is not None and handler is not None and session.transitions.is_connected():
+            LOG.warning("threw out %s", name)
+            await handler.handle_connection_closed()
+
     async def _authenticate(self, session: Session, _: ListenerConfig) -> bool:
         del session  # admitted before it was given a session
         return True
@@ -144,6 +151,7 @@ class EmbeddedBroker:
         self._error: Exception | None = None
         self._started: Final = threading.Event()
         self._stopping: asyncio.Event | None = None
+        self._broker: _Broker | None = None
 
     def start(self) -> None:
         """Start it and return when it listens.
@@ -164,6 +172,20 @@ class EmbeddedBroker:
         if self._thread is not None:
             self._thread.join(15)
 
+    def kick(self, name: str) -> None:
+        """End the connection of a user, if it has one; return when it has ended.
+
+        Raises:
+            BrokerError: the broker does not run, or does not answer.
+        """
+        loop, broker = self._loop, self._broker
+        if loop is None or broker is None or not loop.is_running():
+            raise BrokerError("embedded broker: not running")
+        try:
+            asyncio.run_coroutine_threadsafe(broker.kick(name), loop).result(PATIENCE_SECONDS)
+        except TimeoutError as error:
+            raise BrokerError(f"embedded broker: {name} is not thrown out yet") from error
+
     def check(self) -> str:
         """Return "" when it runs, or what is wrong."""
         return "" if self._thread is not None and self._thread.is_alive() else "not running"
@@ -182,6 +204,7 @@ class EmbeddedBroker:
         self._loop.set_exception_handler(_log_loop_error)
         broker = _Broker(self._config, self._server, self._authenticate, self._patience)
         await broker.start()
+        self._broker = broker
         self._started.set()
         await self._stopping.wait()
         await broker.shutdown()

@@ -8,27 +8,31 @@ import msgspec
 from litestar import Request, Response, Router, delete, get, post, put
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
-from fleet.wire.enrolment import EnrolReply, EnrolRequest, RenewReply, RenewRequest
-from server.api.deps import OPERATOR, PUBLIC, VIEWER, ServicesDep
+from server.api.deps import OPERATOR, PUBLIC, VIEWER, ServicesDep, scoped
 from server.db.tables import Action, Claim, Device, DeviceModel
 from server.errors import NotFoundError
 from server.services.devices import DeviceFilter
 from server.services.labels import parse_labels
-from server.services.roles import Principal
+from server.services.roles import Principal, Role
+from server.services.scopes import Scope
 
 AnyRequest = Request[Principal, Any, Any]
 Limit = Annotated[int, QueryParameter(ge=1, le=500)]
 Offset = Annotated[int, QueryParameter(ge=0)]
+_READ = scoped(Role.VIEWER, Scope.DEVICES_READ, narrows=True)
+_WRITE = scoped(Role.OPERATOR, Scope.DEVICES_WRITE, narrows=True)
+_CLAIM = scoped(Role.OPERATOR, Scope.CLAIMS_WRITE, narrows=True)
 
 
 class ClaimIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A new claim; `expires_in` in seconds."""
+    """A new claim; `expires_in` in seconds; `approval`: a person lets in each device."""
 
     name: str = "claim"
     quota: int = 1
     expires_in: float = 24 * 3600.0
     target: str = ""
     labels: dict[str, str] = {}
+    approval: bool = False
 
 
 class ClaimOut(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +48,7 @@ class ClaimOut(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     expires_at: float
     revoked_at: float | None
+    approval: bool
     token: str | None = None
 
 
@@ -71,6 +76,9 @@ class DeviceOut(msgspec.Struct, frozen=True, kw_only=True):
     enrolled_at: float
     last_seen_at: float | None
     revoked_at: float | None
+    shut_out_at: float | None
+    decommission_at: float | None
+    decommissioned_at: float | None
     agent_version: str
     firmware: dict[str, str]
     assignment_version: int
@@ -150,6 +158,7 @@ def _claim(row: Claim, token: str | None = None) -> ClaimOut:
         created_at=row.created_at,
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
+        approval=row.approval,
         token=token,
     )
 
@@ -186,27 +195,6 @@ def _labels(labels: list[str] | None) -> dict[str, str]:
     return parse_labels(labels or [])
 
 
-@post(
-    "/api/v1/enrol", opt=PUBLIC, sync_to_thread=True, summary="Enrol a device", tags=["devices"], security=[]
-)
-def enrol(services: ServicesDep, data: JSONBody[EnrolRequest]) -> EnrolReply:
-    """Exchange a claim and a certificate request for credentials; the claim is the authorisation."""
-    return services.enrolment.enrol(data)
-
-
-@post(
-    "/api/v1/renew",
-    opt=PUBLIC,
-    sync_to_thread=True,
-    summary="Renew a device's certificate",
-    tags=["devices"],
-    security=[],
-)
-def renew(services: ServicesDep, data: JSONBody[RenewRequest]) -> RenewReply:
-    """Exchange a request signed by an enrolled device's key for a certificate of that key."""
-    return services.enrolment.renew(data)
-
-
 @get(
     "/api/v1/trust/{name:str}",
     opt=PUBLIC,
@@ -224,8 +212,9 @@ def trust(services: ServicesDep, name: FromPath[str]) -> Response[bytes]:
     return Response(data, media_type="application/json")
 
 
-@get("/api/v1/devices", opt=VIEWER, sync_to_thread=True, summary="List devices", tags=["devices"])
+@get("/api/v1/devices", opt=_READ, sync_to_thread=True, summary="List devices", tags=["devices"])
 def devices(
+    request: AnyRequest,
     services: ServicesDep,
     offset: Offset = 0,
     limit: Limit = 100,
@@ -237,50 +226,60 @@ def devices(
 ) -> DevicePage:
     """Return devices by id; `label=key=value` may be repeated, `running` is a bundle's digest."""
     which = DeviceFilter(text=text, target=target, online=online, labels=_labels(label), running=running)
-    rows, total = services.devices.find(which, offset, limit)
+    rows, total = services.devices.find(which, offset, limit, request.user.within(Scope.DEVICES_READ))
     models = services.devices.models([row.id for row in rows])
     return DevicePage(items=[_device(row, models[row.id]) for row in rows], total=total)
 
 
 @get(
     "/api/v1/devices/{device_id:str}",
-    opt=VIEWER,
+    opt=_READ,
     sync_to_thread=True,
     summary="Show a device",
     tags=["devices"],
 )
-def device(services: ServicesDep, device_id: FromPath[str]) -> DeviceOut:
+def device(request: AnyRequest, services: ServicesDep, device_id: FromPath[str]) -> DeviceOut:
     """Return one device with its models."""
-    row = services.devices.get(device_id)
+    row = services.devices.seen(request.user, device_id)
     return _device(row, services.devices.models([device_id])[device_id])
 
 
 @get(
     "/api/v1/devices/{device_id:str}/events",
-    opt=VIEWER,
+    opt=_READ,
     sync_to_thread=True,
     summary="List a device's events",
     tags=["devices"],
 )
 def events(
-    services: ServicesDep, device_id: FromPath[str], offset: Offset = 0, limit: Limit = 100
+    request: AnyRequest,
+    services: ServicesDep,
+    device_id: FromPath[str],
+    offset: Offset = 0,
+    limit: Limit = 100,
 ) -> list[EventOut]:
     """Return the steps of a device's updates, the newest first."""
+    services.devices.seen(request.user, device_id)
     rows = services.devices.events(device_id, offset, limit)
     return [EventOut(**{name: getattr(row, name) for name in EventOut.__struct_fields__}) for row in rows]
 
 
 @get(
     "/api/v1/devices/{device_id:str}/actions",
-    opt=VIEWER,
+    opt=_READ,
     sync_to_thread=True,
     tags=["devices"],
     summary="List a device's parts in rollouts",
 )
 def device_actions(
-    services: ServicesDep, device_id: FromPath[str], offset: Offset = 0, limit: Limit = 100
+    request: AnyRequest,
+    services: ServicesDep,
+    device_id: FromPath[str],
+    offset: Offset = 0,
+    limit: Limit = 100,
 ) -> list[ActionOut]:
     """Return a device's parts in rollouts, the newest first."""
+    services.devices.seen(request.user, device_id)
     return [action_out(row) for row in services.devices.actions(device_id, offset, limit)]
 
 
@@ -298,7 +297,7 @@ def refusals(
 
 @put(
     "/api/v1/devices/{device_id:str}/labels",
-    opt=OPERATOR,
+    opt=_WRITE,
     sync_to_thread=True,
     summary="Label a device",
     tags=["devices"],
@@ -313,7 +312,7 @@ def label_device(
 
 @post(
     "/api/v1/devices/{device_id:str}/flush",
-    opt=OPERATOR,
+    opt=_WRITE,
     sync_to_thread=True,
     status_code=202,
     summary="Have a device send what waits",
@@ -334,6 +333,7 @@ def flush(request: AnyRequest, services: ServicesDep, device_id: FromPath[str]) 
 def revoke_device(request: AnyRequest, services: ServicesDep, device_id: FromPath[str]) -> None:
     """Shut a device out for good."""
     services.devices.revoke(request.user, device_id)
+    services.wake_doorman()
 
 
 @get("/api/v1/claims", opt=OPERATOR, sync_to_thread=True, summary="List claims", tags=["devices"])
@@ -342,7 +342,7 @@ def claims(services: ServicesDep, offset: Offset = 0, limit: Limit = 100) -> lis
     return [_claim(row) for row in services.claims.page(offset, limit)]
 
 
-@post("/api/v1/claims", opt=OPERATOR, sync_to_thread=True, summary="Make a claim", tags=["devices"])
+@post("/api/v1/claims", opt=_CLAIM, sync_to_thread=True, summary="Make a claim", tags=["devices"])
 def add_claim(request: AnyRequest, services: ServicesDep, data: JSONBody[ClaimIn]) -> ClaimOut:
     """Return the new claim with its token, this once."""
     row, token = services.claims.create(
@@ -352,6 +352,7 @@ def add_claim(request: AnyRequest, services: ServicesDep, data: JSONBody[ClaimIn
         expires_in=data.expires_in,
         target=data.target,
         labels=data.labels,
+        approval=data.approval,
     )
     return _claim(row, str(token))
 
@@ -371,8 +372,6 @@ def revoke_claim(request: AnyRequest, services: ServicesDep, claim_id: FromPath[
 ROUTES = Router(
     path="/",
     route_handlers=[
-        enrol,
-        renew,
         trust,
         devices,
         device,

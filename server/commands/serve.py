@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from fleet.options import ByteCount, FiniteRange
+
 
 @click.command()
 @click.option(
@@ -34,8 +36,33 @@ import click
 @click.option(
     "--database", default="", metavar="URL", help="PostgreSQL, instead of SQLite in the data folder."
 )
+@click.option(
+    "--certificate-days",
+    type=FiniteRange(0.01, 825.0),
+    default=30.0,
+    show_default=True,
+    help="How long a device's certificate holds; devices renew it when half of that has passed.",
+)
+@click.option(
+    "--approve-devices", is_flag=True, help="Have a person let in every device that enrols with a claim."
+)
+@click.option(
+    "--retained-budget",
+    type=ByteCount(),
+    default="2GB",
+    show_default=True,
+    help="What the broker may retain of bundles, the most wanted first; the rest is served over HTTP.",
+)
+@click.option(
+    "--blobs",
+    "blob_url",
+    default="",
+    metavar="URL",
+    help="Object store for bundles, such as s3://bucket/prefix, instead of the data folder.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object once the server listens.")
 def serve(
+    *,
     data: Path,
     host: str,
     port: int,
@@ -43,6 +70,10 @@ def serve(
     broker: str,
     broker_port: int,
     database: str,
+    retained_budget: int,
+    blob_url: str,
+    certificate_days: float,
+    approve_devices: bool,
     as_json: bool,
 ) -> None:
     """Run the server: console, API, broker and workers.
@@ -60,5 +91,9 @@ def serve(
         broker=broker,
         broker_port=broker_port,
         database=database,
+        retained_budget=retained_budget,
+        blob_url=blob_url,
+        certificate_days=certificate_days,
+        approve_devices=approve_devices,
     )
     run(settings, as_json=as_json)

@@ -14,12 +14,28 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import SQLModel
 
-from server.db import offload_tables, statement_tables, tables
+from server.db import (
+    delivery_tables,
+    identity_tables,
+    kit_tables,
+    offload_tables,
+    statement_tables,
+    tables,
+    trust_tables,
+)
 from server.db.engine import Database
 from server.errors import SettingsError
 
 #: Where tables are declared: importing these modules declares them.
-TABLES: Final = (tables, offload_tables, statement_tables)
+TABLES: Final = (
+    tables,
+    offload_tables,
+    statement_tables,
+    identity_tables,
+    kit_tables,
+    delivery_tables,
+    trust_tables,
+)
 
 
 def _config(connection: Connection) -> Config:

@@ -33,13 +33,23 @@ class LoginSession(SQLModel, table=True):
 
 
 class Token(SQLModel, table=True):
-    """A machine's or a command line's bearer token, stored as its hash."""
+    """A machine's or a command line's bearer token, stored as its hash.
+
+    Attributes:
+        role: "" for one that has scopes.
+        scopes: `server.services.scopes.Grant`s, as JSON.
+        owner_id: the person who answers for it; it can never do more than they.
+        parent_id: the token that it was made with, and with which it ends.
+    """
 
     __tablename__ = "api_token"
     id: int | None = Field(default=None, primary_key=True)
     name: str = Field(max_length=63)
     secret_hash: str = Field(unique=True, max_length=64)
     role: str
+    scopes: list[dict[str, object]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    owner_id: int | None = Field(default=None, foreign_key="user_account.id")
+    parent_id: int | None = Field(default=None, foreign_key="api_token.id", index=True)
     created_by: str
     created_at: float
     expires_at: float | None = None
@@ -53,6 +63,7 @@ class Claim(SQLModel, table=True):
     Attributes:
         target: the only target that may enrol with it, or "" for any.
         labels: given to the devices that enrol with it.
+        approval: a person must let in each device that enrols with it.
     """
 
     __tablename__ = "claim"
@@ -67,13 +78,18 @@ class Claim(SQLModel, table=True):
     created_at: float
     expires_at: float
     revoked_at: float | None = None
+    approval: bool = False
 
 
 class Device(SQLModel, table=True):
     """One enrolled machine, as its latest hello describes it.
 
     Attributes:
+        identity_key: the public key (PEM) that it enrolled with, and signs what it says with.
+        certificate_pem: its newest certificate, which is for a key that it only connects with.
         password_hash: of its password on the embedded broker.
+        shut_out_at: when the broker was seen to refuse it, after it was revoked.
+        decommission_at, decommissioned_at: when it was told to wipe itself, and when it said that it does.
         gates: why the device holds updates back now.
         hello_at: when it last told its facts, gates and outbox.
         assignment_version: the newest assignment that the device has verified.
@@ -84,10 +100,14 @@ class Device(SQLModel, table=True):
     target: str = Field(index=True, max_length=63)
     labels: dict[str, str] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     claim_id: int | None = Field(default=None, foreign_key="claim.id")
+    identity_key: str = ""
     certificate_pem: str = ""
     password_hash: str = ""
     enrolled_at: float
     revoked_at: float | None = None
+    shut_out_at: float | None = None
+    decommission_at: float | None = None
+    decommissioned_at: float | None = None
     online: bool = False
     last_seen_at: float | None = None
     boot_id: str = ""
@@ -130,6 +150,9 @@ class DeviceAssignment(SQLModel, table=True):
     Attributes:
         version: rises with every assignment to the device, and never falls.
         document: the signed file; "published" tells whether the broker has acknowledged it.
+        decommission: it tells the device to wipe itself.
+        rate: bytes a second that the device may download, 0 for all that its line gives.
+        jitter: seconds over which the devices of the group begin.
     """
 
     __tablename__ = "device_assignment"
@@ -140,6 +163,9 @@ class DeviceAssignment(SQLModel, table=True):
     signed_at: float
     activate_before: float
     allow_rollback: bool = False
+    decommission: bool = False
+    rate: int = Field(default=0, sa_type=BigInteger)
+    jitter: float = 0.0
     published: bool = Field(default=False, index=True)
 
 
@@ -180,7 +206,9 @@ class Release(SQLModel, table=True):
 
     Attributes:
         counter: rises with every release of the model; devices refuse to go below what they committed.
+        project: who signs it (`fleet.trust.repository.Project`).
         signed_at: when it entered the signed image repository; None until then.
+        withdrawn_at, withdrawn_by: since when no device is to install it, and who said so.
     """
 
     __tablename__ = "release"
@@ -191,7 +219,10 @@ class Release(SQLModel, table=True):
     counter: int
     created_by: str
     created_at: float
+    project: str = Field(default="releases", max_length=63)
     signed_at: float | None = None
+    withdrawn_at: float | None = None
+    withdrawn_by: str = ""
 
 
 class ReleaseBundle(SQLModel, table=True):
@@ -333,7 +364,12 @@ class Report(SQLModel, table=True):
 
 
 class AuditEntry(SQLModel, table=True):
-    """Who changed what, with the values before and after."""
+    """Who changed what, with the values before and after.
+
+    Attributes:
+        previous: digest of the entry before (`server.db.audit_chain`).
+        digest: of this one.
+    """
 
     __tablename__ = "audit_entry"
     id: int | None = Field(default=None, primary_key=True)
@@ -343,3 +379,5 @@ class AuditEntry(SQLModel, table=True):
     subject: str
     before: dict[str, object] | None = Field(default=None, sa_column=Column(JSON, nullable=True))
     after: dict[str, object] | None = Field(default=None, sa_column=Column(JSON, nullable=True))
+    previous: str = Field(max_length=64)
+    digest: str = Field(max_length=64)

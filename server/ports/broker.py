@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
+
+from fleet.ids import DeviceId
 
 
 class Publisher(Protocol):
@@ -15,4 +18,38 @@ class Publisher(Protocol):
 
         Raises:
             BrokerError: the broker is not connected, or did not acknowledge in time.
+        """
+
+
+class Credential(Protocol):
+    """A private key and its certificate, both PEM."""
+
+    @property
+    def key(self) -> bytes:
+        """The private key."""
+
+    @property
+    def certificate(self) -> bytes:
+        """The certificate."""
+
+
+class Doorman(Protocol):
+    """Who is let in at the broker, and who is thrown out."""
+
+    def refuses(self, probe: Credential) -> bool:
+        """Return whether the broker refuses a revoked certificate.
+
+        Raises:
+            BrokerError: it cannot be reached.
+        """
+
+    def kick(self, device: DeviceId, visit: Callable[[], Credential]) -> None:
+        """End a device's connection, if it has one; whether it comes back is not for this to prevent.
+
+        Args:
+            device: whose.
+            visit: makes a certificate in its name, where one is needed.
+
+        Raises:
+            BrokerError: the broker cannot be reached, or lets nobody in with that certificate.
         """

@@ -6,13 +6,14 @@ database says is not yet published. So a crash at any time loses nothing and inv
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from sqlmodel import Session, col, select, update
 
 from fleet.ids import DeviceId
-from fleet.trust.assignment import AssignedBundle
+from fleet.trust.assignment import AssignedBundle, expires
+from fleet.trust.delivery import Delivery
 from fleet.wire import topics
 from server.db.engine import Database
 from server.db.tables import BundleRow, Device, DeviceAssignment, DeviceModel, Release
@@ -23,6 +24,8 @@ from server.services.signing import SigningService
 
 #: An assignment is signed again when it is this old: half of its life.
 RENEW_SECONDS: Final = 15 * 24 * 3600.0
+#: An order to wipe names no bundle, so nothing is to be activated before this.
+_LONG: Final = 3650 * 24 * 3600.0
 _BATCH: Final = 500
 
 
@@ -49,6 +52,7 @@ class Assignments:
         rollout: int,
         activate_seconds: float,
         allow_rollback: bool = False,
+        delivery: Delivery = Delivery(),  # noqa: B008 - frozen
     ) -> None:
         """Change what one model of a device shall be, and sign that, in the caller's transaction.
 
@@ -61,6 +65,7 @@ class Assignments:
             rollout: who asks.
             activate_seconds: how long the device may activate what it has staged.
             allow_rollback: it may go back below the release counter that it has committed.
+            delivery: how fast and how soon it takes it.
         """
         now = self._clock.now()
         row = session.get(DeviceModel, (device_id, model))
@@ -68,20 +73,39 @@ class Assignments:
         row.desired, row.desired_release = bundle, release_id
         session.add(row)
         session.flush()
-        self._sign(session, device_id, str(rollout), now + activate_seconds, allow_rollback=allow_rollback)
+        before = now + activate_seconds
+        self._sign(
+            session, device_id, str(rollout), before, allow_rollback=allow_rollback, delivery=delivery
+        )
+
+    def decommission(self, session: Session, device_id: str) -> None:
+        """Tell a device to wipe itself, in the caller's transaction; what it was assigned ends with that."""
+        never = self._clock.now() + _LONG
+        self._sign(session, device_id, "", never, allow_rollback=False, decommission=True)
 
     def _sign(
-        self, session: Session, device_id: str, rollout: str, activate_before: float, *, allow_rollback: bool
+        self,
+        session: Session,
+        device_id: str,
+        rollout: str,
+        activate_before: float,
+        *,
+        allow_rollback: bool,
+        decommission: bool = False,
+        delivery: Delivery = Delivery(),  # noqa: B008 - frozen
     ) -> None:
         known = session.get(DeviceAssignment, device_id)
         version = 1 if known is None else known.version + 1
+        decommission = decommission or (known is not None and known.decommission)
         document = self._signing.sign_assignment(
             device=DeviceId(device_id),
             rollout=rollout,
             version=version,
-            bundles=self._bundles(session, device_id),
+            bundles=[] if decommission else self.bundles(session, device_id),
             activate_before=activate_before,
             allow_rollback=allow_rollback,
+            decommission=decommission,
+            delivery=delivery,
         )
         row = known or DeviceAssignment(
             device_id=device_id,
@@ -93,12 +117,14 @@ class Assignments:
         )
         row.version, row.rollout, row.document = version, rollout, document
         row.signed_at, row.activate_before = self._clock.now(), activate_before
-        row.allow_rollback, row.published = allow_rollback, False
+        row.allow_rollback, row.decommission, row.published = allow_rollback, decommission, False
+        row.rate, row.jitter = delivery.rate, delivery.jitter
         session.add(row)
         session.flush()
 
     @staticmethod
-    def _bundles(session: Session, device_id: str) -> list[AssignedBundle]:
+    def bundles(session: Session, device_id: str) -> list[AssignedBundle]:
+        """Return what a device is to run."""
         query = (
             select(Release, BundleRow)
             .join(DeviceModel, col(DeviceModel.desired_release) == Release.id)
@@ -107,6 +133,19 @@ class Assignments:
             .order_by(col(DeviceModel.model))
         )
         return [assigned_bundle(release, bundle) for release, bundle in session.exec(query)]
+
+    def holding(
+        self, session: Session, device_ids: Sequence[str], until: float
+    ) -> dict[str, DeviceAssignment]:
+        """Return the assignments of these devices, signed again where they would not hold until then."""
+        found: dict[str, DeviceAssignment] = {}
+        for start in range(0, len(device_ids), _BATCH):
+            some = device_ids[start : start + _BATCH]
+            rows = session.exec(select(DeviceAssignment).where(col(DeviceAssignment.device_id).in_(some)))
+            found |= {row.device_id: row for row in rows}
+        short = [row for row in found.values() if expires(row.document).timestamp() < until]
+        self._sign_again(session, short)
+        return {device_id: found[device_id] for device_id in device_ids if device_id in found}
 
     def publish_pending(self) -> int:
         """Publish what the broker has not acknowledged yet; return how many.
@@ -164,5 +203,10 @@ class Assignments:
     def _sign_again(self, session: Session, rows: Iterable[DeviceAssignment]) -> None:
         for row in rows:
             self._sign(
-                session, row.device_id, row.rollout, row.activate_before, allow_rollback=row.allow_rollback
+                session,
+                row.device_id,
+                row.rollout,
+                row.activate_before,
+                allow_rollback=row.allow_rollback,
+                delivery=Delivery(rate=row.rate, jitter=row.jitter),
             )

@@ -7,11 +7,12 @@ its public key. The broker takes a device's id from the certificate's common nam
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
@@ -21,19 +22,34 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fleet.ids import DeviceId
 from server.errors import InvalidError, SettingsError
 from server.ports.clock import Clock
-from server.services.durable import write_file
+from server.services.authority_folder import (
+    BACKDATED,
+    CA_LIFETIME,
+    CURRENT,
+    NEXT,
+    OLD,
+    Authority,
+    AuthorityFolder,
+    key_usage,
+    pem,
+)
 
 #: The common name, and so the MQTT user, of the server. No device may have it.
 SERVER_NAME: Final = "kedge-server"
+#: The common name of the certificate by which the server sees whether the broker refuses what is revoked.
+PROBE_NAME: Final = "kedge-probe"
 #: A request for a certificate is about 500 bytes.
 CSR_LIMIT: Final = 8 * 1024
+#: How long the server's own certificates for looking after the broker hold.
+_VISIT: Final = timedelta(hours=1)
 
-CA_LIFETIME: Final = timedelta(days=3650)
-DEVICE_LIFETIME: Final = timedelta(days=90)
-BROKER_LIFETIME: Final = timedelta(days=365)
-SERVER_LIFETIME: Final = timedelta(days=365)
-#: A device's clock may be behind ours.
-_BACKDATED: Final = timedelta(hours=1)
+
+class CertificateLifetimes(msgspec.Struct, frozen=True, kw_only=True):
+    """How long certificates hold; a device asks for the next one when half of it has passed."""
+
+    device: timedelta = timedelta(days=30)
+    broker: timedelta = timedelta(days=365)
+    server: timedelta = timedelta(days=365)
 
 
 class Issued(NamedTuple):
@@ -44,52 +60,54 @@ class Issued(NamedTuple):
 
 
 class FleetAuthority:
-    """Issues the fleet's certificates."""
+    """Issues the fleet's certificates and revocation lists."""
 
-    def __init__(self, folder: Path, clock: Clock) -> None:
+    def __init__(self, folder: Path, clock: Clock, lifetimes: CertificateLifetimes | None = None) -> None:
         """Load the authority from its folder, or make it there.
 
         Raises:
             SettingsError: a file is damaged, or the key is missing.
         """
         self._clock: Final = clock
-        key_file, certificate_file = folder / "ca.key.pem", folder / "ca.pem"
-        if not key_file.exists() and not certificate_file.exists():
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_file(key_file, _pem(ec.generate_private_key(ec.SECP256R1())), mode=0o600)
-        try:
-            key = serialization.load_pem_private_key(key_file.read_bytes(), None)
-            if not certificate_file.exists() and isinstance(key, ec.EllipticCurvePrivateKey):
-                # Name and key make an authority: what it has issued verifies against a new certificate too.
-                write_file(certificate_file, self._certificate_of(key))
-            certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
-        except (OSError, ValueError, TypeError) as error:
-            raise SettingsError(
-                f"certificate authority in {folder}: {error}; restore it from a backup"
-            ) from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-            raise SettingsError(
-                f"{key_file} is not the key of {certificate_file}; restore both from a backup"
-            )
-        self._key: Final = key
-        self._certificate: Final = certificate
+        self._lifetimes: Final = lifetimes or CertificateLifetimes()
+        files = AuthorityFolder(folder, clock)
+        current = files.load(CURRENT)
+        if current is None:
+            raise SettingsError(f"certificate authority in {folder}: ca.pem is missing")
+        self._current: Final = current
+        others = (files.load(name) for name in (NEXT, OLD))
+        self._all: Final = (current, *(other for other in others if other is not None))
+        self.links_pem: Final = files.links()
 
     @property
     def ca_pem(self) -> bytes:
-        """The authority's own certificate, for devices, broker and server to check one another with."""
-        return self._certificate.public_bytes(serialization.Encoding.PEM)
+        """Every authority that is trusted now, for devices, broker and server; the one that signs first."""
+        return b"".join(x.certificate.public_bytes(serialization.Encoding.PEM) for x in self._all)
+
+    def revocation_list(self, number: int, issued_at: int, revoked: Mapping[str, Iterable[int]]) -> bytes:
+        """Return one list (PEM) for each authority, all with the same number.
+
+        They hold as long as an authority does: a broker refuses everybody once a list has run out, and a
+        server that is away must not end a fleet.
+
+        Args:
+            number: higher than that of any list before.
+            issued_at: later than that of any list before, for OpenSSL takes the latest it was given.
+            revoked: serial numbers by the key id of the authority that issued them.
+        """
+        return b"".join(_list_of(x, number, issued_at, revoked.get(x.key_id, ())) for x in self._all)
 
     def sign_device(self, csr_pem: str, device: DeviceId) -> str:
-        """Return a device's certificate (PEM): common name the device's id, for TLS clients, 90 days.
+        """Return a device's certificate (PEM): common name the device's id, for TLS clients.
 
         Raises:
             InvalidError: no request for a P-256 key that proves to have the key, or a reserved id.
         """
-        if device == SERVER_NAME:
-            raise InvalidError(f"device id: {SERVER_NAME} is the server's own")
-        public = _checked_request(csr_pem)
+        if device in (SERVER_NAME, PROBE_NAME):
+            raise InvalidError(f"device id: {device} is the server's own")
+        public = requested_key(csr_pem)
         usage = [ExtendedKeyUsageOID.CLIENT_AUTH]
-        return self._issue(device, public, DEVICE_LIFETIME, usage, ()).decode()
+        return self._issue(device, public, self._lifetimes.device, usage, ()).decode()
 
     def issue_broker(self, hosts: Sequence[str] = ()) -> Issued:
         """Return key and certificate for a broker that is reached as these hosts, and on loopback.
@@ -100,35 +118,39 @@ class FleetAuthority:
         key = ec.generate_private_key(ec.SECP256R1())
         names = [_host(host) for host in dict.fromkeys(("localhost", "127.0.0.1", *hosts))]
         usage = [ExtendedKeyUsageOID.SERVER_AUTH]
-        certificate = self._issue("kedge-broker", key.public_key(), BROKER_LIFETIME, usage, names)
-        return Issued(_pem(key), certificate)
+        certificate = self._issue("kedge-broker", key.public_key(), self._lifetimes.broker, usage, names)
+        return Issued(pem(key), certificate)
 
     def issue_server(self) -> Issued:
         """Return key and certificate with which the server connects to the broker as `kedge-server`."""
         key = ec.generate_private_key(ec.SECP256R1())
         usage = [ExtendedKeyUsageOID.CLIENT_AUTH]
-        return Issued(_pem(key), self._issue(SERVER_NAME, key.public_key(), SERVER_LIFETIME, usage, ()))
+        return Issued(pem(key), self._issue(SERVER_NAME, key.public_key(), self._lifetimes.server, usage, ()))
+
+    def issue_visit(self, name: str) -> Issued:
+        """Return key and certificate, for an hour, with which the server shows itself as somebody else.
+
+        As a device it takes that device's place on the broker, which ends the device's connection.
+        """
+        key = ec.generate_private_key(ec.SECP256R1())
+        usage = [ExtendedKeyUsageOID.CLIENT_AUTH]
+        return Issued(pem(key), self._issue(name, key.public_key(), _VISIT, usage, ()))
+
+    def signed(self, certificate: x509.Certificate) -> bool:
+        """Return whether the authority that signs now has signed a certificate, not the one before."""
+        try:
+            certificate.verify_directly_issued_by(self._current.certificate)
+        except (ValueError, InvalidSignature):
+            return False
+        return True
+
+    @property
+    def key_id(self) -> str:
+        """The key id of the authority that signs now."""
+        return self._current.key_id
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(int(self._clock.now()), timezone.utc)
-
-    def _certificate_of(self, key: ec.EllipticCurvePrivateKey) -> bytes:
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Kedge fleet authority")])
-        now = self._now()
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _BACKDATED)
-            .not_valid_after(now + CA_LIFETIME)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_key_usage(authority=True), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .sign(key, hashes.SHA256())
-        )
-        return certificate.public_bytes(serialization.Encoding.PEM)
 
     def _issue(
         self,
@@ -142,24 +164,48 @@ class FleetAuthority:
         builder = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
-            .issuer_name(self._certificate.subject)
+            .issuer_name(self._current.certificate.subject)
             .public_key(public)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _BACKDATED)
+            .not_valid_before(now - BACKDATED)
             .not_valid_after(now + lifetime)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(authority=False), critical=True)
+            .add_extension(key_usage(authority=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
             .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._current.key.public_key()),
+                critical=False,
             )
         )
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        return builder.sign(self._current.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def _checked_request(csr_pem: str) -> ec.EllipticCurvePublicKey:
+def _list_of(by: Authority, number: int, issued_at: int, serials: Iterable[int]) -> bytes:
+    at = datetime.fromtimestamp(issued_at, timezone.utc)
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(by.certificate.subject)
+        .last_update(at)
+        .next_update(at + CA_LIFETIME)
+        .add_extension(x509.CRLNumber(number), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(by.key.public_key()), critical=False
+        )
+    )
+    for serial in sorted(serials):
+        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(at).build()
+        builder = builder.add_revoked_certificate(entry)
+    return builder.sign(by.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def requested_key(csr_pem: str) -> ec.EllipticCurvePublicKey:
+    """Return the key that a certificate request asks for, and proves to have.
+
+    Raises:
+        InvalidError: no request for a P-256 key that proves to have the key.
+    """
     if len(csr_pem) > CSR_LIMIT:
         raise InvalidError(f"certificate request: expected at most {CSR_LIMIT} bytes, got {len(csr_pem)}")
     try:
@@ -175,20 +221,6 @@ def _checked_request(csr_pem: str) -> ec.EllipticCurvePublicKey:
     return public
 
 
-def _key_usage(*, authority: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not authority,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=authority,
-        crl_sign=authority,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
 def _host(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
@@ -201,9 +233,3 @@ def _host(host: str) -> x509.GeneralName:
     ):
         raise InvalidError(f"host: expected a name or an address, got {host!r}")
     return x509.DNSName(host)
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )

@@ -8,6 +8,8 @@ from typing import Final
 
 from sqlmodel import Session, col, select, update
 
+from firmware_profiles import registry
+from firmware_profiles.errors import ProfileError, UnknownTargetError
 from fleet.errors import WireError
 from fleet.ids import Name
 from fleet.wire.enrolment import ClaimToken
@@ -18,6 +20,7 @@ from server.ports.clock import Clock
 from server.services.audit import Audit
 from server.services.labels import checked_labels
 from server.services.roles import Principal
+from server.services.scopes import Scope
 from server.services.secrets import hashed, new_secret
 
 MAX_QUOTA: Final = 100_000
@@ -45,6 +48,7 @@ class Claims:
         expires_in: float = 24 * 3600.0,
         target: str = "",
         labels: Mapping[str, str] | None = None,
+        approval: bool = False,
     ) -> tuple[Claim, ClaimToken]:
         """Make a claim; return it with the token, which is shown once.
 
@@ -55,11 +59,13 @@ class Claims:
             expires_in: seconds.
             target: the only target that may enrol with it, or "" for any.
             labels: given to each device that enrols with it.
+            approval: a person must let in each device that enrols with it.
 
         Raises:
             InvalidError: a value is out of its range.
         """
         _check(name, target, quota, expires_in)
+        actor.check(Scope.CLAIMS_WRITE, labels=labels)
         secret, now = new_secret(), self._clock.now()
         claim = Claim(
             name=name,
@@ -70,11 +76,13 @@ class Claims:
             created_by=actor.name,
             created_at=now,
             expires_at=now + expires_in,
+            approval=approval,
         )
         with self._database.write() as session:
             session.add(claim)
             session.flush()
             after = {"name": name, "quota": quota, "target": target, "expires_at": claim.expires_at}
+            after |= {"approval": approval}
             self._audit.record(session, actor, "claim.create", f"claim {claim.id}", after=after)
         return claim, ClaimToken(secret, self._fingerprint())
 
@@ -120,18 +128,39 @@ class Claims:
             raise ForbiddenError(f"claim: all {claim.quota} of its devices are enrolled")
         return claim
 
+    def give_back(self, session: Session, claim_id: int | None) -> None:
+        """Put one device back on a claim's quota: it was not let in."""
+        session.exec(
+            update(Claim)
+            .where(col(Claim.id) == claim_id, col(Claim.used) > 0)
+            .values(used=col(Claim.used) - 1)
+        )
+
     def hash_of(self, session: Session, claim_id: int | None) -> str:
         """Return what is stored of a claim's secret, "" when there is no such claim."""
         claim = session.get(Claim, claim_id) if claim_id is not None else None
         return "" if claim is None else claim.secret_hash
 
 
+def known_target(target: str) -> str:
+    """Return the name of a compile target that there is.
+
+    Raises:
+        InvalidError: there is none of this name.
+    """
+    try:
+        return registry.load(target).name
+    except (UnknownTargetError, ProfileError) as error:
+        raise InvalidError(str(error)) from error
+
+
 def _check(name: str, target: str, quota: int, expires_in: float) -> None:
     try:
-        for value in (name, target or "any"):
-            Name(value)
+        Name(name)
     except WireError as error:
         raise InvalidError(str(error)) from error
+    if target:
+        known_target(target)
     if not 1 <= quota <= MAX_QUOTA:
         raise InvalidError(f"quota: expected 1 to {MAX_QUOTA}, got {quota}")
     if not (math.isfinite(expires_in) and 0 < expires_in <= MAX_SECONDS):

@@ -9,18 +9,23 @@ from server.db.engine import Database
 from server.ports.blobs import BlobStore
 from server.ports.clock import Clock
 from server.services.accounts import Accounts
+from server.services.admission import Admission
 from server.services.assignments import Assignments
 from server.services.audit import Audit
 from server.services.authority import FleetAuthority
+from server.services.blob_reading import BlobReading
 from server.services.claims import Claims
 from server.services.devices import Devices
 from server.services.enrolment import Enrolment
+from server.services.garbage import Garbage
 from server.services.health import Health
+from server.services.kits import Kits
 from server.services.live import Live
 from server.services.metrics import Metrics
 from server.services.offload_views import OffloadViews
 from server.services.pools import Pools
 from server.services.releases import Releases
+from server.services.revocations import Revocations
 from server.services.rollouts import Rollouts
 from server.services.signing import SigningService
 from server.services.stats import Stats
@@ -33,12 +38,15 @@ class Services:
 
     Attributes:
         wake_publisher: has what changed put on the broker now, rather than at the next tick.
+        wake_doorman: has revoked devices thrown out now.
     """
 
     settings: Settings
     clock: Clock
     database: Database
     blobs: BlobStore
+    blob_reading: BlobReading
+    garbage: Garbage
     live: Live
     audit: Audit
     health: Health
@@ -48,11 +56,15 @@ class Services:
     signing: SigningService
     claims: Claims
     enrolment: Enrolment
+    admission: Admission
+    revocations: Revocations
     devices: Devices
     releases: Releases
+    kits: Kits
     assignments: Assignments
     rollouts: Rollouts
     stats: Stats
     pools: Pools
     offload_views: OffloadViews
     wake_publisher: Callable[[], None]
+    wake_doorman: Callable[[], None]

@@ -18,10 +18,12 @@ from server.errors import NotFoundError
 from server.ports.broker import Publisher
 from server.ports.clock import Clock
 from server.services.audit import Audit
+from server.services.farewell import Farewell
 from server.services.labels import checked_labels
 from server.services.live import Live
 from server.services.roles import Principal
-from server.services.rollout_steps import RolloutSteps
+from server.services.scoped_queries import labelled, of_devices
+from server.services.scopes import Grant, Scope
 from server.services.secrets import matches, new_secret
 
 
@@ -52,7 +54,7 @@ class Devices:
         audit: Audit,
         live: Live,
         publisher: Publisher,
-        steps: RolloutSteps,
+        farewell: Farewell,
     ) -> None:
         """Keep what is needed."""
         self._database: Final = database
@@ -60,11 +62,25 @@ class Devices:
         self._audit: Final = audit
         self._live: Final = live
         self._publisher: Final = publisher
-        self._steps: Final = steps
+        self._farewell: Final = farewell
 
-    def find(self, which: DeviceFilter, offset: int = 0, limit: int = 100) -> tuple[list[Device], int]:
-        """Return a page of matching devices by id, and how many match in all."""
+    def find(
+        self,
+        which: DeviceFilter,
+        offset: int = 0,
+        limit: int = 100,
+        within: Sequence[Grant] | None = None,
+    ) -> tuple[list[Device], int]:
+        """Return a page of matching devices by id, and how many match in all.
+
+        Args:
+            which: what to look for.
+            offset, limit: the page.
+            within: only devices that one of these grants covers; None: all.
+        """
         conditions: list[ColumnElement[bool]] = []
+        if within is not None:
+            conditions.append(of_devices(within))
         if not which.include_revoked:
             conditions.append(col(Device.revoked_at).is_(None))
         if which.text:
@@ -76,7 +92,7 @@ class Devices:
         if which.running:
             running = select(DeviceModel.device_id).where(DeviceModel.active == which.running)
             conditions.append(col(Device.id).in_(running))
-        conditions += [col(Device.labels)[key].as_string() == value for key, value in which.labels.items()]
+        conditions += labelled(which.labels)
         with self._database.read() as session:
             total = session.exec(select(func.count()).select_from(Device).where(*conditions)).one()
             page = select(Device).where(*conditions).order_by(Device.id).offset(offset).limit(limit)
@@ -126,6 +142,16 @@ class Devices:
         with self._database.read() as session:
             return list(session.exec(query.offset(offset).limit(limit)))
 
+    def seen(self, reader: Principal, device_id: str) -> Device:
+        """Return one device that the reader may see.
+
+        Raises:
+            NotFoundError: there is none of this id, or it is outside the reader's scopes.
+        """
+        device = self.get(device_id)
+        _check_scope(reader, Scope.DEVICES_READ, device)
+        return device
+
     def label(self, actor: Principal, device_id: str, labels: Mapping[str, str]) -> Device:
         """Replace a device's labels.
 
@@ -138,6 +164,9 @@ class Devices:
             device = session.get(Device, device_id)
             if device is None:
                 raise NotFoundError(f"device {device_id}: not enrolled here")
+            _check_scope(actor, Scope.DEVICES_WRITE, device)
+            # A device is not taken out of what one may change, nor out of what others may.
+            actor.check(Scope.DEVICES_WRITE, labels=checked)
             before, device.labels = device.labels, checked
             session.add(device)
             self._audit.record(
@@ -161,13 +190,27 @@ class Devices:
             device = session.get(Device, device_id)
             if device is None:
                 raise NotFoundError(f"device {device_id}: not enrolled here")
-            device.revoked_at = device.revoked_at or self._clock.now()
-            device.password_hash = ""
-            device.online = False
-            session.add(device)
-            self._steps.cancel_device(session, device_id)
-            self._audit.record(session, actor, "device.revoke", f"device {device_id}")
+            self._farewell.revoke(session, actor, device)
         self._live.publish("device", {"id": device_id, "what": "revoked"})
+
+    def decommission(self, actor: Principal, device_id: str, *, now: bool = False) -> None:
+        """Tell a device to wipe itself, and shut it out once it has said that it does.
+
+        Args:
+            actor: who asks.
+            device_id: the device.
+            now: shut it out at once, whether it hears of it or not.
+
+        Raises:
+            NotFoundError: there is no such device.
+            ConflictError: it is shut out already.
+        """
+        with self._database.write() as session:
+            device = session.get(Device, device_id)
+            if device is None:
+                raise NotFoundError(f"device {device_id}: not enrolled here")
+            self._farewell.decommission(session, actor, device, now=now)
+        self._live.publish("device", {"id": device_id, "what": "decommissioned"})
 
     def flush(self, actor: Principal, device_id: str) -> None:
         """Ask a device to send what waits, now.
@@ -176,11 +219,17 @@ class Devices:
             NotFoundError: there is no such device.
             BrokerError: the broker is not there.
         """
-        self.get(device_id)
+        _check_scope(actor, Scope.DEVICES_WRITE, self.get(device_id))
         message = codec.encode(Flush(id=new_secret(12)))
         self._publisher.publish(topics.command(DeviceId(device_id)), message, retain=False)
         with self._database.write() as session:
             self._audit.record(session, actor, "device.flush", f"device {device_id}")
+
+
+def _check_scope(actor: Principal, scope: Scope, device: Device) -> None:
+    """Check that a device is within the actor's scopes; one that is not does not exist for them."""
+    if not actor.covers(scope, labels=device.labels):
+        raise NotFoundError(f"device {device.id}: not enrolled here")
 
 
 def may_log_in(database: Database, device_id: str, password: str) -> bool:

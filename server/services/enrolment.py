@@ -1,30 +1,58 @@
-"""Enrolment: a claim and a certificate request in, a device with its credentials out."""
+"""Enrolment: a claim or a registered key in, and a certificate request; a device with credentials out."""
 
 from __future__ import annotations
 
 import secrets
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography import x509
-from sqlmodel import Session
+from cryptography.hazmat.primitives.asymmetric import ec
+from sqlmodel import Session, select
 
-from fleet.errors import WireError
-from fleet.ids import DeviceId, Name
-from fleet.wire.enrolment import BrokerAccess, EnrolReply, EnrolRequest, RenewReply, RenewRequest
+from fleet.errors import TrustError, WireError
+from fleet.ids import DeviceId
+from fleet.wire import vouching
+from fleet.wire.enrolment import (
+    BrokerAccess,
+    EnrolReply,
+    EnrolRequest,
+    PendingReply,
+    RenewReply,
+    RenewRequest,
+    Vouched,
+    key_fingerprint,
+    public_key,
+    public_pem,
+)
 from server.db.engine import Database
-from server.db.tables import Device
+from server.db.identity_tables import PendingDevice, RegisteredKey
+from server.db.tables import Claim, Device
 from server.errors import ConflictError, ForbiddenError, InvalidError
 from server.ports.clock import Clock
+from server.services.admission import APPROVED, REJECTED, check_name, checked_id, pending_of
 from server.services.audit import Audit
-from server.services.authority import FleetAuthority
-from server.services.claims import Claims
+from server.services.authority import FleetAuthority, requested_key
+from server.services.claims import Claims, known_target
 from server.services.live import Live
+from server.services.revocations import Revocations
 from server.services.roles import SYSTEM
 from server.services.secrets import hashed, new_secret
 
+#: A device that waits asks again after so many seconds at first.
+RETRY_SECONDS: Final = 15.0
+
+
+class _Asking(NamedTuple):
+    """Who asks: the identity key, and what it asks for."""
+
+    key: ec.EllipticCurvePublicKey
+    fingerprint: str
+    target: str
+    request: EnrolRequest
+
 
 class Enrolment:
-    """Takes new devices in."""
+    """Takes new devices in, and renews the certificates of those that are."""
 
     def __init__(
         self,
@@ -34,9 +62,11 @@ class Enrolment:
         live: Live,
         claims: Claims,
         authority: FleetAuthority,
-        broker_url: str,
+        revocations: Revocations,
         *,
+        broker_url: str,
         passwords: bool,
+        approval: bool = False,
     ) -> None:
         """Keep what is needed.
 
@@ -47,8 +77,10 @@ class Enrolment:
             live: told of every device.
             claims: what a device must show.
             authority: signs certificates.
+            revocations: told of every certificate.
             broker_url: where devices connect.
             passwords: the broker knows devices by password, not by certificate.
+            approval: a person must let in every device that comes with a claim, whatever the claim says.
         """
         self._database: Final = database
         self._clock: Final = clock
@@ -56,31 +88,35 @@ class Enrolment:
         self._live: Final = live
         self._claims: Final = claims
         self._authority: Final = authority
+        self._revocations: Final = revocations
         self._broker_url: Final = broker_url
         self._passwords: Final = passwords
+        self._approval: Final = approval
 
-    def enrol(self, request: EnrolRequest) -> EnrolReply:
-        """Enrol a device; one that lost our reply and asks again with the same key gets it again.
+    def enrol(self, request: EnrolRequest, address: str = "") -> EnrolReply | PendingReply:
+        """Enrol a device, or have it wait; one that asks again with the same key gets the same answer.
+
+        Args:
+            request: what the device sends.
+            address: where it asks from, for the person who decides.
 
         Raises:
             InvalidError: a name, a target or the certificate request is no such thing.
-            ForbiddenError: the claim does not allow it.
+            ForbiddenError: the claim does not allow it, no such key is registered, or it was rejected.
             ConflictError: the name belongs to another device.
         """
-        device_id, target = _names(request)
-        certificate = self._authority.sign_device(request.csr_pem, device_id)
+        asking = _asking(request)
         password = new_secret() if self._passwords else ""
         with self._database.write() as session:
-            device = self._again(session, device_id, certificate, request, target)
-            device.certificate_pem = certificate
-            device.password_hash = hashed(password) if password else ""
-            session.add(device)
-            self._audit.record(
-                session,
-                SYSTEM,
-                "device.enrol",
-                f"device {device_id}",
-                after={"target": target, "claim": device.claim_id, "labels": device.labels},
+            device = self._device(session, asking, address)
+            if isinstance(device, Device):
+                device_id, certificate = device.id, self._admit(session, device, asking, password)
+            else:
+                device_id, certificate = device.device_id, ""
+        if not certificate:
+            self._live.publish("device", {"id": device_id, "what": "pending"})
+            return PendingReply(
+                device_id=device_id, fingerprint=asking.fingerprint, retry_seconds=RETRY_SECONDS
             )
         self._live.publish("device", {"id": device_id, "what": "enrolled"})
         return EnrolReply(
@@ -92,10 +128,113 @@ class Enrolment:
             ),
         )
 
-    def renew(self, request: RenewRequest) -> RenewReply:
-        """Give a device a new certificate for its key, once half of the present one's life has passed.
+    def _admit(self, session: Session, device: Device, asking: _Asking, password: str) -> str:
+        certificate = self._authority.sign_device(asking.request.csr_pem, DeviceId(device.id))
+        device.certificate_pem = certificate
+        device.password_hash = hashed(password) if password else ""
+        session.add(device)
+        self._revocations.issued(session, device.id, certificate)
+        facts = {"target": device.target, "claim": device.claim_id, "labels": device.labels}
+        facts |= {"fingerprint": asking.fingerprint}
+        self._audit.record(session, SYSTEM, "device.enrol", f"device {device.id}", after=facts)
+        return certificate
 
-        Whoever repeats a request that they saw gets what is of use to the holder of the key only.
+    def _device(self, session: Session, asking: _Asking, address: str) -> Device | PendingDevice:
+        """Return the device that asks, new or known, or its place in the line."""
+        known = session.exec(select(Device).where(Device.identity_key == public_pem(asking.key))).first()
+        if known is not None:
+            return self._again(session, known, asking)
+        waiting = pending_of(session, asking.fingerprint)
+        if waiting is not None:
+            return self._waiting(session, waiting)
+        registered = session.get(RegisteredKey, asking.fingerprint)
+        if registered is not None:
+            return self._registered(session, registered, asking)
+        return self._claimed(session, asking, address)
+
+    def _again(self, session: Session, known: Device, asking: _Asking) -> Device:
+        """Return a device whose first reply was lost on the way: its own key, and what it enrolled with."""
+        registered = session.get(RegisteredKey, asking.fingerprint)
+        claim_hash = self._claims.hash_of(session, known.claim_id)
+        same_right = (claim_hash and claim_hash == hashed(asking.request.claim)) or (
+            registered is not None and registered.device_id == known.id
+        )
+        if known.revoked_at is None and same_right and asking.request.name in ("", known.id):
+            return known
+        raise ConflictError(f"device {known.id}: the name is taken, and this key is enrolled")
+
+    def _waiting(self, session: Session, row: PendingDevice) -> Device | PendingDevice:
+        if row.decision == REJECTED:
+            raise ForbiddenError(f"device {row.device_id}: rejected by an operator")
+        if row.decision != APPROVED:
+            row.last_asked_at = self._clock.now()
+            session.add(row)
+            return row
+        session.delete(row)
+        return Device(
+            id=row.device_id,
+            target=row.target,
+            labels=dict(row.labels),
+            claim_id=row.claim_id,
+            identity_key=row.identity_key,
+            enrolled_at=self._clock.now(),
+        )
+
+    def _registered(self, session: Session, row: RegisteredKey, asking: _Asking) -> Device:
+        if asking.target != row.target:
+            raise ForbiddenError(
+                f"registered key: expected a device of target {row.target}, got {asking.target}"
+            )
+        if asking.request.name not in ("", row.device_id):
+            raise ForbiddenError(
+                f"registered key: expected device {row.device_id}, got {asking.request.name}"
+            )
+        if session.get(Device, row.device_id) is not None:
+            raise ConflictError(f"device {row.device_id}: the name is taken")
+        row.used_at = self._clock.now()
+        session.add(row)
+        return Device(
+            id=row.device_id,
+            target=row.target,
+            labels=dict(row.labels),
+            identity_key=public_pem(asking.key),
+            enrolled_at=self._clock.now(),
+        )
+
+    def _claimed(self, session: Session, asking: _Asking, address: str) -> Device | PendingDevice:
+        request = asking.request
+        if not request.claim:
+            raise ForbiddenError("enrolment: expected a claim, or a key that is registered; it is not")
+        device_id = checked_id(request.name or f"dev-{secrets.token_hex(5)}")
+        check_name(session, device_id)
+        claim: Claim = self._claims.spend(session, request.claim, asking.target)
+        now, key = self._clock.now(), public_pem(asking.key)
+        if not (claim.approval or self._approval):
+            return Device(
+                id=device_id, target=asking.target, labels=dict(claim.labels), claim_id=claim.id,
+                identity_key=key, enrolled_at=now,
+            )  # fmt: skip
+        row = PendingDevice(
+            device_id=device_id,
+            fingerprint=asking.fingerprint,
+            identity_key=key,
+            target=asking.target,
+            labels=dict(claim.labels),
+            claim_id=claim.id,
+            address=address,
+            asked_at=now,
+            last_asked_at=now,
+        )
+        session.add(row)
+        facts = {"fingerprint": asking.fingerprint, "address": address, "target": asking.target}
+        self._audit.record(session, SYSTEM, "device.wait", f"device {device_id}", after=facts)
+        return row
+
+    def renew(self, request: RenewRequest) -> RenewReply:
+        """Give a device a new certificate, once half of the present one's life has passed.
+
+        Only the identity key counts, not the certificate: that may have ended long ago. Whoever repeats a
+        request that they saw gets nothing new, for a key is certified once.
 
         Raises:
             InvalidError: the certificate request is no such thing.
@@ -105,59 +244,65 @@ class Enrolment:
             device_id = DeviceId(request.device_id)
         except WireError as error:
             raise InvalidError(str(error)) from error
-        certificate = self._authority.sign_device(request.csr_pem, device_id)
+        key = _identity(request.vouched, vouching.RENEW, device_id, request.csr_pem)
         with self._database.write() as session:
             device = session.get(Device, device_id)
-            if (
-                device is None
-                or device.revoked_at is not None
-                or _public_key(device.certificate_pem) != _public_key(certificate)
-            ):
+            if device is None or device.revoked_at is not None or device.identity_key != public_pem(key):
                 raise ForbiddenError("renewal: expected the key of an enrolled device")
-            if self._clock.now() < _half_life(device.certificate_pem):
-                return RenewReply(certificate_pem=device.certificate_pem)
-            device.certificate_pem = certificate
-            session.add(device)
-            self._audit.record(session, SYSTEM, "device.renew", f"device {device_id}")
-        return RenewReply(certificate_pem=certificate)
+            certificate = self._renewed(session, device, request)
+        return RenewReply(
+            certificate_pem=certificate,
+            ca_pem=self._authority.ca_pem.decode(),
+            links_pem=self._authority.links_pem.decode(),
+        )
 
-    def _again(
-        self, session: Session, device_id: DeviceId, certificate: str, request: EnrolRequest, target: str
-    ) -> Device:
-        known = session.get(Device, device_id)
-        if known is None:
-            claim = self._claims.spend(session, request.claim, target)
-            return Device(
-                id=device_id,
-                target=target,
-                labels=dict(claim.labels),
-                claim_id=claim.id,
-                enrolled_at=self._clock.now(),
-            )
-        # Its own key and the very claim that it enrolled with: the first reply was lost on the way.
-        claim_hash = self._claims.hash_of(session, known.claim_id)
-        same_key = _public_key(known.certificate_pem) == _public_key(certificate)
-        if (
-            same_key
-            and known.revoked_at is None
-            and claim_hash == hashed(request.claim)
-            and known.target == target
-        ):
-            return known
-        raise ConflictError(f"device {device_id}: the name is taken")
+    def _renewed(self, session: Session, device: Device, request: RenewRequest) -> str:
+        present = x509.load_pem_x509_certificate(device.certificate_pem.encode())
+        wanted = requested_key(request.csr_pem)
+        same = present.public_key() == wanted
+        if same and self._clock.now() < _half_life(present) and self._authority.signed(present):
+            return device.certificate_pem
+        if not same and self._revocations.certified(session, key_fingerprint(wanted)):
+            raise ForbiddenError("renewal: expected a key that was not certified before")
+        device.certificate_pem = self._authority.sign_device(request.csr_pem, DeviceId(device.id))
+        session.add(device)
+        self._revocations.issued(session, device.id, device.certificate_pem)
+        self._audit.record(session, SYSTEM, "device.renew", f"device {device.id}")
+        return device.certificate_pem
 
 
-def _names(request: EnrolRequest) -> tuple[DeviceId, str]:
+def identity_key(device: Device) -> ec.EllipticCurvePublicKey:
+    """Return the key that a device enrolled with, and signs what it says with.
+
+    Raises:
+        TrustError: none is known of it.
+    """
     try:
-        return DeviceId(request.name or f"dev-{secrets.token_hex(5)}"), Name(request.target)
+        return public_key(device.identity_key)
+    except WireError as error:
+        raise TrustError(f"device {device.id}: {error}", reason="malformed") from error
+
+
+def _asking(request: EnrolRequest) -> _Asking:
+    try:
+        name = DeviceId(request.name) if request.name else ""
     except WireError as error:
         raise InvalidError(str(error)) from error
+    target = known_target(request.target)
+    key = _identity(request.vouched, vouching.ENROL, name, request.csr_pem)
+    return _Asking(key, key_fingerprint(key), target, request)
 
 
-def _public_key(certificate_pem: str) -> object:
-    return x509.load_pem_x509_certificate(certificate_pem.encode()).public_key()
+def _identity(vouched: Vouched | None, purpose: str, name: str, csr_pem: str) -> ec.EllipticCurvePublicKey:
+    """Return the identity key behind a certificate request: who vouches for it, or its own."""
+    own = requested_key(csr_pem)
+    if vouched is None:
+        return own
+    try:
+        return vouching.check(vouched, purpose, name, csr_pem)
+    except (TrustError, WireError) as error:
+        raise ForbiddenError(str(error)) from error
 
 
-def _half_life(certificate_pem: str) -> float:
-    found = x509.load_pem_x509_certificate(certificate_pem.encode())
+def _half_life(found: x509.Certificate) -> float:
     return (found.not_valid_before_utc.timestamp() + found.not_valid_after_utc.timestamp()) / 2

@@ -17,6 +17,7 @@ from fleet.ids import DeviceId
 from fleet.wire import codec, topics
 from fleet.wire.messages import (
     Ack,
+    Decommissioned,
     HardRequest,
     Hello,
     Message,
@@ -177,6 +178,8 @@ class Ingest:
             self._reconcile.status(session, device, message)
         elif isinstance(message, UpdateEvent):
             self._reconcile.step(session, device, message)
+        elif isinstance(message, Decommissioned):
+            self._reconcile.decommissioned(session, device)
         elif isinstance(message, SignedStatement):
             self._state(session, device, message)
         else:
@@ -254,7 +257,7 @@ class Ingest:
         """Tell each device what is stored. A lost acknowledgement only makes it send again."""
         ids: defaultdict[DeviceId, list[str]] = defaultdict(list)
         for device, message, _ in records:
-            if isinstance(message, (ModelReport, UpdateEvent, RefusalEvent)):
+            if isinstance(message, (ModelReport, UpdateEvent, RefusalEvent, Decommissioned)):
                 ids[device].append(message.id)
         try:
             for device, stored in ids.items():

@@ -8,6 +8,7 @@ from typing import Final
 from fleet.errors import WireError
 from fleet.ids import Digest
 from fleet.wire.messages import (
+    Decommissioned,
     HardRequest,
     Hello,
     Message,
@@ -33,9 +34,9 @@ def check(message: Message) -> None:
     Raises:
         WireError: an id is empty or too long, a digest is none, or a time is in no calendar.
     """
-    if isinstance(message, (ModelReport, UpdateEvent, RefusalEvent, HardRequest)):
+    if isinstance(message, (ModelReport, UpdateEvent, RefusalEvent, HardRequest, Decommissioned)):
         _check_id("id", message.id)
-    if isinstance(message, (Hello, ModelReport, UpdateEvent, RefusalEvent, Status)):
+    if isinstance(message, (Hello, ModelReport, UpdateEvent, RefusalEvent, Status, Decommissioned)):
         _check_id("boot_id", message.boot_id)
     if isinstance(message, (ModelReport, UpdateEvent, HardRequest)):
         Digest(message.bundle)

@@ -13,6 +13,7 @@ from fleet.wire.messages import Hello, ModelSlot, SignedStatement, Status, Updat
 from server.db.tables import Action, Device, DeviceAssignment, DeviceModel, EventRow
 from server.ports.clock import Clock
 from server.services.assignments import Assignments
+from server.services.farewell import Farewell
 from server.services.rollout_steps import RolloutSteps, open_actions
 from server.services.statements import Statements
 
@@ -25,11 +26,14 @@ def finite(measured: Mapping[str, float]) -> dict[str, float]:
 class Reconcile:
     """Applies hellos, status and update events to devices and their parts in rollouts."""
 
-    def __init__(self, clock: Clock, assignments: Assignments, steps: RolloutSteps) -> None:
+    def __init__(
+        self, clock: Clock, assignments: Assignments, steps: RolloutSteps, farewell: Farewell
+    ) -> None:
         """Keep what is needed."""
         self._clock: Final = clock
         self._assignments: Final = assignments
         self._steps: Final = steps
+        self._farewell: Final = farewell
         self._statements: Final = Statements(clock)
 
     def hello(self, session: Session, device: Device, hello: Hello) -> None:
@@ -74,6 +78,10 @@ class Reconcile:
         device.last_seen_at = self._clock.now()
         session.add(device)
         self._statements.take(session, device, signed)
+
+    def decommissioned(self, session: Session, device: Device) -> None:
+        """Shut out a device that says that it wipes itself."""
+        self._farewell.decommissioned(session, device)
 
     def step(self, session: Session, device: Device, event: UpdateEvent) -> None:
         """Follow one step of an update that is new here; stragglers change nothing that is decided."""

@@ -31,6 +31,8 @@ from server.services.labels import checked_labels
 from server.services.live import Live
 from server.services.roles import SYSTEM, Principal
 from server.services.rollout_steps import RolloutSteps, policy_of, progress_of
+from server.services.scoped_queries import of_models
+from server.services.scopes import Grant, Scope
 
 LOG: Final = logging.getLogger("kedge.rollouts")
 _UNDECIDED: Final = [
@@ -90,7 +92,9 @@ class Rollouts:
 
     # --- creating ------------------------------------------------------------------------------------
 
-    def preview(self, release_id: int, selection: Selection, policy: Policy) -> Preview:
+    def preview(
+        self, reader: Principal, release_id: int, selection: Selection, policy: Policy
+    ) -> Preview:
         """Return what a rollout would do, and whom it would leave out, and why.
 
         Raises:
@@ -102,6 +106,7 @@ class Rollouts:
         checked_labels(selection.labels)
         with self._database.read() as session:
             release = _release(session, release_id)
+            reader.check(Scope.ROLLOUTS_WRITE, model=release.model, labels=selection.labels)
             bundles, devices, skipped = _candidates(session, release, selection)
             sizes = {x.digest: x.device_bytes for x in session.exec(select(BundleRow))}
         groups = plan.assign(plan.order((d.id for d in devices), ""), policy.groups)
@@ -135,6 +140,7 @@ class Rollouts:
         checked_labels(selection.labels)
         with self._database.write() as session:
             release = _release(session, release_id)
+            actor.check(Scope.ROLLOUTS_WRITE, model=release.model, labels=selection.labels)
             if release.signed_at is None:
                 raise ConflictError(f"release {release.model} {release.version}: not signed yet")
             bundles, devices, skipped = _candidates(session, release, selection)
@@ -145,10 +151,10 @@ class Rollouts:
             groups = plan.assign(plan.order(targets, str(rollout.id)), policy.groups)
             self._insert_groups(session, rollout, groups, {d: bundles[t] for d, t in targets.items()})
             after = {"release": release_id, "devices": len(devices), "policy": rollout.policy}
+            after |= {"approved": approve}
             self._audit.record(session, actor, "rollout.create", f"rollout {rollout.id}", after=after)
             if approve:
                 self._steps.move(session, rollout, Move.APPROVE)
-                self._audit.record(session, actor, "rollout.approve", f"rollout {rollout.id}")
         self._live.publish("rollout", {"id": rollout.id, "state": rollout.state})
         return rollout
 
@@ -215,6 +221,8 @@ class Rollouts:
         """
         with self._database.write() as session:
             rollout = _rollout(session, rollout_id)
+            labels = msgspec.convert(rollout.selection, Selection).labels
+            actor.check(Scope.ROLLOUTS_WRITE, model=rollout.model, labels=labels)
             before = {"state": rollout.state, "group": rollout.group}
             if move is Move.PROMOTE and session.get(RolloutGroup, (rollout_id, rollout.group + 1)) is None:
                 raise ConflictError(f"rollout {rollout_id}: its last group runs already")
@@ -297,9 +305,13 @@ class Rollouts:
 
     # --- reading -------------------------------------------------------------------------------------
 
-    def page(self, state: str = "", offset: int = 0, limit: int = 100) -> list[Rollout]:
-        """Return rollouts, the newest first, in one state or in any."""
+    def page(
+        self, state: str = "", offset: int = 0, limit: int = 100, within: Sequence[Grant] | None = None
+    ) -> list[Rollout]:
+        """Return rollouts, the newest first, in one state or in any, that one of the grants covers."""
         query = select(Rollout).order_by(col(Rollout.id).desc()).offset(offset).limit(limit)
+        if within is not None:
+            query = query.where(of_models(col(Rollout.model), within))
         if state:
             query = query.where(Rollout.state == state)
         with self._database.read() as session:
@@ -313,6 +325,17 @@ class Rollouts:
         """
         with self._database.read() as session:
             return _rollout(session, rollout_id)
+
+    def seen(self, reader: Principal, rollout_id: int) -> Rollout:
+        """Return one rollout that the reader may see.
+
+        Raises:
+            NotFoundError: there is none of this id, or it is outside the reader's scopes.
+        """
+        rollout = self.get(rollout_id)
+        if not reader.covers(Scope.ROLLOUTS_READ, model=rollout.model):
+            raise NotFoundError(f"rollout {rollout_id}: expected an existing one")
+        return rollout
 
     def groups(self, rollout_id: int) -> list[RolloutGroup]:
         """Return a rollout's groups, in order."""
@@ -427,6 +450,8 @@ def _reason_against(
 ) -> str:
     if device.revoked_at is not None:
         return "revoked"
+    if device.decommission_at is not None:
+        return "decommissioned"
     if device.target not in bundles:
         return f"the release has no bundle for {device.target}"
     if device.id in busy:

@@ -22,6 +22,7 @@ from fleet.errors import TrustError
 from fleet.ids import DeviceId, Digest
 from fleet.trust import assignment, project_files, repository
 from fleet.trust.assignment import DIRECTOR, AssignedBundle
+from fleet.trust.delivery import Delivery
 from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 from fleet.trust.project_files import LIMITS, Limits, Signing
 from fleet.trust.repository import RELEASES, RELEASES_PATHS, TOP_LEVEL, Project, RoleKeys, signed_file
@@ -460,6 +461,8 @@ class SigningService:
         activate_before: float,
         allow_rollback: bool = False,
         decommission: bool = False,
+        delivery: Delivery = Delivery(),  # noqa: B008 - frozen
+        deltas: Mapping[str, DeltaOffer] | None = None,
     ) -> bytes:
         """Return the signed assignment of one device.
 
@@ -471,6 +474,8 @@ class SigningService:
             activate_before: until when what is staged may be activated, in seconds since the Unix epoch.
             allow_rollback: let the device go back below the release counter that it has committed.
             decommission: have the device wipe itself; it then gets no bundles.
+            delivery: how fast and how soon the device takes it.
+            deltas: by model, a shorter way to its bundle.
 
         Raises:
             NotFoundError: a bundle is not in the image repository; no device would take it.
@@ -489,6 +494,7 @@ class SigningService:
             expires=self._sealer.now() + self._lifetimes.assignment,
             allow_rollback=allow_rollback,
             decommission=decommission,
+            delivery=delivery,
         )
         return signed_file(document, [signer])
 

@@ -37,7 +37,7 @@ def test_a_device_is_called_what_the_server_says(tmp_path: Path) -> None:
         usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
         assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-        assert certificate.not_valid_after_utc == clock.wall() + timedelta(days=90)
+        assert certificate.not_valid_after_utc == clock.wall() + timedelta(days=30)
 
 
 def test_a_restart_keeps_the_authority(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from fake_doorman import FakeDoorman
 from fake_link import FakeBroker, FakeConnection
 from fleet.rollout.plan import GroupSpec, Policy
 from server.adapters.blobs_folder import FolderBlobStore
@@ -13,17 +14,20 @@ from server.db.engine import Database
 from server.db.migrate import upgrade
 from server.db.tables import Device
 from server.services.accounts import Accounts
+from server.services.admission import Admission
 from server.services.assignments import Assignments
 from server.services.audit import Audit
 from server.services.authority import FleetAuthority
 from server.services.claims import Claims
 from server.services.devices import Devices
 from server.services.enrolment import Enrolment
+from server.services.farewell import Farewell
 from server.services.health import Health
 from server.services.ingest import Ingest
 from server.services.live import Live
 from server.services.reconcile import Reconcile
 from server.services.releases import Releases
+from server.services.revocations import Revocations
 from server.services.roles import SYSTEM
 from server.services.rollout_steps import RolloutSteps
 from server.services.rollouts import Rollouts, Selection
@@ -47,6 +51,9 @@ class Parts(NamedTuple):
     accounts: Accounts
     claims: Claims
     enrolment: Enrolment
+    admission: Admission
+    revocations: Revocations
+    doorman: FakeDoorman
     devices: Devices
     releases: Releases
     assignments: Assignments
@@ -98,6 +105,9 @@ def parts(folder: Path, url: str = "sqlite://") -> Parts:
     assignments = Assignments(database, clock, signing, connection)
     steps = RolloutSteps(clock, live, assignments)
     authority = FleetAuthority(folder / "keys", clock)
+    doorman = FakeDoorman()
+    revocations = Revocations(database, clock, authority, doorman, live)
+    farewell = Farewell(clock, audit, steps, assignments, revocations)
     return Parts(
         folder=folder,
         clock=clock,
@@ -110,17 +120,20 @@ def parts(folder: Path, url: str = "sqlite://") -> Parts:
         accounts=Accounts(database, clock, audit),
         claims=claims,
         enrolment=Enrolment(
-            database, clock, audit, live, claims, authority, "mqtt://127.0.0.1:1",
-            passwords=True,
+            database, clock, audit, live, claims, authority, revocations,
+            broker_url="mqtt://127.0.0.1:1", passwords=True,
         ),
-        devices=Devices(database, clock, audit, live, connection, steps),
+        admission=Admission(database, clock, audit, live, claims),
+        revocations=revocations,
+        doorman=doorman,
+        devices=Devices(database, clock, audit, live, connection, farewell),
         releases=Releases(
             database, clock, audit, live, FolderBlobStore(folder / "blobs"), signing, 2**20
         ),
         assignments=assignments,
         rollouts=Rollouts(database, clock, audit, live, steps),
         ingest=Ingest(
-            database, clock, live, health, connection, Reconcile(clock, assignments, steps),
+            database, clock, live, health, connection, Reconcile(clock, assignments, steps, farewell),
             lambda _device, _request: None, lambda _text: None,
         ),
         stats=Stats(database, clock),

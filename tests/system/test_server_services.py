@@ -15,7 +15,7 @@ from fleet.ids import DeviceId, Digest
 from fleet.rollout.plan import Policy
 from fleet.rollout.states import Move
 from fleet.wire import codec, topics
-from fleet.wire.enrolment import EnrolRequest
+from fleet.wire.enrolment import EnrolReply, EnrolRequest
 from fleet.wire.messages import (
     Ack,
     HardRequest,
@@ -102,10 +102,10 @@ def test_the_first_start_makes_an_admin_once(kedge: Parts) -> None:
     found = kedge.accounts.by_cookie(secret)
     assert found is not None
     assert (found.role, found.by_cookie) == (Role.ADMIN, True)
-    by_token = kedge.accounts.by_token(first.token)
+    by_token = kedge.accounts.tokens.principal(first.token)
     assert by_token is not None
     assert by_token.role is Role.ADMIN
-    kedge.accounts.logout(secret)
+    kedge.accounts.logout(found, secret)
     assert kedge.accounts.by_cookie(secret) is None
 
 
@@ -136,13 +136,13 @@ def test_sessions_and_tokens_end(kedge: Parts) -> None:
     first = kedge.accounts.first_start()
     assert first is not None
     session = kedge.accounts.login("admin", first.password, "here")
-    row, secret = kedge.accounts.add_token(ADMIN, "ci", Role.RELEASER, 60.0)
-    _, forever = kedge.accounts.add_token(ADMIN, "old", Role.VIEWER)
-    kedge.accounts.revoke_token(ADMIN, 3)
-    assert kedge.accounts.by_token(forever) is None
-    assert kedge.accounts.by_token(secret) is not None
+    row, secret = kedge.accounts.tokens.add(ADMIN, "ci", Role.RELEASER, expires_in=60.0)
+    _, forever = kedge.accounts.tokens.add(ADMIN, "old", Role.VIEWER, expires_in=None)
+    kedge.accounts.tokens.revoke(ADMIN, 3)
+    assert kedge.accounts.tokens.principal(forever) is None
+    assert kedge.accounts.tokens.principal(secret) is not None
     kedge.clock.seconds += 13 * 3600
-    assert kedge.accounts.by_token(secret) is None
+    assert kedge.accounts.tokens.principal(secret) is None
     assert kedge.accounts.by_cookie(session) is None
     assert row.name == "ci"
 
@@ -181,6 +181,7 @@ def test_a_claim_enrols_as_many_devices_as_it_says(kedge: Parts) -> None:
         reply = kedge.enrolment.enrol(
             EnrolRequest(claim=token.secret, csr_pem=csr(), target=TARGET, name=name)
         )
+        assert isinstance(reply, EnrolReply)
         assert may_log_in(kedge.database, reply.device_id, reply.broker.password)
         passwords[name] = reply.broker.password
     assert kedge.devices.get("dev-a").labels == {"site": "north"}
@@ -386,7 +387,7 @@ def test_a_rollout_tells_whom_it_leaves_out_and_why(kedge: Parts) -> None:
     first, second = kedge.release("v1"), kedge.release("v2")
     selection = Selection(devices=("dev-a", "dev-x", "dev-gone"))
     kedge.rollouts.create(SYSTEM, release_id=first, selection=Selection(devices=("dev-a",)), policy=Policy())
-    preview = kedge.rollouts.preview(second, selection, Policy())
+    preview = kedge.rollouts.preview(SYSTEM, second, selection, Policy())
     assert preview.devices == ()
     assert preview.skipped == {
         "dev-a": "takes part in rollout 1",
