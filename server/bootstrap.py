@@ -20,10 +20,12 @@ from server.adapters.clock import SystemClock
 from server.adapters.doorman import CertificateDoorman, NoDoorman, PasswordDoorman
 from server.adapters.embedded_broker import EmbeddedBroker
 from server.adapters.mqtt import BrokerLogin, MqttConnection
+from server.adapters.oidc import OidcProvider
 from server.db.engine import Database
 from server.db.migrate import upgrade
 from server.errors import SettingsError
 from server.ports.broker import Doorman
+from server.ports.clock import Clock
 from server.services.accounts import Accounts, FirstCredential
 from server.services.admission import Admission
 from server.services.assignments import Assignments
@@ -51,12 +53,13 @@ from server.services.pools import Pools
 from server.services.reconcile import Reconcile
 from server.services.releases import Releases
 from server.services.revocations import Revocations
-from server.services.roles import SYSTEM
+from server.services.roles import SYSTEM, Role
 from server.services.rollout_steps import RolloutSteps
 from server.services.rollouts import Rollouts
 from server.services.secrets import new_secret
 from server.services.signing import SigningService
 from server.services.signing_keys import PASSPHRASE_VARIABLE
+from server.services.single_sign_on import CALLBACK, SingleSignOn
 from server.services.stats import Stats
 from server.services.wanted import DatabaseLedger, Wanted
 from server.settings import Settings, in_url
@@ -140,7 +143,8 @@ def build(settings: Settings) -> Runtime:
     audit = Audit(database, clock, Witness(settings.data, settings.keys))
     audit.begin(SYSTEM)
     claims = Claims(database, clock, audit, signing.root_fingerprint)
-    accounts = Accounts(database, clock, audit)
+    decided = settings.oidc is not None and bool(settings.oidc.role_claim)
+    accounts = Accounts(database, clock, audit, groups_decide=decided)
     blobs = ObjectBlobStore(settings.blob_url) if settings.blob_url else FolderBlobStore(settings.blobs)
     connection, broker, url = _broker(settings, authority, database)
     revocations = Revocations(database, clock, authority, _doorman(settings, broker), live)
@@ -188,6 +192,7 @@ def build(settings: Settings) -> Runtime:
         health=health,
         metrics=Metrics(database, health),
         accounts=accounts,
+        single_sign_on=_single_sign_on(settings, database, clock, audit, accounts),
         authority=authority,
         signing=signing,
         claims=claims,
@@ -227,6 +232,18 @@ def build(settings: Settings) -> Runtime:
         credential=accounts.first_start(),
         notices=tuple(notices),
     )
+
+
+def _single_sign_on(
+    settings: Settings, database: Database, clock: Clock, audit: Audit, accounts: Accounts
+) -> SingleSignOn | None:
+    if settings.oidc is None:
+        return None
+    provider = OidcProvider(settings.oidc, f"{settings.origin}{CALLBACK}", clock)
+    try:
+        return SingleSignOn(database, clock, audit, accounts, provider, settings.oidc)
+    except ValueError as error:
+        raise SettingsError(f"oidc: {error}; expected one of {', '.join(x.value for x in Role)}") from error
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@
     │   │   ├── NotFoundError        404: there is no such thing
     │   │   ├── ConflictError        409: not in the state that things are in
     │   │   ├── TooLargeError        413: more bytes than allowed
-    │   │   └── TooManyError         429: slower, please
+    │   │   ├── TooManyError         429: slower, please
+    │   │   └── ProviderError        502: the identity provider does not answer, or not as one
     │   ├── OfflineKeyError      a key that a person keeps cannot be made or used as asked
     │   └── ClientError          the server that a command spoke to refused, or cannot be reached
     └── BrokerError              the broker is not connected, or did not acknowledge in time
@@ -87,6 +88,13 @@ class TooManyError(RequestError):
 
 class OfflineKeyError(UserError):
     """A key that a person keeps off the server cannot be made or used as asked."""
+
+
+class ProviderError(RequestError):
+    """The identity provider does not answer, or not as one."""
+
+    status = 502
+    title = "No answer"
 
 
 class ClientError(UserError):

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -62,7 +63,7 @@ def _alone(data: Path) -> Iterator[None]:
 
 def _serve(settings: Settings, *, as_json: bool) -> None:
     listener = _listen(settings.host, settings.port)
-    runtime = build(settings)
+    runtime = build(replace(settings, port=listener.getsockname()[1]))
     try:
         runtime.start()
         _announce(runtime, listener.getsockname()[1], as_json=as_json)

@@ -10,6 +10,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from server.errors import SettingsError
+from server.oidc_settings import OidcSettings
 
 #: A host name, an IPv4 address, or an IPv6 address with or without brackets.
 _HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[?[0-9A-Fa-f]*:[0-9A-Fa-f:.]+\]?")
@@ -55,6 +56,9 @@ class Settings:
         max_blob_bytes: the largest file that may be uploaded.
         certificate_days: how long a device's certificate holds; it is renewed when half of that has passed.
         approve_devices: a person must let in every device that enrols with a claim.
+        public_url: what browsers reach the console by, such as "https://kedge.example", or "" for
+            http, `reached_as` and the port.
+        oidc: the identity provider beside the accounts of this server, or None.
     """
 
     data: Path
@@ -70,6 +74,8 @@ class Settings:
     max_blob_bytes: int = 4 * 1024**3
     certificate_days: float = 30.0
     approve_devices: bool = False
+    public_url: str = ""
+    oidc: OidcSettings | None = None
 
     def check(self) -> None:
         """Check what can be checked before anything is opened.
@@ -78,6 +84,9 @@ class Settings:
             SettingsError: a value is wrong or unsafe.
         """
         self._check_advertise()
+        self._check_public_url()
+        if self.oidc is not None:
+            self.oidc.check()
         if self.broker:
             url = urlsplit(self.broker)
             if url.scheme not in ("mqtt", "mqtts") or not url.hostname:
@@ -100,6 +109,18 @@ class Settings:
             raise SettingsError(
                 f"advertise: expected a name or an address without scheme and port, got {self.advertise!r}"
             )
+
+    def _check_public_url(self) -> None:
+        url = urlsplit(self.public_url)
+        if self.public_url and (
+            url.scheme not in ("http", "https") or not url.hostname or url.path.strip("/")
+        ):
+            raise SettingsError(f"public URL: expected https://host without a path, got {self.public_url!r}")
+
+    @property
+    def origin(self) -> str:
+        """Address of the console, as browsers reach it."""
+        return self.public_url.rstrip("/") or f"http://{in_url(self.reached_as)}:{self.port}"
 
     @property
     def reached_as(self) -> str:

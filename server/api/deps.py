@@ -9,6 +9,7 @@ from litestar.params import SkipValidation
 
 from server.services.container import Services
 from server.services.roles import Role
+from server.services.scopes import Scope
 
 #: A handler's parameter `services: ServicesDep`.
 ServicesDep: TypeAlias = NamedDependency[SkipValidation[Services]]
@@ -20,6 +21,18 @@ PUBLIC: dict[str, Any] = {"public": True}
 def role(needed: Role) -> dict[str, Any]:
     """Return a handler's `opt` that lets only this role and those above call it."""
     return {"role": needed}
+
+
+def scoped(needed: Role, scope: Scope, *, narrows: bool = False) -> dict[str, Any]:
+    """Return a handler's `opt` that lets this role call it, and tokens with this scope.
+
+    Args:
+        needed: the role.
+        scope: what a token without a role needs.
+        narrows: the handler keeps to the limits of the caller's grants (`Principal.within`, `covers`);
+            without it, only grants without limits count.
+    """
+    return {"role": needed, "scope": scope, "narrows": narrows}
 
 
 VIEWER = role(Role.VIEWER)

@@ -213,7 +213,7 @@ def trust(services: ServicesDep, name: FromPath[str]) -> Response[bytes]:
 
 
 @get("/api/v1/devices", opt=_READ, sync_to_thread=True, summary="List devices", tags=["devices"])
-def devices(
+def devices(  # noqa: PLR0917 - the query's parameters, which Litestar passes by name
     request: AnyRequest,
     services: ServicesDep,
     offset: Offset = 0,

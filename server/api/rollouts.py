@@ -10,17 +10,20 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from fleet.rollout.plan import Policy
 from fleet.rollout.states import Move, RolloutState, moves
-from server.api.deps import OPERATOR, VIEWER, ServicesDep
+from server.api.deps import ServicesDep, scoped
 from server.api.devices import ActionOut, action_out
 from server.db.tables import Rollout
 from server.errors import InvalidError
 from server.services.container import Services
-from server.services.roles import Principal
+from server.services.roles import Principal, Role
 from server.services.rollouts import Preview, Selection
+from server.services.scopes import Scope
 
 AnyRequest = Request[Principal, Any, Any]
 Limit = Annotated[int, QueryParameter(ge=1, le=500)]
 Offset = Annotated[int, QueryParameter(ge=0)]
+_READ = scoped(Role.VIEWER, Scope.ROLLOUTS_READ, narrows=True)
+_WRITE = scoped(Role.OPERATOR, Scope.ROLLOUTS_WRITE, narrows=True)
 #: The query parameter `state`, whose name Litestar keeps for itself.
 InState = Annotated[RolloutState | None, QueryParameter(name="state")]
 #: What people may ask of a rollout; the rest is the tick's.
@@ -123,38 +126,41 @@ def _rollout(services: Services, row: Rollout) -> RolloutOut:
     )
 
 
-@get("/api/v1/rollouts", opt=VIEWER, sync_to_thread=True, summary="List rollouts", tags=["rollouts"])
+@get("/api/v1/rollouts", opt=_READ, sync_to_thread=True, summary="List rollouts", tags=["rollouts"])
 def rollouts(
+    request: AnyRequest,
     services: ServicesDep,
     in_state: InState = None,
     offset: Offset = 0,
     limit: Limit = 100,
 ) -> list[RolloutOut]:
     """Return rollouts, the newest first, in one state or in any."""
-    rows = services.rollouts.page("" if in_state is None else in_state.value, offset, limit)
+    within = request.user.within(Scope.ROLLOUTS_READ)
+    rows = services.rollouts.page("" if in_state is None else in_state.value, offset, limit, within)
     return [_rollout(services, row) for row in rows]
 
 
 @get(
     "/api/v1/rollouts/{rollout_id:int}",
-    opt=VIEWER,
+    opt=_READ,
     sync_to_thread=True,
     summary="Show a rollout",
     tags=["rollouts"],
 )
-def rollout(services: ServicesDep, rollout_id: FromPath[int]) -> RolloutOut:
+def rollout(request: AnyRequest, services: ServicesDep, rollout_id: FromPath[int]) -> RolloutOut:
     """Return one rollout with its groups in numbers."""
-    return _rollout(services, services.rollouts.get(rollout_id))
+    return _rollout(services, services.rollouts.seen(request.user, rollout_id))
 
 
 @get(
     "/api/v1/rollouts/{rollout_id:int}/actions",
-    opt=VIEWER,
+    opt=_READ,
     sync_to_thread=True,
     tags=["rollouts"],
     summary="List a rollout's devices",
 )
 def actions(
+    request: AnyRequest,
     services: ServicesDep,
     rollout_id: FromPath[int],
     group: FromQuery[int | None] = None,
@@ -163,24 +169,24 @@ def actions(
     limit: Limit = 100,
 ) -> list[ActionOut]:
     """Return each device's part, by group and device."""
-    services.rollouts.get(rollout_id)
+    services.rollouts.seen(request.user, rollout_id)
     return [action_out(row) for row in services.rollouts.actions(rollout_id, group, status, offset, limit)]
 
 
 @post(
     "/api/v1/rollouts/preview",
-    opt=VIEWER,
+    opt=scoped(Role.VIEWER, Scope.ROLLOUTS_WRITE, narrows=True),
     sync_to_thread=True,
     status_code=200,
     tags=["rollouts"],
     summary="Say what a rollout would do",
 )
-def preview(services: ServicesDep, data: JSONBody[PlanIn]) -> Preview:
+def preview(request: AnyRequest, services: ServicesDep, data: JSONBody[PlanIn]) -> Preview:
     """Return whom it would reach, whom not and why, and how many bytes would travel; nothing is changed."""
-    return services.rollouts.preview(data.release, data.selection, data.policy)
+    return services.rollouts.preview(request.user, data.release, data.selection, data.policy)
 
 
-@post("/api/v1/rollouts", opt=OPERATOR, sync_to_thread=True, summary="Create a rollout", tags=["rollouts"])
+@post("/api/v1/rollouts", opt=_WRITE, sync_to_thread=True, summary="Create a rollout", tags=["rollouts"])
 def create(request: AnyRequest, services: ServicesDep, data: JSONBody[RolloutIn]) -> RolloutOut:
     """Plan a rollout, which then waits for approval unless `approve` is set."""
     row = services.rollouts.create(
@@ -197,7 +203,7 @@ def create(request: AnyRequest, services: ServicesDep, data: JSONBody[RolloutIn]
 
 @post(
     "/api/v1/rollouts/{rollout_id:int}/{command:str}",
-    opt=OPERATOR,
+    opt=_WRITE,
     sync_to_thread=True,
     status_code=200,
     summary="Steer a rollout",

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from fleet.options import ByteCount, FiniteRange
+from server.commands.oidc_options import oidc_options
+from server.oidc_settings import OidcSettings
 
 
 @click.command()
@@ -60,6 +62,13 @@ from fleet.options import ByteCount, FiniteRange
     metavar="URL",
     help="Object store for bundles, such as s3://bucket/prefix, instead of the data folder.",
 )
+@click.option(
+    "--public-url",
+    default="",
+    metavar="URL",
+    help="What browsers reach the console by, if not by http, this host and port.",
+)
+@oidc_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object once the server listens.")
 def serve(
     *,
@@ -74,6 +83,8 @@ def serve(
     blob_url: str,
     certificate_days: float,
     approve_devices: bool,
+    public_url: str,
+    oidc: OidcSettings | None,
     as_json: bool,
 ) -> None:
     """Run the server: console, API, broker and workers.
@@ -95,5 +106,7 @@ def serve(
         blob_url=blob_url,
         certificate_days=certificate_days,
         approve_devices=approve_devices,
+        public_url=public_url,
+        oidc=oidc,
     )
     run(settings, as_json=as_json)

@@ -77,11 +77,11 @@ def page(request: AnyRequest, services: Services, template: str, section: str, *
     me: Principal = request.user
     now = services.clock.now()
     done = DONE.get(request.query_params.get("done", ""))
-    admin = me.role.includes(Role.ADMIN)
+    admin = me.has(Role.ADMIN)
     frame = {
         "now": now,
         "me": me,
-        "may": May(operate=me.role.includes(Role.OPERATOR), administrate=admin),
+        "may": May(operate=me.has(Role.OPERATOR), administrate=admin),
         "menu": (*MENU, *ADMIN_MENU) if admin else MENU,
         "section": section,
         "needs_count": needs_count(request, services),

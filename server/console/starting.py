@@ -129,7 +129,9 @@ def _shown(request: AnyRequest, services: Services, form: RolloutForm, problem: 
     preview: Preview | None = None
     if form.release and not problem:
         try:
-            preview = services.rollouts.preview(form.release_id(), form.selection(), form.policy())
+            preview = services.rollouts.preview(
+                request.user, form.release_id(), form.selection(), form.policy()
+            )
         except UserError as error:
             problem = str(error)
     return page(

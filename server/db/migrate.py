@@ -19,6 +19,7 @@ from server.db import (
     identity_tables,
     kit_tables,
     offload_tables,
+    people_tables,
     statement_tables,
     tables,
     trust_tables,
@@ -30,6 +31,7 @@ from server.errors import SettingsError
 TABLES: Final = (
     tables,
     offload_tables,
+    people_tables,
     statement_tables,
     identity_tables,
     kit_tables,

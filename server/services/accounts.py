@@ -1,10 +1,11 @@
-"""People, their logins, and the tokens of machines."""
+"""People and their logins."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections import defaultdict, deque
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from argon2 import PasswordHasher
@@ -14,20 +15,22 @@ from sqlmodel import Session, col, delete, func, select
 from fleet.errors import WireError
 from fleet.ids import Name
 from server.db.engine import Database
-from server.db.tables import LoginSession, Token, User
+from server.db.people_tables import OutsideIdentity
+from server.db.tables import LoginSession, User
 from server.errors import ConflictError, InvalidError, NotFoundError, TooManyError, UnauthenticatedError
 from server.ports.clock import Clock
 from server.services.audit import Audit
 from server.services.roles import SYSTEM, Principal, Role
 from server.services.secrets import PASSWORD_BYTES, hashed, new_secret
+from server.services.tokens import Tokens
 
 SESSION_SECONDS: Final = 12 * 3600.0
 #: Failed logins that one address, or one name, may have within the window.
 LOGIN_FAILURES: Final = 10
 LOGIN_WINDOW: Final = 300.0
 PASSWORD_LENGTH: Final = 12
-#: A token's last use is written down this often at most: reading must not become writing.
-_USE_SECONDS: Final = 60.0
+#: Names that the audit log has for others.
+RESERVED: Final = frozenset({SYSTEM.name})
 
 
 class FirstCredential(NamedTuple):
@@ -76,13 +79,24 @@ class _Failures:
 
 
 class Accounts:
-    """People and tokens."""
+    """People, and in `tokens` those of their machines."""
 
-    def __init__(self, database: Database, clock: Clock, audit: Audit) -> None:
-        """Keep what is needed; nothing is read yet."""
+    def __init__(
+        self, database: Database, clock: Clock, audit: Audit, *, groups_decide: bool = False
+    ) -> None:
+        """Keep what is needed; nothing is read yet.
+
+        Args:
+            database: where people are kept.
+            clock: the time.
+            audit: told of every change.
+            groups_decide: people of the identity provider have the role of their groups there.
+        """
+        self._groups_decide: Final = groups_decide
         self._database: Final = database
         self._clock: Final = clock
         self._audit: Final = audit
+        self.tokens: Final = Tokens(database, clock, audit)
         self._hasher: Final = PasswordHasher()
         self._failures: Final = _Failures()
         # Verified against when there is no such person, so that time tells nothing about who exists.
@@ -97,7 +111,9 @@ class Accounts:
                 return None
             password, token = new_secret(PASSWORD_BYTES), new_secret()
             self._add_user(session, SYSTEM, "admin", password, Role.ADMIN)
-            self._add_token(session, SYSTEM, "first-start", token, Role.ADMIN, None)
+            session.flush()
+            admin = Principal(name=SYSTEM.name, role=Role.ADMIN, owner="admin")
+            self.tokens.insert(session, admin, "first-start", token, Role.ADMIN)
         return FirstCredential("admin", password, token)
 
     # --- logging in ----------------------------------------------------------------------------------
@@ -122,31 +138,46 @@ class Accounts:
             self._failures.add(keys, now)
             raise UnauthenticatedError("wrong name or password")
         self._failures.forget(keys)
-        secret = new_secret()
         with self._database.write() as session:
-            session.exec(delete(LoginSession).where(col(LoginSession.expires_at) < now))
-            session.add(
-                LoginSession(
-                    secret_hash=hashed(secret),
-                    user_id=user.id,
-                    created_at=now,
-                    expires_at=now + SESSION_SECONDS,
-                )
+            return self.begin_session(session, user, "password")
+
+    def begin_session(self, session: Session, user: User, how: str) -> str:
+        """Let a person in whose identity is proven; return the secret of their session, for the cookie.
+
+        Args:
+            session: the transaction.
+            user: who.
+            how: they proved it, for the audit log.
+        """
+        secret, now = new_secret(), self._clock.now()
+        session.exec(delete(LoginSession).where(col(LoginSession.expires_at) < now))
+        session.add(
+            LoginSession(
+                secret_hash=hashed(secret),
+                user_id=user.id or 0,
+                created_at=now,
+                expires_at=now + SESSION_SECONDS,
             )
+        )
+        who = Principal(name=user.name, role=Role(user.role), owner=user.name)
+        self._audit.record(session, who, "session.begin", f"session of {user.name}", after={"by": how})
         return secret
 
     def _verified(self, user: User | None, password: str) -> bool:
-        stored = self._decoy if user is None or user.disabled else user.password_hash
+        # A person of an identity provider has no password here.
+        stored = user.password_hash if user is not None and not user.disabled else ""
         try:
-            self._hasher.verify(stored, password)
+            self._hasher.verify(stored or self._decoy, password)
         except (VerifyMismatchError, InvalidHashError):
             return False
-        return user is not None and not user.disabled
+        return bool(stored)
 
-    def logout(self, secret: str) -> None:
+    def logout(self, actor: Principal, secret: str) -> None:
         """End the session of this cookie."""
         with self._database.write() as session:
-            session.exec(delete(LoginSession).where(col(LoginSession.secret_hash) == hashed(secret)))
+            gone = session.exec(delete(LoginSession).where(col(LoginSession.secret_hash) == hashed(secret)))
+            if gone.rowcount:
+                self._audit.record(session, actor, "session.end", f"session of {actor.name}")
 
     def by_cookie(self, secret: str) -> Principal | None:
         """Return whose session the cookie's secret is, or None."""
@@ -159,20 +190,7 @@ class Accounts:
             user = session.exec(query).first()
         if user is None or user.disabled:
             return None
-        return Principal(name=user.name, role=Role(user.role), by_cookie=True)
-
-    def by_token(self, secret: str) -> Principal | None:
-        """Return whose bearer token the secret is, or None."""
-        now = self._clock.now()
-        with self._database.read() as session:
-            token = session.exec(select(Token).where(Token.secret_hash == hashed(secret))).first()
-        if token is None or token.revoked_at is not None or (token.expires_at or now) < now:
-            return None
-        if (token.last_used_at or 0.0) < now - _USE_SECONDS:
-            with self._database.write() as session:
-                token.last_used_at = now
-                session.merge(token)
-        return Principal(name=f"token:{token.name}", role=Role(token.role))
+        return Principal(name=user.name, role=Role(user.role), by_cookie=True, owner=user.name)
 
     # --- people --------------------------------------------------------------------------------------
 
@@ -180,6 +198,16 @@ class Accounts:
         """Return everybody, by name."""
         with self._database.read() as session:
             return list(session.exec(select(User).order_by(User.name)))
+
+    @staticmethod
+    def _is_outside(session: Session, user_id: int) -> bool:
+        query = select(OutsideIdentity).where(OutsideIdentity.user_id == user_id)
+        return session.exec(query).first() is not None
+
+    def origins(self) -> dict[int, str]:
+        """Return the identity provider of each person who comes from one, by the person's id."""
+        with self._database.read() as session:
+            return {row.user_id: row.issuer for row in session.exec(select(OutsideIdentity))}
 
     def add_user(self, actor: Principal, name: str, password: str, role: Role) -> User:
         """Add a person.
@@ -204,12 +232,14 @@ class Accounts:
             NotFoundError: there is no such person.
             ConflictError: it is the caller's own account.
         """
-        if actor.name == name:
+        if name in (actor.name, actor.owner):
             raise ConflictError("expected another admin to change your account")
         with self._database.write() as session:
             user: User | None = session.exec(select(User).where(User.name == name)).first()
             if user is None or user.id is None:
                 raise NotFoundError(f"user {name}: expected an existing one")
+            if role is not None and self._groups_decide and self._is_outside(session, user.id):
+                raise ConflictError(f"user {name}: their groups at the identity provider say their role")
             before = {"role": user.role, "disabled": user.disabled}
             user.role = user.role if role is None else role.value
             user.disabled = user.disabled if disabled is None else disabled
@@ -245,6 +275,7 @@ class Accounts:
 
         Raises:
             NotFoundError: there is no such person; names those there are.
+            ConflictError: they come from an identity provider.
         """
         actor = Principal(name=f"data folder (uid {os.getuid()})", role=Role.ADMIN)
         made = Recovered(new_secret(PASSWORD_BYTES), new_secret() if with_token else None)
@@ -253,6 +284,8 @@ class Accounts:
             user = everybody.get(name)
             if user is None or user.id is None:
                 raise NotFoundError(f"user {name}: expected one of {', '.join(everybody) or 'nobody'}")
+            if self._is_outside(session, user.id):
+                raise ConflictError(f"user {name}: has no password here, but one at an identity provider")
             before, user.disabled = {"disabled": user.disabled}, False
             user.password_hash = self._hasher.hash(made.password)
             session.add(user)
@@ -260,7 +293,8 @@ class Accounts:
             after = {"disabled": False}
             self._audit.record(session, actor, "user.recover", f"user {name}", before=before, after=after)
             if made.token is not None:
-                self._add_token(session, actor, name, made.token, Role(user.role), None)
+                owned = replace(actor, owner=name)
+                self.tokens.insert(session, owned, name, made.token, Role(user.role))
         return made
 
     def _add_user(self, session: Session, actor: Principal, name: str, password: str, role: Role) -> User:
@@ -274,63 +308,14 @@ class Accounts:
         self._audit.record(session, actor, "user.add", f"user {name}", after={"role": role.value})
         return user
 
-    # --- tokens --------------------------------------------------------------------------------------
-
-    def tokens(self) -> list[Token]:
-        """Return every token that was made, the newest first; never a secret."""
-        with self._database.read() as session:
-            return list(session.exec(select(Token).order_by(col(Token.id).desc())))
-
-    def add_token(
-        self, actor: Principal, name: str, role: Role, expires_in: float | None = None
-    ) -> tuple[Token, str]:
-        """Make a token and return it with its secret, which is shown once.
-
-        Raises:
-            InvalidError: a bad name.
-        """
-        _check_name(name)
-        secret = new_secret()
-        with self._database.write() as session:
-            return self._add_token(session, actor, name, secret, role, expires_in), secret
-
-    def revoke_token(self, actor: Principal, token_id: int) -> None:
-        """Make a token worthless.
-
-        Raises:
-            NotFoundError: there is none of this id.
-        """
-        with self._database.write() as session:
-            token = session.get(Token, token_id)
-            if token is None:
-                raise NotFoundError(f"token {token_id}: expected an existing one")
-            token.revoked_at = token.revoked_at or self._clock.now()
-            session.add(token)
-            self._audit.record(session, actor, "token.revoke", f"token {token.name}")
-
-    def _add_token(
-        self, session: Session, actor: Principal, name: str, secret: str, role: Role, expires_in: float | None
-    ) -> Token:
-        now = self._clock.now()
-        token = Token(
-            name=name,
-            secret_hash=hashed(secret),
-            role=role.value,
-            created_by=actor.name,
-            created_at=now,
-            expires_at=None if expires_in is None else now + expires_in,
-        )
-        session.add(token)
-        self._audit.record(session, actor, "token.add", f"token {name}", after={"role": role.value})
-        session.flush()
-        return token
-
 
 def _check_name(name: str) -> None:
     try:
         Name(name)
     except WireError as error:
         raise InvalidError(str(error)) from error
+    if name in RESERVED:
+        raise InvalidError(f"name: expected another one, {name} is the server itself")
 
 
 def _check_password(password: str) -> None:

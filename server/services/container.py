@@ -28,6 +28,7 @@ from server.services.releases import Releases
 from server.services.revocations import Revocations
 from server.services.rollouts import Rollouts
 from server.services.signing import SigningService
+from server.services.single_sign_on import SingleSignOn
 from server.services.stats import Stats
 from server.settings import Settings
 
@@ -52,6 +53,7 @@ class Services:
     health: Health
     metrics: Metrics
     accounts: Accounts
+    single_sign_on: SingleSignOn | None
     authority: FleetAuthority
     signing: SigningService
     claims: Claims

@@ -75,7 +75,8 @@ class Devices:
 
         Args:
             which: what to look for.
-            offset, limit: the page.
+            offset: where the page begins.
+            limit: how many it has.
             within: only devices that one of these grants covers; None: all.
         """
         conditions: list[ColumnElement[bool]] = []

@@ -23,6 +23,8 @@ from server.services.audit import Audit
 from server.services.distribution import prepare
 from server.services.live import Live
 from server.services.roles import Principal
+from server.services.scoped_queries import of_models
+from server.services.scopes import Grant, Scope
 from server.services.signing import SigningService
 
 
@@ -87,6 +89,7 @@ class Releases:
         """
         rows = [self._checked(digest) for digest in dict.fromkeys(digests)]
         model = _one_model(rows)
+        actor.check(Scope.RELEASES_PUBLISH, model=model)
         _check_version(version)
         try:
             with self._database.write() as session:
@@ -176,9 +179,13 @@ class Releases:
 
     # --- reading -------------------------------------------------------------------------------------
 
-    def page(self, model: str = "", offset: int = 0, limit: int = 100) -> list[Release]:
-        """Return releases, the newest first, of one model or of all."""
+    def page(
+        self, model: str = "", offset: int = 0, limit: int = 100, within: Sequence[Grant] | None = None
+    ) -> list[Release]:
+        """Return releases, the newest first, of one model or of all, that one of the grants covers."""
         query = select(Release).order_by(col(Release.id).desc()).offset(offset).limit(limit)
+        if within is not None:
+            query = query.where(of_models(col(Release.model), within))
         if model:
             query = query.where(Release.model == model)
         with self._database.read() as session:

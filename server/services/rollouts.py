@@ -92,9 +92,7 @@ class Rollouts:
 
     # --- creating ------------------------------------------------------------------------------------
 
-    def preview(
-        self, reader: Principal, release_id: int, selection: Selection, policy: Policy
-    ) -> Preview:
+    def preview(self, reader: Principal, release_id: int, selection: Selection, policy: Policy) -> Preview:
         """Return what a rollout would do, and whom it would leave out, and why.
 
         Raises:

@@ -27,7 +27,6 @@ from server.db.offload_tables import OffloadPolicyRow, OffloadRow, PoolRow
 from server.db.statement_tables import DeviceStatement
 from server.db.tables import (
     Action,
-    AuditEntry,
     BundleRow,
     Claim,
     Device,
@@ -42,7 +41,7 @@ from server.db.tables import (
 )
 from server.services.accounts import Accounts
 from server.services.audit import Audit
-from server.services.roles import SYSTEM, Role
+from server.services.roles import SYSTEM, Principal, Role
 from server.settings import Settings
 
 HOUR: Final = 3600.0
@@ -90,9 +89,10 @@ def bundle_of(version: str, target: str) -> str:
 class Seeder:
     """Writes the rows, always the same for the same time."""
 
-    def __init__(self, session: Session, now: float) -> None:
+    def __init__(self, session: Session, now: float, audit: Audit) -> None:
         """Keep where to write."""
         self.session = session
+        self.audit = audit
         self.now = now
         self.random = random.Random(7)
         self.devices: list[Device] = []
@@ -636,10 +636,9 @@ class Seeder:
                 {"state": "running"},
             ),
         ):
-            self.session.add(
-                AuditEntry(
-                    at=self.now - age, actor=actor, action=action, subject=subject, before=before, after=after
-                )
+            who = Principal(name=actor, role=Role.ADMIN)
+            self.audit.record(
+                self.session, who, action, subject, before=before, after=after, at=self.now - age
             )
 
 
@@ -663,7 +662,8 @@ def seed(data: Path, now: float | None = None) -> Seeded:
     seeded = people(data)
     database = Database(Settings(data=data).database_url)
     with database.write() as session:
-        Seeder(session, time.time() if now is None else now).everything()
+        audit = Audit(database, SystemClock())
+        Seeder(session, time.time() if now is None else now, audit).everything()
     database.close()
     return seeded
 

@@ -52,7 +52,7 @@ def client(runtime: Runtime) -> Iterator[TestClient[Litestar]]:
     app = create_app(
         runtime.services, console=handlers(), templates=template_config("test"), error_page=error_page
     )
-    secret = runtime.services.accounts.add_token(SYSTEM, "looks", Role.ADMIN)[1]
+    secret = runtime.services.accounts.tokens.add(SYSTEM, "looks", Role.ADMIN)[1]
     with TestClient(app, raise_server_exceptions=False) as found:
         found.headers.update({"Authorization": f"Bearer {secret}", "Accept": "text/html"})
         yield found

@@ -43,7 +43,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
 
 @pytest.fixture(scope="module")
 def client(runtime: Runtime) -> Iterator[TestClient[Litestar]]:
-    secret = runtime.services.accounts.add_token(SYSTEM, "fuzz", Role.ADMIN)[1]
+    secret = runtime.services.accounts.tokens.add(SYSTEM, "fuzz", Role.ADMIN)[1]
     with TestClient(create_app(runtime.services), raise_server_exceptions=False) as found:
         found.headers["Authorization"] = f"Bearer {secret}"
         yield found

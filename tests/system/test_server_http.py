@@ -59,7 +59,7 @@ def client(app: Litestar) -> Iterator[TestClient[Litestar]]:
 
 @pytest.fixture(scope="module")
 def tokens(runtime: Runtime) -> dict[Role, dict[str, str]]:
-    secrets = {role: runtime.services.accounts.add_token(SYSTEM, role.value, role)[1] for role in Role}
+    secrets = {role: runtime.services.accounts.tokens.add(SYSTEM, role.value, role)[1] for role in Role}
     return {role: {"Authorization": f"Bearer {secret}"} for role, secret in secrets.items()}
 
 
@@ -111,7 +111,8 @@ def test_every_route_refuses_roles_below_its_own(
 
 
 def test_every_route_that_changes_something_needs_more_than_a_viewer(app: Litestar) -> None:
-    harmless = {"/api/v1/logout", "/api/v1/me/password", "/api/v1/rollouts/preview", "/logout"}
+    own = {"/api/v1/tokens", "/api/v1/tokens/{token_id}"}
+    harmless = own | {"/api/v1/logout", "/api/v1/me/password", "/api/v1/rollouts/preview", "/logout"}
     for method, pattern, handler in _routes(app):
         if method not in ("GET", "HEAD") and not handler.opt.get("public") and pattern not in harmless:
             if "preview" in pattern or "/new" in pattern:
