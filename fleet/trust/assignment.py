@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from tuf.api.metadata import TargetFile, Targets
@@ -121,38 +121,46 @@ class _Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     deltas: dict[str, DeltaOffer] = {}
 
 
+class _Custom(msgspec.Struct, frozen=True, kw_only=True):
+    """The field `custom` of an entry: what its path, length and hashes do not say already."""
+
+    index: str
+    index_size: int
+    release_counter: int
+
+
 def entry(bundle: AssignedBundle) -> TargetFile:
     """Return the image repository's entry of a bundle."""
-    custom = {
-        "digest": bundle.digest,
-        "index": bundle.index,
-        "index_size": bundle.index_size,
-        "model": bundle.model,
-        "version": bundle.version,
-        "target": bundle.target,
-        "release_counter": bundle.release_counter,
-    }
+    custom = _Custom(index=bundle.index, index_size=bundle.index_size, release_counter=bundle.release_counter)
     hashes = {"sha256": Digest(bundle.digest).hex}
-    return TargetFile(bundle.manifest_size, hashes, bundle.path, {"custom": custom})
+    return TargetFile(bundle.manifest_size, hashes, bundle.path, {"custom": msgspec.to_builtins(custom)})
 
 
 def bundle_of(path: str, target: TargetFile) -> AssignedBundle:
     """Return the bundle that an entry describes.
 
     Raises:
-        TrustError: the entry contradicts itself, or is none of ours.
+        TrustError: the entry is none of ours.
     """
-    custom: Any = target.custom
-    if not isinstance(custom, dict):
-        raise TrustError(f"{path}: the entry has no custom field", reason="malformed")
     try:
-        bundle = msgspec.convert({**custom, "manifest_size": target.length}, AssignedBundle)
-        Name(bundle.model), Name(bundle.version), Name(bundle.target)
-        digests = (Digest(bundle.digest), Digest(bundle.index))
-    except (msgspec.ValidationError, WireError) as error:
+        custom = msgspec.convert(target.custom, _Custom)
+        _, model, version, compiled_for = path.split("/")
+        Name(model), Name(version), Name(compiled_for), Digest(custom.index)
+        digest = Digest.from_hex(target.hashes["sha256"])
+    except (msgspec.ValidationError, WireError, ValueError, KeyError) as error:
         raise TrustError(f"{path}: {error}", reason="malformed") from error
-    if bundle.path != path or target.hashes != {"sha256": digests[0].hex}:
-        raise TrustError(f"{path}: the entry's custom field speaks of {bundle.path}", reason="malformed")
+    bundle = AssignedBundle(
+        model=model,
+        version=version,
+        target=compiled_for,
+        digest=str(digest),
+        manifest_size=target.length,
+        index=custom.index,
+        index_size=custom.index_size,
+        release_counter=custom.release_counter,
+    )
+    if bundle.path != path or len(target.hashes) != 1:
+        raise TrustError(f"{path}: expected {bundle.path} with one hash", reason="malformed")
     return bundle
 
 

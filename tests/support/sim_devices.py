@@ -14,9 +14,11 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from tuf.api.metadata import TargetFile
 
 from fleet.bundle import description, manifest
 from fleet.ids import DeviceId, Digest
+from fleet.trust.assignment import AssignedBundle, bundle_of
 from fleet.wire import codec, topics
 from fleet.wire.enrolment import BrokerAccess, ClaimToken, EnrolReply, EnrolRequest
 from fleet.wire.messages import (
@@ -253,22 +255,22 @@ class SimDevice:
             if signed["version"] <= self.assignment_version or self.obey == "ignore":
                 return
             self.assignment_version = signed["version"]
-            for target in signed["targets"].values():
-                self._install(target["custom"], signed["x-kedge"])
+            for path, target in signed["targets"].items():
+                self._install(bundle_of(path, TargetFile.from_dict(target, path)), signed["x-kedge"])
 
-    def _install(self, custom: dict[str, Any], terms: dict[str, Any]) -> None:
-        digest = custom["digest"]
+    def _install(self, bundle: AssignedBundle, terms: dict[str, Any]) -> None:
+        digest = bundle.digest
         if digest == self.active or digest in self.failed:
             return
-        if custom["release_counter"] < self.counter and not terms["allow_rollback"]:
+        if bundle.release_counter < self.counter and not terms.get("allow_rollback"):
             return
         self.event(terms["rollout"], digest, UpdateState.DOWNLOADING)
         if self.obey == "fail":
             self.failed.add(digest)
             self.event(terms["rollout"], digest, UpdateState.ROLLED_BACK, reason="golden_mismatch")
             return
-        self.previous, self.active, self.version = self.active, digest, custom["version"]
-        self.counter = custom["release_counter"]
+        self.previous, self.active, self.version = self.active, digest, bundle.version
+        self.counter = bundle.release_counter
         self.event(terms["rollout"], digest, UpdateState.COMMITTED)
 
     def event(self, rollout: str, digest: str, state: UpdateState, reason: str = "") -> str:

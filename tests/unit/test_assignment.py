@@ -131,21 +131,40 @@ def test_terms_that_are_none(trusted: TrustedMetadata, terms: Any) -> None:  # n
         None,
         "x",
         {},
-        {"model": "other"},
-        {"digest": str(Digest.of(b"other"))},
-        {"digest": "md5:x"},
+        {"index": "md5:x"},
         {"index_size": "many"},
         {"release_counter": None},
     ],
 )
-def test_an_entry_that_contradicts_itself(trusted: TrustedMetadata, custom: Any) -> None:  # noqa: ANN401 - any JSON
-    """The director signs an entry whose custom field is not what its path and hashes say."""
+def test_an_entry_that_is_none_of_ours(trusted: TrustedMetadata, custom: Any) -> None:  # noqa: ANN401 - any JSON
+    """The director signs an entry whose custom field is no bundle's."""
     good = assignment.entry(BUNDLE)
     full = {**good.custom, **custom} if custom and isinstance(custom, dict) else custom
     fields = {} if full is None else {"custom": full}
     signed = document()
     signed.targets[BUNDLE.path] = TargetFile(good.length, good.hashes, BUNDLE.path, fields)
     assert why(trusted, signed) == "malformed"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["bundles/digits/1", "bundles/digits/1/laptop-x86/x", "chunks/digits/1/laptop-x86", "bundles/../1/x", ""],
+)
+def test_a_path_that_is_no_bundles(trusted: TrustedMetadata, path: str) -> None:
+    good, signed = assignment.entry(BUNDLE), document()
+    signed.targets[path] = TargetFile(good.length, good.hashes, path, good.unrecognized_fields)
+    assert why(trusted, signed) == "malformed"
+
+
+@pytest.mark.parametrize("hashes", [{"sha256": "0"}, {"sha512": "0" * 128}, {"sha256": "0" * 64, "md5": "0"}])
+def test_a_bundle_has_one_digest(trusted: TrustedMetadata, hashes: dict[str, str]) -> None:
+    good, signed = assignment.entry(BUNDLE), document()
+    signed.targets[BUNDLE.path] = TargetFile(good.length, hashes, BUNDLE.path, good.unrecognized_fields)
+    assert why(trusted, signed) == "malformed"
+
+
+def test_an_entry_comes_back_as_the_bundle_that_it_was_made_of() -> None:
+    assert assignment.bundle_of(BUNDLE.path, assignment.entry(BUNDLE)) == BUNDLE
 
 
 def test_one_model_twice(trusted: TrustedMetadata) -> None:
