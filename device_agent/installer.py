@@ -25,6 +25,7 @@ from device_agent.serving.instance import Instance
 from device_agent.settings import Settings
 from device_agent.update.data import Offer, UpdateData
 from device_agent.update.events import Action, ActiveBroken, Done, Failed
+from device_agent.update.token_bucket import delay
 from fleet.bundle.description import BundleDescription
 from fleet.bundle.manifest import Bundle
 from fleet.errors import BundleError, KedgeError, MissingExtraError
@@ -49,7 +50,9 @@ class Site(NamedTuple):
         now: the time that the device may believe.
         needed: the bundles that some model still needs, None while any is being installed.
         collecting: held while garbage is collected, so that no download begins meanwhile.
+        deltas: makes of a bundle's files what can be made from another's.
         downloading: held by the one download that runs: two would share the broker's window, and chunks.
+        device: this device's id: it decides when in a group's jitter it begins.
     """
 
     target: str
@@ -63,6 +66,7 @@ class Site(NamedTuple):
     needed: Callable[[], Collection[AssignedBundle] | None]
     collecting: threading.Lock
     downloading: threading.Lock
+    device: str = ""
 
 
 class Installer:
@@ -126,12 +130,21 @@ class Installer:
             free = self._site.facts.free_disk()
         if free < _DISK_RESERVE:
             return Failed("no_space", f"disk: expected {_DISK_RESERVE} free bytes, got {free}")
+        self._bide(offer, cancelled)
         while not cancelled() and not self._too_late(offer):
             outcome = self._fetch(offer, cancelled)
             if outcome is not None:
                 return outcome
             time.sleep(_POLL)
         return Failed("expired", f"not whole before {offer.activate_before:%Y-%m-%dT%H:%M:%SZ}")
+
+    def _bide(self, offer: Offer, cancelled: Cancelled) -> None:
+        """Wait for this device's moment within its group's jitter, unless the download had begun before."""
+        if self._site.store.has(Digest(offer.bundle.index)):
+            return
+        begin = time.monotonic() + delay(offer.delivery.jitter, self._site.device, offer.rollout)
+        while time.monotonic() < begin and not cancelled() and not self._too_late(offer):
+            time.sleep(min(_POLL, max(0.0, begin - time.monotonic())))
 
     def _fetch(self, offer: Offer, cancelled: Cancelled) -> Outcome | None:
         """Return None when nobody gave the chunks in time: what came is kept, and asked for again."""
@@ -144,8 +157,25 @@ class Installer:
             return None
         finally:
             self._site.downloading.release()
-        received, reused = float(took.received), float(took.reused)
-        return Done({"received_bytes": received, "reused_bytes": reused, "seconds": took.seconds})
+        measured = {f"{name}_bytes": float(count) for name, count in took.by_source.items()}
+        measured |= {"received_bytes": float(took.received), "reused_bytes": float(took.reused)}
+        return Done({**measured, "seconds": took.seconds})
+
+    def _brought(self, offer: Offer, stop: Callable[[], bool]) -> Downloaded:
+        """Bring what a delta makes, where there is one, and then whatever is still missing."""
+        downloader, rate = self._site.downloader(), offer.delivery.rate
+        patch = self._site.deltas.bring(offer.delta, downloader, stop, rate) if offer.delta else None
+        rest = downloader.fetch(offer.bundle, stop, rate)
+        if patch is None:
+            return rest
+        sources = (*patch.by_source, *rest.by_source)
+        by_source = {x: patch.by_source.get(x, 0) + rest.by_source.get(x, 0) for x in sources}
+        return Downloaded(
+            received=rest.received + patch.received,
+            reused=max(0, rest.reused - patch.received),
+            seconds=rest.seconds + patch.seconds,
+            by_source={**by_source, "delta": patch.received},
+        )
 
     def _verify(self, offer: Offer) -> Outcome:
         bundle = self._bundle(offer.bundle)

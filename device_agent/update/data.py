@@ -7,6 +7,8 @@ from datetime import datetime
 import msgspec
 
 from fleet.trust.assignment import AssignedBundle
+from fleet.trust.delivery import Delivery
+from fleet.trust.delta_offer import DeltaOffer
 from fleet.wire.messages import ModelSlot, UpdateState
 
 
@@ -18,6 +20,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
         assignment_version: version of the assignment.
         activate_before: the bundle may be activated until then.
         allow_rollback: its release counter may be lower than what was committed.
+        delivery: how fast and how soon it is taken.
+        delta: how to get it from another bundle in fewer bytes.
     """
 
     bundle: AssignedBundle
@@ -25,6 +29,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     assignment_version: int
     activate_before: datetime
     allow_rollback: bool = False
+    delivery: Delivery = Delivery()
+    delta: DeltaOffer | None = None
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,15 +8,21 @@ from __future__ import annotations
 import enum
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
 
 from fleet.errors import UserError
+from fleet.quantity import parse_bytes
+from fleet.trust.delivery import MOST_JITTER, Delivery
 
 #: No rollout has more groups.
 MAX_GROUPS: Final = 50
+#: A slower group would not be done in weeks.
+LEAST_RATE: Final = 1000
+_GROUP: Final = re.compile(r"(?P<size>[^@~]+)(@(?P<rate>[^@~]+?)(/s)?)?(~(?P<jitter>[^@~]+?)s?)?")
 
 
 class PlanError(UserError):
@@ -34,10 +40,21 @@ class GroupSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """How large a group is: a count of devices, or the percentage of all that is reached when it is done.
 
     `10%, 50%, 100%` are groups of 10, 40 and 50 per cent. The last group takes whatever is left.
+
+    Attributes:
+        rate: bytes a second that each of its devices downloads at most; 0 for no limit.
+        jitter: seconds over which its devices begin.
     """
 
     percent: float | None = None
     count: int | None = None
+    rate: int = 0
+    jitter: float = 0.0
+
+    @property
+    def delivery(self) -> Delivery:
+        """What its devices' assignments say of how to take them."""
+        return Delivery(rate=self.rate, jitter=self.jitter)
 
     def check(self) -> None:
         """Check that exactly one size is given, and is possible.
@@ -51,6 +68,12 @@ class GroupSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise PlanError(f"group: expected a percentage above 0 and at most 100, got {self.percent:g}")
         if self.count is not None and self.count < 1:
             raise PlanError(f"group: expected a count of at least 1, got {self.count}")
+        if self.rate and self.rate < LEAST_RATE:
+            raise PlanError(
+                f"group: expected a rate of at least {LEAST_RATE} bytes a second, got {self.rate}"
+            )
+        if not 0 <= self.jitter <= MOST_JITTER:
+            raise PlanError(f"group: expected a jitter of 0 to {MOST_JITTER:g} seconds, got {self.jitter:g}")
 
     def size(self, total: int) -> int:
         """Return how many of `total` devices the group wants; a share is rounded up."""
@@ -109,19 +132,33 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def parse_groups(text: str) -> tuple[GroupSpec, ...]:
-    """Read group sizes as people write them: `1,10%,100%`.
+    """Read groups as people write them: `1,10%,100%`, or with limits `1,10%@500KB,100%@1MB~300`.
+
+    Behind `@` stand the bytes a second that each device of the group downloads at most, behind `~` the
+    seconds over which its devices begin.
 
     Raises:
-        PlanError: a part is neither a count nor a percentage.
+        PlanError: a part is neither a count nor a percentage, or a limit makes no sense.
     """
     return tuple(_parse_group(part.strip()) for part in text.split(","))
 
 
 def _parse_group(part: str) -> GroupSpec:
+    found = _GROUP.fullmatch(part)
     try:
-        spec = GroupSpec(percent=float(part[:-1])) if part.endswith("%") else GroupSpec(count=int(part))
+        if found is None:
+            raise ValueError  # noqa: TRY301 - told below, as what float() does not take
+        rate = parse_bytes(found["rate"]) if found["rate"] else 0
+        jitter = float(found["jitter"] or 0.0)
+        size = found["size"]
+        if size.endswith("%"):
+            spec = GroupSpec(percent=float(size[:-1]), rate=rate, jitter=jitter)
+        else:
+            spec = GroupSpec(count=int(size), rate=rate, jitter=jitter)
     except ValueError:
-        raise PlanError(f"group: expected a count or a percentage such as 1 or 10%, got {part!r}") from None
+        raise PlanError(
+            f"group: expected a count or a percentage such as 1, 10% or 10%@500KB~60, got {part!r}"
+        ) from None
     spec.check()
     return spec
 

@@ -37,7 +37,8 @@ def rollout() -> None:
     "--groups",
     default="10%,100%",
     show_default=True,
-    help="Counts, or the percentage reached with each group: 1,10%,100%.",
+    help="Counts, or the percentage reached with each group: 1,10%,100%. Limits may follow: "
+    "10%@500KB~300 lets each device take 500 KB a second, and spreads their beginning over 300 seconds.",
 )
 @click.option(
     "--success",

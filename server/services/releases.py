@@ -54,7 +54,10 @@ class Releases:
 
     def has_blob(self, digest: Digest) -> bool:
         """Return whether the blob need not be uploaded."""
-        return self._blobs.has(digest)
+        if not self._blobs.has(digest):
+            return False
+        self._remember_blob(digest, self._blobs.size(digest))
+        return True
 
     def put_blob(self, digest: Digest, pieces: Iterable[bytes]) -> int:
         """Store an uploaded blob and return its size.
@@ -65,12 +68,16 @@ class Releases:
         """
         size = self._blobs.write(digest, pieces, self._max_blob_bytes)
         self._remember_blob(digest, size)
+        if not self._blobs.has(digest):
+            raise ConflictError(f"blob {digest}: was freed just now; send it again")
         return size
 
     def _remember_blob(self, digest: Digest, size: int) -> None:
+        """Note that the blob is about to be named: it is not freed for a while."""
         with self._database.write() as session:
-            if session.get(Blob, digest) is None:
-                session.add(Blob(digest=digest, size=size, created_at=self._clock.now()))
+            row = session.get(Blob, digest) or Blob(digest=digest, size=size, created_at=0.0)
+            row.created_at = self._clock.now()
+            session.add(row)
 
     # --- publishing ----------------------------------------------------------------------------------
 

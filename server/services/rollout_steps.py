@@ -125,6 +125,7 @@ class RolloutSteps:
             rollout.release_id,
             rollout=action.rollout_id,
             activate_seconds=policy.activate_seconds,
+            delivery=policy.groups[action.group_index].delivery,
         )
 
     def _want_before(self, session: Session, rollout: Rollout, action: Action, *, rollback: bool) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from typing import Final
 
 from server.db.engine import Database
@@ -12,10 +14,13 @@ from server.services.distribution import Distribution
 from server.services.releases import Releases
 from server.services.rollouts import Rollouts
 from server.services.signing import SigningService
+from server.services.wanted import Wanted
 from server.workers.supervisor import Worker
 
 #: How often signatures are looked at.
 REFRESH_SECONDS: Final = 600.0
+#: How often what the broker retains is looked at, though nothing is known to have changed.
+ARRANGE_SECONDS: Final = 15.0
 
 
 class Delivery:
@@ -28,8 +33,10 @@ class Delivery:
         signing: SigningService,
         releases: Releases,
         distribution: Distribution,
+        wanted: Wanted,
         assignments: Assignments,
         rollouts: Rollouts,
+        *,
         tick_seconds: float,
     ) -> None:
         """Prepare the workers; nothing runs yet."""
@@ -38,10 +45,12 @@ class Delivery:
         self._signing: Final = signing
         self._releases: Final = releases
         self._distribution: Final = distribution
+        self._wanted: Final = wanted
         self._assignments: Final = assignments
         self._rollouts: Final = rollouts
         self._reconnected: Final = threading.Event()
-        self._known: int = -1
+        self._changed: Final = threading.Event()
+        self._looked = -math.inf
         self.publisher: Final = Worker("publisher", self.publish, tick_seconds)
         self.ticker: Final = Worker("rollouts", self.tick, tick_seconds)
         self.refresher: Final = Worker("trust", self.refresh, REFRESH_SECONDS)
@@ -49,6 +58,11 @@ class Delivery:
 
     def _on_connected(self) -> None:
         self._reconnected.set()
+        self.wake()
+
+    def wake(self) -> None:
+        """Have what changed put on the broker now."""
+        self._changed.set()
         self.publisher.wake()
 
     def publish(self) -> None:
@@ -58,14 +72,24 @@ class Delivery:
         if self._reconnected.is_set():
             self._reconnected.clear()
             self._publish_again()
-        bundles = self._signing.bundles()
-        if len(bundles) != self._known:
-            self._distribution.add(bundles)
-            self._known = len(bundles)
+        self._arrange()
         self._distribution.mend()
         self._distribution.publish_metadata(self._signing.files())
         while self._assignments.publish_pending():
             pass
+
+    def _arrange(self) -> None:
+        """Look at what devices need when something has changed, and from time to time."""
+        now = time.monotonic()
+        if not self._changed.is_set() and now - self._looked < ARRANGE_SECONDS:
+            return
+        self._changed.clear()
+        try:
+            self._distribution.arrange(self._wanted.parcels())
+        except BaseException:
+            self._changed.set()
+            raise
+        self._looked = now
 
     def _publish_again(self) -> None:
         """After each connect: the broker may have lost anything, acknowledged or not."""
@@ -80,11 +104,11 @@ class Delivery:
     def tick(self) -> None:
         """Move rollouts on, and have what follows published."""
         if self._rollouts.tick():
-            self.publisher.wake()
+            self.wake()
 
     def refresh(self) -> None:
         """Sign again what grows old, and what a crash left unsigned."""
         self._releases.sign_pending()
         self._signing.refresh()
         self._assignments.renew()
-        self.publisher.wake()
+        self.wake()
