@@ -155,12 +155,11 @@ def _session(uri: TokenUri, ask: Ask, *, write: bool = False) -> Iterator[tuple[
         raise MissingExtraError("a key in hardware", "pkcs11") from error
     if not uri.module.is_file():
         raise OfflineKeyError(f"{uri.text}: there is no PKCS#11 library {uri.module}")
+    library = pkcs11.PyKCS11Lib()
     try:
-        library = pkcs11.PyKCS11Lib()
         library.load(str(uri.module))
-        session = library.openSession(
-            _slot(pkcs11, library, uri), pkcs11.CKF_SERIAL_SESSION | (pkcs11.CKF_RW_SESSION if write else 0)
-        )
+        flags = pkcs11.CKF_SERIAL_SESSION | (pkcs11.CKF_RW_SESSION if write else 0)
+        session = library.openSession(_slot(pkcs11, library, uri), flags)
         try:
             session.login(_pin(uri, ask))
             yield pkcs11, session
@@ -168,6 +167,8 @@ def _session(uri: TokenUri, ask: Ask, *, write: bool = False) -> Iterator[tuple[
             session.closeSession()
     except pkcs11.PyKCS11Error as error:
         raise OfflineKeyError(f"{uri.text}: {_words(pkcs11, error, uri)}") from error
+    finally:
+        library.unload()
 
 
 def _words(pkcs11: Any, error: Any, uri: TokenUri) -> str:  # noqa: ANN401 - as above
@@ -197,12 +198,14 @@ def _slot(pkcs11: Any, library: Any, uri: TokenUri) -> int:  # noqa: ANN401 - as
 
 
 def _pin(uri: TokenUri, ask: Ask) -> str:
-    if uri.pin_file is None:
-        return ask(f"PIN of {uri.token or uri.serial}")
+    file = uri.pin_file
     try:
-        return uri.pin_file.read_text().strip()
+        pin = file.read_text().strip() if file is not None else ask(f"PIN of {uri.token or uri.serial}")
     except OSError as error:
-        raise OfflineKeyError(f"{uri.pin_file}: {error.strerror}") from error
+        raise OfflineKeyError(f"{file}: {error.strerror}") from error
+    if not pin:
+        raise OfflineKeyError(f"{uri.text}: no PIN was given")
+    return pin
 
 
 def _find(pkcs11: Any, session: Any, uri: TokenUri, kind: int) -> Any:  # noqa: ANN401 - as above

@@ -354,6 +354,10 @@ class Ceremonies(RuleBasedStateMachine):
     def renew(self, role: str) -> None:
         self.attempt(lambda p: plans.with_only_key(p, role, self.world.server_key()))
 
+    @rule()
+    def extend(self) -> None:
+        self.world.propose(lambda plan: plan, renew=OFFLINE)
+
     @rule(some=st.sets(st.sampled_from(range(5)), min_size=1))
     def sign_and_publish(self, some: set[int]) -> None:
         for index in some:
@@ -390,7 +394,7 @@ class Ceremonies(RuleBasedStateMachine):
 
 TestCeremonies = Ceremonies.TestCase
 TestCeremonies.settings = settings(
-    max_examples=12, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=12, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 

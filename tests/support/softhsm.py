@@ -1,0 +1,41 @@
+"""A PKCS#11 token in software, one of its own for each test."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+_MODULES = ("/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/pkcs11/libsofthsm2.so")
+PIN = "123456"
+
+
+class SoftToken:
+    """A token; whoever uses it needs `environment`."""
+
+    def __init__(self, folder: Path, label: str = "ceremony") -> None:
+        """Make it below this folder; skip the test where SoftHSM is not installed."""
+        program = shutil.which("softhsm2-util")
+        found = [path for path in _MODULES if Path(path).exists()]
+        if program is None or not found:
+            pytest.skip("needs Debian's package softhsm2")
+        self.label, self.module = label, found[0]
+        (folder / "tokens").mkdir(parents=True)
+        config, self.pin_file = folder / "softhsm2.conf", folder / "pin"
+        config.write_text(f"directories.tokendir = {folder / 'tokens'}\nlog.level = ERROR\n")
+        self.pin_file.write_text(PIN)
+        self.environment = {"SOFTHSM2_CONF": str(config), "KEDGE_PKCS11_MODULE": self.module}
+        secrets = ["--pin", PIN, "--so-pin", "654321"]
+        subprocess.run(
+            [program, "--init-token", "--free", "--label", label, *secrets],
+            env=self.environment,
+            check=True,
+            capture_output=True,
+            timeout=30,
+        )
+
+    def uri(self, name: str) -> str:
+        """Return the URI of a key in it."""
+        return f"pkcs11:token={self.label};object={name}?module-path={self.module}"
