@@ -5,10 +5,11 @@ from __future__ import annotations
 from server.commands.broker import broker
 from server.commands.device import device
 from server.commands.keys import keys
+from server.commands.kit import kit
 from server.commands.pool import pool
 from server.commands.publish import publish
 from server.commands.rollout import rollout
 from server.commands.serve import serve
 from server.commands.user import user
 
-__all__ = ["broker", "device", "keys", "pool", "publish", "rollout", "serve", "user"]
+__all__ = ["broker", "device", "keys", "kit", "pool", "publish", "rollout", "serve", "user"]

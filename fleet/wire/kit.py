@@ -21,7 +21,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from fleet.errors import WireError
-from fleet.ids import DeviceId, Digest
+from fleet.ids import DeviceId, Digest, plain
 
 README: Final = "README.txt"
 INDEX: Final = "kit.json"
@@ -111,8 +111,8 @@ def blob(digest: Digest) -> tuple[str, str]:
 def encode(value: KitIndex | Reports | SignedReports) -> bytes:
     """Return a file's bytes: JSON for the index, which people may read, MessagePack for the others."""
     if isinstance(value, KitIndex):
-        return msgspec.json.format(msgspec.json.encode(value), indent=1)
-    return msgspec.msgpack.encode(value)
+        return msgspec.json.format(msgspec.json.encode(value, enc_hook=plain), indent=1)
+    return msgspec.msgpack.encode(value, enc_hook=plain)
 
 
 def decode(kind: type[S], data: bytes) -> S:
