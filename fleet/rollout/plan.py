@@ -54,7 +54,7 @@ class GroupSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def delivery(self) -> Delivery:
         """What its devices' assignments say of how to take them."""
-        return Delivery(rate=self.rate, jitter=self.jitter)
+        return Delivery(rate=self.rate, jitter=math.ceil(self.jitter))
 
     def check(self) -> None:
         """Check that exactly one size is given, and is possible.
