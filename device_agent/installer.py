@@ -15,7 +15,8 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from device_agent import proving
-from device_agent.adapters.download import Downloader
+from device_agent.adapters.deltas import Deltas
+from device_agent.adapters.download import Downloaded, Downloader
 from device_agent.adapters.facts import SystemFacts
 from device_agent.adapters.store import FileStore
 from device_agent.errors import AgentError, RuntimeFailure, StorageError, UnreachableError
@@ -58,6 +59,7 @@ class Site(NamedTuple):
     target: str
     store: FileStore
     downloader: Callable[[], Downloader]
+    deltas: Deltas
     runtime: Callable[[str], Runtime]
     engine: Engine
     facts: SystemFacts
@@ -151,7 +153,7 @@ class Installer:
         if not self._site.downloading.acquire(timeout=_POLL):
             return None
         try:
-            took = self._site.downloader().fetch(offer.bundle, lambda: cancelled() or self._too_late(offer))
+            took = self._brought(offer, lambda: cancelled() or self._too_late(offer))
         except UnreachableError as error:
             _LOG.info("%s: %s", self._model, error)
             return None

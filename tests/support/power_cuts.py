@@ -30,6 +30,7 @@ import numpy as np
 
 from device_agent.adapters.chunk_mqtt import MqttSource
 from device_agent.adapters.clock import SystemClock
+from device_agent.adapters.deltas import Deltas
 from device_agent.adapters.download import Downloader, Priced
 from device_agent.adapters.facts import SystemFacts
 from device_agent.adapters.journal import FileJournal
@@ -188,6 +189,7 @@ class Device:
             target=TARGET,
             store=self.store,
             downloader=lambda: Downloader([Priced(MqttSource(link))], self.store, lambda _why, _detail: None),
+            deltas=Deltas(self.store, lambda: 2**40, root / "patches.json", lambda _why, _detail: None),
             runtime=lambda _name: Constant(),
             engine=self.engine,
             facts=SystemFacts(root, {}, root / "nothing"),
