@@ -153,6 +153,11 @@ class Settings:
         return self.data / "blobs"
 
     @property
+    def scratch(self) -> Path:
+        """Files that are being worked on; what a crash left there is of no use."""
+        return self.data / "scratch"
+
+    @property
     def keys(self) -> Path:
         """Folder of private keys; only the server's user reads it."""
         return self.data / "keys"

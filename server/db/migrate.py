@@ -16,6 +16,7 @@ from sqlmodel import SQLModel
 
 from server.db import (
     delivery_tables,
+    delta_tables,
     identity_tables,
     kit_tables,
     offload_tables,
@@ -36,6 +37,7 @@ TABLES: Final = (
     identity_tables,
     kit_tables,
     delivery_tables,
+    delta_tables,
     trust_tables,
 )
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import enum
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
+from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, delete, select
 
 from fleet.bundle import chunks, manifest
@@ -59,6 +60,13 @@ class Pair(NamedTuple):
     bundle: str
 
 
+class Looked(NamedTuple):
+    """What devices are offered, by device and model, and the devices that had better wait."""
+
+    offers: dict[str, dict[str, DeltaOffer]]
+    waiting: frozenset[str]
+
+
 class _Made(NamedTuple):
     """What came of making a delta."""
 
@@ -102,18 +110,27 @@ class Deltas:
 
     # --- asking --------------------------------------------------------------------------------------
 
-    def offers(self, session: Session, device_id: str) -> dict[str, DeltaOffer]:
-        """Return by model what a device is offered; ask for what there is not, and have it waited for."""
-        found: dict[str, DeltaOffer] = {}
-        until = 0.0
-        for model, pair in _needed(session, device_id):
+    def look(self, session: Session, device_ids: Sequence[str]) -> Looked:
+        """Return what these devices are offered; have made, and waited for, what there is not.
+
+        Args:
+            session: the caller's transaction.
+            device_ids: as many as one query may name.
+        """
+        offers: dict[str, dict[str, DeltaOffer]] = {}
+        until: dict[str, float] = {}
+        for device_id, model, pair in _needed(session, device_ids):
             row = self._asked(session, pair)
             if row.state == State.READY:
-                found[model] = DeltaOffer(base=pair.base, index=row.index_digest, index_size=row.index_size)
+                offer = DeltaOffer(base=pair.base, index=row.index_digest, index_size=row.index_size)
+                offers.setdefault(device_id, {})[model] = offer
             elif row.state == State.ASKED:
-                until = max(until, row.requested_at + self._patience)
-        self._hold(session, device_id, until)
-        return found
+                until[device_id] = max(until.get(device_id, 0.0), row.requested_at + self._patience)
+        waiting = {x: time for x, time in until.items() if time > self._clock.now()}
+        session.exec(delete(DeltaHold).where(col(DeltaHold.device_id).in_(device_ids)))
+        session.add_all(DeltaHold(device_id=x, until=time) for x, time in waiting.items())
+        session.flush()
+        return Looked(offers, frozenset(waiting))
 
     def _asked(self, session: Session, pair: Pair) -> DeltaRow:
         now = self._clock.now()
@@ -124,21 +141,15 @@ class Deltas:
         session.flush()
         return row
 
-    def _hold(self, session: Session, device_id: str, until: float) -> None:
-        session.exec(delete(DeltaHold).where(col(DeltaHold.device_id) == device_id))
-        if until > self._clock.now():
-            session.add(DeltaHold(device_id=device_id, until=until))
-        session.flush()
-
-    def waiting(self, session: Session, pair: Pair) -> list[str]:
-        """Return the devices whose assignments wait for a delta that stands between these bundles."""
-        query = (
+    @staticmethod
+    def release(session: Session, pair: Pair) -> None:
+        """Let nobody wait any longer for the delta that stands between these bundles."""
+        waiting = (
             select(DeltaHold.device_id)
             .join(DeviceModel, col(DeviceModel.device_id) == DeltaHold.device_id)
             .where(DeviceModel.active == pair.base, DeviceModel.desired == pair.bundle)
-            .distinct()
         )
-        return list(session.exec(query))
+        session.exec(delete(DeltaHold).where(col(DeltaHold.device_id).in_(waiting)))
 
     def parcels(self, session: Session) -> Iterator[Parcel]:
         """Yield the patches that a device needs now."""
@@ -273,19 +284,25 @@ class Deltas:
         return len(gone)
 
 
-def _needed(session: Session, device_id: str) -> Iterable[tuple[str, Pair]]:
-    """Return by model what a device has and what it shall have, where that is something to be downloaded."""
+def _needed(session: Session, device_ids: Sequence[str]) -> Iterator[tuple[str, str, Pair]]:
+    """Yield device, model, and what runs there and shall run, where that is something to be downloaded."""
+    base, bundle = aliased(BundleRow), aliased(BundleRow)
     query = (
         select(DeviceModel)
-        .join(BundleRow, col(BundleRow.digest) == DeviceModel.desired)
-        .where(DeviceModel.device_id == device_id, BundleRow.device_bytes >= LEAST)
+        .join(base, col(base.digest) == DeviceModel.active)
+        .join(bundle, col(bundle.digest) == DeviceModel.desired)
+        .where(
+            col(DeviceModel.device_id).in_(device_ids),
+            DeviceModel.desired != DeviceModel.active,
+            DeviceModel.desired != DeviceModel.previous,
+            bundle.device_bytes >= LEAST,
+            # What runs is the device's word.
+            base.model == bundle.model,
+            base.target == bundle.target,
+        )
     )
     for row in session.exec(query):
-        base, bundle = (session.get(BundleRow, digest) for digest in (row.active, row.desired))
-        if row.desired in {row.active, row.previous} or base is None or bundle is None:
-            continue
-        if (base.model, base.target) == (bundle.model, bundle.target):  # what runs is the device's word
-            yield row.model, Pair(row.active, row.desired)
+        yield row.device_id, row.model, Pair(row.active, row.desired)
 
 
 def _changed(old: Manifest, new: Manifest) -> Iterator[tuple[Descriptor, Descriptor]]:

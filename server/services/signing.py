@@ -23,6 +23,7 @@ from fleet.ids import DeviceId, Digest
 from fleet.trust import assignment, project_files, repository
 from fleet.trust.assignment import DIRECTOR, AssignedBundle
 from fleet.trust.delivery import Delivery
+from fleet.trust.delta_offer import DeltaOffer
 from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 from fleet.trust.project_files import LIMITS, Limits, Signing
 from fleet.trust.repository import RELEASES, RELEASES_PATHS, TOP_LEVEL, Project, RoleKeys, signed_file
@@ -495,6 +496,7 @@ class SigningService:
             allow_rollback=allow_rollback,
             decommission=decommission,
             delivery=delivery,
+            deltas=deltas,
         )
         return signed_file(document, [signer])
 

@@ -1,4 +1,4 @@
-"""The worker that makes deltas, and sends the assignments that waited for one."""
+"""The worker that makes deltas, and has the assignments that waited for one sent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Final
 
 from server.db.engine import Database
-from server.services.assignments import Assignments
 from server.services.deltas import Deltas
 from server.workers.supervisor import Worker
 
@@ -18,13 +17,10 @@ _TIDY_SECONDS: Final = 3600.0
 class DeltaWorker:
     """Makes one delta after the other."""
 
-    def __init__(
-        self, database: Database, deltas: Deltas, assignments: Assignments, publish: Callable[[], None]
-    ) -> None:
-        """Prepare the worker; nothing runs yet. `publish` has what changed put on the broker."""
+    def __init__(self, database: Database, deltas: Deltas, publish: Callable[[], None]) -> None:
+        """Prepare the worker; nothing runs yet. `publish` has what changed signed and put on the broker."""
         self._database: Final = database
         self._deltas: Final = deltas
-        self._assignments: Final = assignments
         self._publish: Final = publish
         self.worker: Final = Worker("deltas", self.step, _LOOK_SECONDS)
         self.tidier: Final = Worker("old deltas", deltas.tidy, _TIDY_SECONDS)
@@ -33,5 +29,5 @@ class DeltaWorker:
         """Make what is asked for; who waited for it is told at once, with it or without."""
         while (pair := self._deltas.make_next()) is not None:
             with self._database.write() as session:
-                self._assignments.sign_again(session, self._deltas.waiting(session, pair))
+                self._deltas.release(session, pair)
             self._publish()
