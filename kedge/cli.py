@@ -33,6 +33,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "rollout": ("server.cli:rollout", "Create, watch, pause and abort rollouts."),
     "device": ("server.cli:device", "List, show and claim devices."),
     "pool": ("server.cli:pool", "List, add and drain pools of cloud accelerators."),
+    "token": ("server.cli:token", "List, make and revoke tokens."),
+    "audit": ("server.cli:audit", "Read, check and export who changed what."),
     "user": ("server.cli:user", "List, add, disable and recover people."),
     "kit": ("server.cli:kit", "Update devices without a network, by USB stick."),
     "keys": ("server.cli:keys", "Keep the keys that devices trust, on the server or offline."),

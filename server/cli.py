@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from server.commands.audit import audit
 from server.commands.broker import broker
 from server.commands.device import device
 from server.commands.keys import keys
@@ -10,6 +11,7 @@ from server.commands.pool import pool
 from server.commands.publish import publish
 from server.commands.rollout import rollout
 from server.commands.serve import serve
+from server.commands.token import token
 from server.commands.user import user
 
-__all__ = ["broker", "device", "keys", "kit", "pool", "publish", "rollout", "serve", "user"]
+__all__ = ["audit", "broker", "device", "keys", "kit", "pool", "publish", "rollout", "serve", "token", "user"]

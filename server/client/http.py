@@ -95,6 +95,22 @@ class ApiClient:
         """
         self._call("DELETE", path)
 
+    def lines(self, path: str) -> Iterator[bytes]:
+        """Yield the lines of an answer as they come.
+
+        Raises:
+            ClientError: the server refused, or cannot be reached.
+        """
+        try:
+            with self._http.stream("GET", path) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    self._checked(answer)
+                for line in answer.iter_lines():
+                    yield line.encode()
+        except httpx.HTTPError as error:
+            raise ClientError(f"{self._server}: {str(error) or type(error).__name__}") from error
+
     def has_blob(self, digest: Digest) -> bool:
         """Return whether the server has the blob already.
 

@@ -36,6 +36,7 @@ MENU: Final = (
     ("rollouts", "/rollouts", "Rollouts"),
     ("live", "/live", "Live"),
     ("offload", "/offload", "Offload"),
+    ("people", "/people", "People"),
 )
 ADMIN_MENU: Final = (("audit", "/audit", "Audit"),)
 
@@ -44,6 +45,10 @@ _SERVER_ERROR: Final = 500
 _COUNT_AGAIN: Final = 20
 #: What a form did, by the word that its redirect carries: the URL never brings text of its own.
 DONE: Final = {
+    "revoke_token": "The token is worthless, and so are those that were made with it.",
+    "disable": "They are locked out: their sessions have ended, and their tokens are of no use.",
+    "enable": "They may log in again.",
+    "role": "They have another role now, from their next request on.",
     "flush": "Asked the device to send what waits. It does so as soon as it is connected.",
     "revoke": "The device is revoked.",
     "created": "The rollout waits for approval: nothing is sent before.",

@@ -105,7 +105,8 @@ def audit_page(request: AnyRequest, services: ServicesDep) -> Template:
     """Who did what?"""
     with services.database.read() as session:
         view, actors = audit.listing(session, dict(request.query_params)), audit.actors(session)
-    return page(request, services, "audit.html", "audit", view=view, actors=actors)
+    chain = services.audit.shown()
+    return page(request, services, "audit.html", "audit", view=view, actors=actors, chain=chain)
 
 
 HANDLERS = (

@@ -21,7 +21,8 @@ from server.db.engine import Database
 from server.db.people_tables import AuditHead
 from server.db.tables import AuditEntry
 from server.ports.clock import Clock
-from server.services.audit_witness import Seen, Witness
+from server.services.audit_links import Links, Seen
+from server.services.audit_witness import Witness
 from server.services.roles import Principal
 
 _WAITING: Final = "kedge_audit"
@@ -159,45 +160,6 @@ class Audit:
         with self._database.write() as session:
             if _last(session):
                 self.record(session, actor, "audit.witness", "audit log", after={"entries": _last(session)})
-
-
-class Links:
-    """Follows the chain from its beginning, and keeps the first thing that is wrong."""
-
-    def __init__(self, seen: Seen | None) -> None:
-        """Begin; `seen` is an entry that must turn up."""
-        self.broken = ""
-        self.count = 0
-        self.head = 0
-        self.previous = GENESIS
-        self._seen: Final = seen
-        self._found = seen is None or seen.entry == 0
-
-    def add(self, entry: Mapping[str, object]) -> None:
-        """Look at the next entry, which has a "digest" beside what that covers."""
-        self.count += 1
-        number, told = int(str(entry["id"])), str(entry["digest"])
-        if not self.broken and digest(entry) != told:
-            self.broken = f"entry {number}: its content is not what was written"
-        if not self.broken and entry["previous"] != self.previous:
-            self.broken = f"entry {number}: the one before it is not entry {self.head} as it was written"
-        if self._seen is not None and number == self._seen.entry:
-            self._found = told == self._seen.digest
-        self.head, self.previous = number, told
-
-    def ends_at(self, head: Seen) -> str:
-        """Return what is wrong with where the chain ends, or ""."""
-        if self.head < head.entry:
-            return f"entry {head.entry}: it is missing at the end, the last one is {self.head}"
-        if self.head > head.entry or self.previous != head.digest:
-            return f"entry {self.head}: it was not added by this server; the last one is {head.entry}"
-        return ""
-
-    def unseen(self) -> str:
-        """Return what is wrong where the entry that must turn up did not, or ""."""
-        if self._found or self._seen is None:
-            return ""
-        return f"entry {self._seen.entry}: it was noted outside the database, and is not there as it was"
 
 
 def _append(session: Session) -> None:

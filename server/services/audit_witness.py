@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -24,40 +23,14 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from server.db.audit_chain import canonical
 from server.errors import SettingsError
+from server.services.audit_links import Seen
 from server.services.durable import write_file
 
 LOG: Final = logging.getLogger("kedge.audit")
 #: Where the note lies, and its key among the keys.
 NOTE: Final = "audit-head.json"
 KEY: Final = "audit.pem"
-
-
-class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """An entry that was there.
-
-    Attributes:
-        key, signature: Ed25519, in hex; the signature is over the canonical JSON of entry and digest.
-    """
-
-    entry: int
-    digest: str
-    key: str = ""
-    signature: str = ""
-
-    def signed(self) -> bytes:
-        """Return the bytes that the signature is over."""
-        return canonical({"entry": self.entry, "digest": self.digest})
-
-    def holds(self) -> bool:
-        """Return whether the signature is the key's."""
-        try:
-            key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.key))
-            key.verify(bytes.fromhex(self.signature), self.signed())
-        except (ValueError, InvalidSignature):
-            return False
-        return True
 
 
 class Witness:

@@ -27,6 +27,7 @@ PAGES: Final = {
     "live": "/live",
     "offload": "/offload",
     "audit": "/audit",
+    "people": "/people",
     "what is not there": "/devices/nobody",
 }
 PHONE: Final = ViewportSize(width=360, height=740)
