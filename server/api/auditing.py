@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
-from litestar import Router, get
+from litestar import get
 from litestar.params import FromQuery, QueryParameter
 from litestar.response import Stream
 
@@ -58,4 +58,8 @@ def export(services: ServicesDep) -> Stream:
     return Stream(services.audit.export, media_type="application/x-ndjson")
 
 
-ROUTES = Router(path="/", route_handlers=[audit, chain, export])
+ROUTES: Final = (
+    audit,
+    chain,
+    export,
+)

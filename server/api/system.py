@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
-from litestar import Response, Router, get
+from litestar import Response, get
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.api.deps import PUBLIC, ServicesDep, scoped
@@ -69,4 +71,8 @@ def metrics(services: ServicesDep) -> Response[bytes]:
     )
 
 
-ROUTES = Router(path="/", route_handlers=[health, status, metrics])
+ROUTES: Final = (
+    health,
+    status,
+    metrics,
+)
