@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated
 
 import msgspec
-from litestar import get
+from litestar import Router, get
 from litestar.params import FromQuery, QueryParameter
 from litestar.response import Stream
 
@@ -58,8 +58,4 @@ def export(services: ServicesDep) -> Stream:
     return Stream(services.audit.export, media_type="application/x-ndjson")
 
 
-ROUTES: Final = (
-    audit,
-    chain,
-    export,
-)
+ROUTES = Router(path="/", route_handlers=[audit, chain, export])

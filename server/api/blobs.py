@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
-from litestar import Request, Response, get, post
+from litestar import Request, Response, Router, get, post
 from litestar.datastructures import ResponseHeader
 from litestar.params import FromPath, JSONBody
 from litestar.response import Redirect, Stream
@@ -115,7 +115,4 @@ def collect(request: AnyRequest, services: ServicesDep, data: JSONBody[CollectIn
     return CollectOut(blobs=went.blobs, bytes=went.bytes)
 
 
-ROUTES: Final = (
-    read_blob,
-    collect,
-)
+ROUTES = Router(path="/", route_handlers=[read_blob, collect])

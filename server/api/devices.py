@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import msgspec
-from litestar import Request, Response, delete, get, post, put
+from litestar import Request, Response, Router, delete, get, post, put
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from server.api.deps import OPERATOR, PUBLIC, VIEWER, ServicesDep, scoped
@@ -369,17 +369,20 @@ def revoke_claim(request: AnyRequest, services: ServicesDep, claim_id: FromPath[
     services.claims.revoke(request.user, claim_id)
 
 
-ROUTES: Final = (
-    trust,
-    devices,
-    device,
-    events,
-    device_actions,
-    refusals,
-    label_device,
-    flush,
-    revoke_device,
-    claims,
-    add_claim,
-    revoke_claim,
+ROUTES = Router(
+    path="/",
+    route_handlers=[
+        trust,
+        devices,
+        device,
+        events,
+        device_actions,
+        refusals,
+        label_device,
+        flush,
+        revoke_device,
+        claims,
+        add_claim,
+        revoke_claim,
+    ],
 )

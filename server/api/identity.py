@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Final
 
 import msgspec
-from litestar import Request, Response, delete, get, post
+from litestar import Request, Response, Router, delete, get, post
 from litestar.params import FromPath, JSONBody, QueryParameter
 
 from fleet.wire.enrolment import EnrolReply, EnrolRequest, PendingReply, RenewReply, RenewRequest
@@ -149,17 +149,13 @@ def reject(
     services.admission.reject(request.user, device_id, data.fingerprint)
 
 
-@get(
-    "/api/v1/device-keys", opt=OPERATOR, sync_to_thread=True, summary="List registered keys", tags=["devices"]
-)
+@get("/api/v1/device-keys", opt=OPERATOR, sync_to_thread=True, summary="List registered keys", tags=["devices"])
 def keys(services: ServicesDep, offset: Offset = 0, limit: Limit = 100) -> list[KeyOut]:
     """Return the keys of devices that may enrol, or have enrolled, without a claim."""
     return [_key(row) for row in services.admission.registered(offset, limit)]
 
 
-@post(
-    "/api/v1/device-keys", opt=OPERATOR, sync_to_thread=True, summary="Register device keys", tags=["devices"]
-)
+@post("/api/v1/device-keys", opt=OPERATOR, sync_to_thread=True, summary="Register device keys", tags=["devices"])
 def add_keys(request: AnyRequest, services: ServicesDep, data: JSONBody[KeysIn]) -> list[KeyOut]:
     """Let devices with these keys enrol without a claim."""
     return [_key(row) for row in services.admission.register(request.user, data.keys)]
@@ -202,15 +198,18 @@ def _key(row: RegisteredKey) -> KeyOut:
     return KeyOut(**{name: getattr(row, name) for name in KeyOut.__struct_fields__})
 
 
-ROUTES: Final = (
-    enrol,
-    renew,
-    crl,
-    pending,
-    approve,
-    reject,
-    keys,
-    add_keys,
-    forget_key,
-    decommission,
+ROUTES = Router(
+    path="/",
+    route_handlers=[
+        enrol,
+        renew,
+        crl,
+        pending,
+        approve,
+        reject,
+        keys,
+        add_keys,
+        forget_key,
+        decommission,
+    ],
 )

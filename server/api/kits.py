@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import msgspec
-from litestar import Request, Response, get, post
+from litestar import Request, Response, Router, get, post
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from fleet.ids import Digest
@@ -66,8 +66,4 @@ async def collect(request: AnyRequest, services: ServicesDep) -> Collected:
     return await asyncio.to_thread(services.kits.collect, request.user, body)
 
 
-ROUTES: Final = (
-    plan,
-    blob,
-    collect,
-)
+ROUTES = Router(path="/", route_handlers=[plan, blob, collect])

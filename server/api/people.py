@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import msgspec
-from litestar import Request, Response, delete, get, patch, post
+from litestar import Request, Response, Router, delete, get, patch, post
 from litestar.params import FromPath, JSONBody
 
 from server.api.auth import COOKIE, check_same_site, session_cookie
@@ -205,15 +205,18 @@ def revoke_token(request: AnyRequest, services: ServicesDep, token_id: FromPath[
     services.accounts.tokens.revoke(request.user, token_id)
 
 
-ROUTES: Final = (
-    login,
-    logout,
-    me,
-    change_password,
-    users,
-    add_user,
-    change_user,
-    tokens,
-    add_token,
-    revoke_token,
+ROUTES = Router(
+    path="/",
+    route_handlers=[
+        login,
+        logout,
+        me,
+        change_password,
+        users,
+        add_user,
+        change_user,
+        tokens,
+        add_token,
+        revoke_token,
+    ],
 )

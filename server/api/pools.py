@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import msgspec
-from litestar import Request, delete, get, patch, post, put
+from litestar import Request, Router, delete, get, patch, post, put
 from litestar.params import FromPath, JSONBody, QueryParameter
 
 from fleet.offload.routing import DATA_CLASSES, Pool, PoolState
@@ -98,11 +98,4 @@ def set_policy(request: AnyRequest, services: ServicesDep, data: JSONBody[Offloa
     return services.pools.set_policy(request.user, data)
 
 
-ROUTES: Final = (
-    pools,
-    add_pool,
-    change_pool,
-    remove_pool,
-    overview,
-    set_policy,
-)
+ROUTES = Router(path="/", route_handlers=[pools, add_pool, change_pool, remove_pool, overview, set_policy])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import msgspec
-from litestar import Request, Response, get, head, post, put
+from litestar import Request, Response, Router, get, head, post, put
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from fleet.ids import Digest
@@ -171,12 +171,4 @@ def rotate(request: AnyRequest, services: ServicesDep, role_name: FromPath[str])
     return [msgspec.structs.replace(info, key_file="") for info in services.signing.describe()]
 
 
-ROUTES: Final = (
-    has_blob,
-    put_blob,
-    releases,
-    release,
-    publish,
-    keys,
-    rotate,
-)
+ROUTES = Router(path="/", route_handlers=[has_blob, put_blob, releases, release, publish, keys, rotate])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import msgspec
-from litestar import Request, get, post
+from litestar import Request, Router, get, post
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from fleet.rollout.plan import Policy
@@ -224,11 +224,4 @@ def steer(
     return _rollout(services, row)
 
 
-ROUTES: Final = (
-    rollouts,
-    rollout,
-    actions,
-    preview,
-    create,
-    steer,
-)
+ROUTES = Router(path="/", route_handlers=[rollouts, rollout, actions, preview, create, steer])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import msgspec
-from litestar import get
+from litestar import Router, get
 from litestar.params import FromPath
 
 from fleet.wire.messages import Statement
@@ -96,4 +94,4 @@ def device_statement(services: ServicesDep, device_id: FromPath[str]) -> Stateme
     return _statement(of_device(services.database, device_id))
 
 
-ROUTES: Final = (device_statement,)
+ROUTES = Router(path="/", route_handlers=[device_statement])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import msgspec
-from litestar import Response, get
+from litestar import Response, Router, get
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.api.deps import PUBLIC, ServicesDep, scoped
@@ -71,8 +69,4 @@ def metrics(services: ServicesDep) -> Response[bytes]:
     )
 
 
-ROUTES: Final = (
-    health,
-    status,
-    metrics,
-)
+ROUTES = Router(path="/", route_handlers=[health, status, metrics])
