@@ -149,7 +149,11 @@ class DeviceAssignment(SQLModel, table=True):
 
     Attributes:
         version: rises with every assignment to the device, and never falls.
-        document: the signed file; "published" tells whether the broker has acknowledged it.
+        document: the signed file, b"" until the first is signed; "published" tells whether the broker has
+            acknowledged it.
+        renew_at: when it may be signed again, if the device is seen.
+        stale: something has changed, or it is to be renewed, and it is not signed yet.
+        wanted: grows with each such change: what was signed meanwhile for an older one is not kept.
         decommission: it tells the device to wipe itself.
         rate: bytes a second that the device may download, 0 for all that its line gives.
         jitter: seconds over which the devices of the group begin.
@@ -166,6 +170,9 @@ class DeviceAssignment(SQLModel, table=True):
     decommission: bool = False
     rate: int = Field(default=0, sa_type=BigInteger)
     jitter: float = 0.0
+    renew_at: float = Field(default=0.0, index=True)
+    stale: bool = Field(default=False, index=True)
+    wanted: int = 0
     published: bool = Field(default=False, index=True)
 
 

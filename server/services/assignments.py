@@ -1,41 +1,61 @@
 """Assignments: what each device shall run, signed when it changes, and published until it is acknowledged.
 
-Signing happens in the transaction that changes what is wanted; publishing happens afterwards, from what the
-database says is not yet published. So a crash at any time loses nothing and invents nothing.
+Whatever changes what a device shall run only marks its row as stale, in the transaction that changes it.
+Signing happens afterwards, in batches and outside of any transaction, from what the database says is stale;
+publishing follows, from what it says is not yet published. So a crash at any time loses nothing and invents
+nothing, and a rollout to 100,000 devices or a new director's key holds nobody up.
+
+Renewal is lazy: only devices that are seen again get a new assignment, from the middle of the old one's life
+on, each at a time of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from sqlmodel import Session, col, select, update
+from sqlalchemy import ColumnElement, Table, bindparam
+from sqlmodel import Session, col, or_, select, update
 
 from fleet.ids import DeviceId
 from fleet.trust.assignment import AssignedBundle, expires
 from fleet.trust.delivery import Delivery
+from fleet.trust.delta_offer import DeltaOffer
 from fleet.wire import topics
+from server.db.delta_tables import DeltaHold
 from server.db.engine import Database
 from server.db.tables import BundleRow, Device, DeviceAssignment, DeviceModel, Release
 from server.ports.broker import Publisher
 from server.ports.clock import Clock
+from server.services.deltas import Deltas, Looked
 from server.services.releases import assigned_bundle
 from server.services.signing import SigningService
 
-#: An assignment is signed again when it is this old: half of its life.
+#: An assignment may be signed again when it is this old: half of its life.
 RENEW_SECONDS: Final = 15 * 24 * 3600.0
+#: Devices that were assigned something at once are renewed over so long, each at a time of its own.
+_SPREAD: Final = RENEW_SECONDS / 2
 #: An order to wipe names no bundle, so nothing is to be activated before this.
 _LONG: Final = 3650 * 24 * 3600.0
 _BATCH: Final = 500
+_TABLE: Final[Table] = DeviceAssignment.__table__  # type: ignore[attr-defined]  # SQLModel does not declare it
 
 
 class Assignments:
     """Signs and publishes what devices shall run."""
 
     def __init__(
-        self, database: Database, clock: Clock, signing: SigningService, publisher: Publisher
+        self,
+        database: Database,
+        clock: Clock,
+        signing: SigningService,
+        publisher: Publisher,
+        deltas: Deltas | None = None,
     ) -> None:
-        """Keep what is needed."""
+        """Keep what is needed; without `deltas`, none are offered."""
+        self._deltas: Final = deltas
         self._database: Final = database
         self._clock: Final = clock
         self._signing: Final = signing
@@ -54,7 +74,7 @@ class Assignments:
         allow_rollback: bool = False,
         delivery: Delivery = Delivery(),  # noqa: B008 - frozen
     ) -> None:
-        """Change what one model of a device shall be, and sign that, in the caller's transaction.
+        """Change what one model of a device shall be, in the caller's transaction; it is signed afterwards.
 
         Args:
             session: the caller's transaction.
@@ -72,67 +92,168 @@ class Assignments:
         row = row or DeviceModel(device_id=device_id, model=model, updated_at=now)
         row.desired, row.desired_release = bundle, release_id
         session.add(row)
-        session.flush()
-        before = now + activate_seconds
-        self._sign(
-            session, device_id, str(rollout), before, allow_rollback=allow_rollback, delivery=delivery
-        )
+        assigned = self._row(session, device_id)
+        assigned.rollout, assigned.activate_before = str(rollout), now + activate_seconds
+        assigned.allow_rollback = allow_rollback
+        assigned.rate, assigned.jitter = delivery.rate, delivery.jitter
+        self._mark(session, assigned)
 
     def decommission(self, session: Session, device_id: str) -> None:
         """Tell a device to wipe itself, in the caller's transaction; what it was assigned ends with that."""
-        never = self._clock.now() + _LONG
-        self._sign(session, device_id, "", never, allow_rollback=False, decommission=True)
+        assigned = self._row(session, device_id)
+        assigned.rollout, assigned.activate_before = "", self._clock.now() + _LONG
+        assigned.allow_rollback, assigned.decommission = False, True
+        self._mark(session, assigned)
 
-    def _sign(
-        self,
-        session: Session,
-        device_id: str,
-        rollout: str,
-        activate_before: float,
-        *,
-        allow_rollback: bool,
-        decommission: bool = False,
-        delivery: Delivery = Delivery(),  # noqa: B008 - frozen
-    ) -> None:
+    def outrun(self, session: Session, device_id: str, version: int) -> bool:
+        """Go beyond a version that a device has signed to hold: this server was restored from a backup.
+
+        Args:
+            session: the caller's transaction.
+            device_id: the device.
+            version: of the newest assignment that it has verified.
+
+        Returns:
+            Whether it holds a newer one than this server ever made.
+        """
         known = session.get(DeviceAssignment, device_id)
-        version = 1 if known is None else known.version + 1
-        decommission = decommission or (known is not None and known.decommission)
-        document = self._signing.sign_assignment(
-            device=DeviceId(device_id),
-            rollout=rollout,
-            version=version,
-            bundles=[] if decommission else self.bundles(session, device_id),
-            activate_before=activate_before,
-            allow_rollback=allow_rollback,
-            decommission=decommission,
-            delivery=delivery,
+        if version <= (known.version if known is not None else 0):
+            return False
+        row = self._row(session, device_id)
+        row.version = version
+        if known is not None:
+            self._mark(session, row)
+        else:
+            row.published = True  # there is nothing to say to it yet
+            session.add(row)
+        return True
+
+    @staticmethod
+    def _row(session: Session, device_id: str) -> DeviceAssignment:
+        found = session.get(DeviceAssignment, device_id)
+        return found or DeviceAssignment(
+            device_id=device_id, version=0, rollout="", document=b"", signed_at=0.0, activate_before=0.0
         )
-        row = known or DeviceAssignment(
-            device_id=device_id,
-            version=version,
-            rollout=rollout,
-            document=document,
-            signed_at=0.0,
-            activate_before=activate_before,
-        )
-        row.version, row.rollout, row.document = version, rollout, document
-        row.signed_at, row.activate_before = self._clock.now(), activate_before
-        row.allow_rollback, row.decommission, row.published = allow_rollback, decommission, False
-        row.rate, row.jitter = delivery.rate, delivery.jitter
+
+    @staticmethod
+    def _mark(session: Session, row: DeviceAssignment) -> None:
+        row.stale, row.wanted = True, row.wanted + 1
         session.add(row)
         session.flush()
 
-    @staticmethod
-    def bundles(session: Session, device_id: str) -> list[AssignedBundle]:
+    def drop(self, session: Session, release_id: int) -> int:
+        """Ask no device for a withdrawn release, in the caller's transaction; return how many were asked."""
+        rows = list(session.exec(select(DeviceModel).where(DeviceModel.desired_release == release_id)))
+        for row in rows:
+            row.desired, row.desired_release = "", None
+            session.add(row)
+        ids = [row.device_id for row in rows]
+        for start in range(0, len(ids), _BATCH):
+            self._mark_all(session, col(DeviceAssignment.device_id).in_(ids[start : start + _BATCH]))
+        return len(rows)
+
+    @classmethod
+    def bundles(cls, session: Session, device_id: str) -> list[AssignedBundle]:
         """Return what a device is to run."""
+        return cls._bundles(session, [device_id])[device_id]
+
+    @staticmethod
+    def _bundles(session: Session, device_ids: Sequence[str]) -> Mapping[str, list[AssignedBundle]]:
         query = (
-            select(Release, BundleRow)
-            .join(DeviceModel, col(DeviceModel.desired_release) == Release.id)
+            select(DeviceModel.device_id, Release, BundleRow)
+            .join(Release, col(DeviceModel.desired_release) == Release.id)
             .join(BundleRow, col(BundleRow.digest) == DeviceModel.desired)
-            .where(DeviceModel.device_id == device_id)
+            .where(col(DeviceModel.device_id).in_(device_ids), col(Release.withdrawn_at).is_(None))
             .order_by(col(DeviceModel.model))
         )
-        return [assigned_bundle(release, bundle) for release, bundle in session.exec(query)]
+        found: defaultdict[str, list[AssignedBundle]] = defaultdict(list)
+        for device_id, release, bundle in session.exec(query):
+            found[device_id].append(assigned_bundle(release, bundle))
+        return found
+
+    # --- signing -----------------------------------------------------------------------------------
+
+    def sign_pending(self) -> int:
+        """Sign a batch of what is stale, devices that are connected first; return how many there were.
+
+        A device for which a delta is being made comes later.
+        """
+        held = select(DeltaHold.device_id).where(DeltaHold.until > self._clock.now())
+        query = (
+            select(DeviceAssignment)
+            .join(Device)
+            .where(
+                col(DeviceAssignment.stale).is_(True),
+                col(DeviceAssignment.device_id).not_in(held),
+                or_(col(Device.revoked_at).is_(None), col(DeviceAssignment.decommission).is_(True)),
+            )
+            .order_by(col(Device.online).desc())
+        )
+        with self._database.read() as session:
+            rows = list(session.exec(query.limit(_BATCH)))
+            bundles = self._bundles(session, [row.device_id for row in rows])
+        looked = self._look([row.device_id for row in rows if not row.decommission])
+        made = [
+            self._made(row, bundles[row.device_id], looked.offers.get(row.device_id))
+            for row in rows
+            if row.device_id not in looked.waiting
+        ]
+        if made:
+            with self._database.write() as session:
+                self._keep(session, made)
+        return len(rows)
+
+    def _look(self, device_ids: Sequence[str]) -> Looked:
+        if self._deltas is None or not device_ids:
+            return Looked({}, frozenset())
+        with self._database.write() as session:
+            return self._deltas.look(session, device_ids)
+
+    def _made(
+        self,
+        row: DeviceAssignment,
+        bundles: Iterable[AssignedBundle],
+        deltas: Mapping[str, DeltaOffer] | None = None,
+    ) -> dict[str, object]:
+        """Return the new columns of a row, and what it must still be so that they are right."""
+        known = self._signing.image().entries
+        document = self._signing.sign_assignment(
+            device=DeviceId(row.device_id),
+            rollout=row.rollout,
+            version=row.version + 1,
+            # Of a bundle that nobody signs any more the device would take none of the others either.
+            bundles=[] if row.decommission else [x for x in bundles if x.path in known],
+            activate_before=row.activate_before,
+            allow_rollback=row.allow_rollback,
+            decommission=row.decommission,
+            delivery=Delivery(rate=row.rate, jitter=int(row.jitter)),
+            deltas=deltas,
+        )
+        now = self._clock.now()
+        return {
+            "of_device": row.device_id,
+            "of_wanted": row.wanted,
+            "of_version": row.version,
+            "new_version": row.version + 1,
+            "new_document": document,
+            "new_signed_at": now,
+            "new_renew_at": now + RENEW_SECONDS + _SPREAD * _share(row.device_id),
+        }
+
+    @staticmethod
+    def _keep(session: Session, made: list[dict[str, object]]) -> None:
+        """Write what was signed, where nobody has changed what is wanted meanwhile."""
+        changed = ("version", "document", "signed_at", "renew_at")
+        session.connection().execute(
+            update(_TABLE)
+            .where(
+                _TABLE.c.device_id == bindparam("of_device"),
+                _TABLE.c.wanted == bindparam("of_wanted"),
+                _TABLE.c.version == bindparam("of_version"),
+            )
+            .values(stale=False, published=False, **{name: bindparam(f"new_{name}") for name in changed}),
+            made,
+        )
 
     def holding(
         self, session: Session, device_ids: Sequence[str], until: float
@@ -143,33 +264,56 @@ class Assignments:
             some = device_ids[start : start + _BATCH]
             rows = session.exec(select(DeviceAssignment).where(col(DeviceAssignment.device_id).in_(some)))
             found |= {row.device_id: row for row in rows}
-        short = [row for row in found.values() if expires(row.document).timestamp() < until]
-        self._sign_again(session, short)
-        return {device_id: found[device_id] for device_id in device_ids if device_id in found}
+        short = [
+            row
+            for row in found.values()
+            if row.stale or (row.document and expires(row.document).timestamp() < until)
+        ]
+        bundles = self._bundles(session, [row.device_id for row in short])
+        if short:
+            self._keep(session, [self._made(row, bundles[row.device_id]) for row in short])
+        for row in short:
+            session.refresh(row)
+        return {x: found[x] for x in device_ids if x in found and found[x].document}
+
+    # --- publishing --------------------------------------------------------------------------------
 
     def publish_pending(self) -> int:
-        """Publish what the broker has not acknowledged yet; return how many.
+        """Sign a batch of what is stale, and publish one that the broker has not acknowledged yet.
+
+        Returns:
+            How many there were; none when nothing is left to do.
 
         Raises:
             BrokerError: the broker is not there; what is left is published next time.
         """
-        query = select(DeviceAssignment).where(col(DeviceAssignment.published).is_(False)).limit(_BATCH)
+        signed = self.sign_pending()
+        query = select(DeviceAssignment).where(
+            col(DeviceAssignment.published).is_(False), col(DeviceAssignment.signed_at) > 0
+        )
         with self._database.read() as session:
-            rows = list(session.exec(query))
-        for row in rows:
-            self._publisher.publish(topics.assignment(DeviceId(row.device_id)), row.document)
-            self._acknowledged(row)
-        return len(rows)
+            rows = list(session.exec(query.limit(_BATCH)))
+        sent: list[dict[str, object]] = []
+        try:
+            for row in rows:
+                self._publisher.publish(topics.assignment(DeviceId(row.device_id)), row.document)
+                sent.append({"of_device": row.device_id, "of_version": row.version})
+        finally:
+            self._acknowledged(sent)
+        return max(signed, len(rows))
 
-    def _acknowledged(self, row: DeviceAssignment) -> None:
+    def _acknowledged(self, sent: list[dict[str, object]]) -> None:
+        if not sent:
+            return
         with self._database.write() as session:
-            session.exec(
-                update(DeviceAssignment)
+            session.connection().execute(
+                update(_TABLE)
                 .where(
-                    col(DeviceAssignment.device_id) == row.device_id,
-                    col(DeviceAssignment.version) == row.version,
+                    _TABLE.c.device_id == bindparam("of_device"),
+                    _TABLE.c.version == bindparam("of_version"),
                 )
-                .values(published=True)
+                .values(published=True),
+                sent,
             )
 
     def publish_again(self, session: Session, device_id: str = "") -> None:
@@ -179,34 +323,46 @@ class Assignments:
             query = query.where(col(DeviceAssignment.device_id) == device_id)
         session.exec(query)
 
-    def sign_all(self, session: Session) -> int:
-        """Sign every assignment again, after the director's key was replaced; return how many."""
-        rows = list(
-            session.exec(select(DeviceAssignment).join(Device).where(col(Device.revoked_at).is_(None)))
-        )
-        self._sign_again(session, rows)
-        return len(rows)
+    # --- renewing ----------------------------------------------------------------------------------
+
+    def sign_all(self, session: Session) -> None:
+        """Have every assignment signed again, for the director's key was replaced: connected devices first.
+
+        Those of devices that are away follow too: what the broker retains for them must not look forged.
+        """
+        self._mark_all(session, col(DeviceAssignment.signed_at) > 0)
+
+    def seen(self, session: Session, row: DeviceAssignment) -> None:
+        """Have a device's assignment signed again if it is old: the device has just been heard of."""
+        if row.renew_at < self._clock.now() and row.document and not row.stale:
+            self._mark(session, row)
 
     def renew(self) -> int:
-        """Sign again what has lived half of its life; return how many."""
-        old = self._clock.now() - RENEW_SECONDS
+        """Have assignments that are old signed again, where the device was seen since; return how many."""
         query = (
-            select(DeviceAssignment)
+            select(DeviceAssignment.device_id)
             .join(Device)
-            .where(DeviceAssignment.signed_at < old, col(Device.revoked_at).is_(None))
+            .where(
+                col(DeviceAssignment.renew_at) < self._clock.now(),
+                col(DeviceAssignment.stale).is_(False),
+                col(DeviceAssignment.signed_at) > 0,
+                col(Device.revoked_at).is_(None),
+                or_(col(Device.online).is_(True), col(Device.last_seen_at) > DeviceAssignment.renew_at),
+            )
+            .order_by(col(DeviceAssignment.renew_at))
+            .limit(_BATCH)
         )
         with self._database.write() as session:
-            rows = list(session.exec(query.limit(_BATCH)))
-            self._sign_again(session, rows)
-        return len(rows)
+            ids = list(session.exec(query))
+            self._mark_all(session, col(DeviceAssignment.device_id).in_(ids))
+        return len(ids)
 
-    def _sign_again(self, session: Session, rows: Iterable[DeviceAssignment]) -> None:
-        for row in rows:
-            self._sign(
-                session,
-                row.device_id,
-                row.rollout,
-                row.activate_before,
-                allow_rollback=row.allow_rollback,
-                delivery=Delivery(rate=row.rate, jitter=row.jitter),
-            )
+    @staticmethod
+    def _mark_all(session: Session, which: ColumnElement[bool]) -> None:
+        marked = update(DeviceAssignment).where(which)
+        session.exec(marked.values(stale=True, wanted=col(DeviceAssignment.wanted) + 1))
+
+
+def _share(device_id: str) -> float:
+    """Return where in the spread a device is, 0 to 1: always the same, and others elsewhere."""
+    return zlib.crc32(device_id.encode()) / 2**32

@@ -48,7 +48,10 @@ class Reconcile:
         for slot in hello.slots:
             self._slot(session, device.id, slot)
         newest = session.get(DeviceAssignment, device.id)
-        if newest is not None and newest.published and newest.version > hello.assignment_version:
+        if newest is None:
+            return
+        self._assignments.seen(session, newest)
+        if newest.published and newest.version > hello.assignment_version:
             self._assignments.publish_again(session, device.id)
 
     def _slot(self, session: Session, device_id: str, slot: ModelSlot) -> None:

@@ -305,10 +305,12 @@ def test_when_it_halts_who_has_not_begun_gets_its_old_assignment_back(kedge: Par
     kedge.add_devices("dev-a", "dev-b", "dev-c")
     old = kedge.roll_out(kedge.release("v1"))
     for device in ("dev-a", "dev-b", "dev-c"):
+        _published(kedge, device)
         _step(kedge, device, old, UpdateState.COMMITTED)
     kedge.rollouts.tick()
     rollout = kedge.roll_out(kedge.release("v2"), 2)
     begun, waiting = sorted(d for d, s in kedge.statuses(rollout).items() if s == "assigned")
+    assert _published(kedge, begun)["version"] == 2
     _step(kedge, begun, rollout, UpdateState.ROLLED_BACK, "golden_mismatch")
     kedge.rollouts.tick()
     assert kedge.state(rollout) == "halted"
@@ -475,16 +477,22 @@ def test_a_last_will_of_an_earlier_start_does_not_make_a_device_look_gone(kedge:
     assert kedge.devices.find(DeviceFilter(online=True)) == ([], 0)
 
 
-def test_assignments_are_signed_again_at_half_of_their_life(kedge: Parts) -> None:
-    kedge.add_devices("dev-a")
+def test_assignments_are_signed_again_from_half_of_their_life_on(kedge: Parts) -> None:
+    """Of two devices one is connected, the other in a drawer: nothing is signed for it until it is back."""
+    kedge.add_devices("dev-a", "dev-b")
     kedge.roll_out(kedge.release("v1"))
     before = _published(kedge, "dev-a")
+    _hello(kedge, "dev-a", version=1)
     assert kedge.assignments.renew() == 0
-    kedge.clock.seconds += 16 * 86400
+    kedge.clock.seconds += 23 * 86400
     assert kedge.assignments.renew() == 1
     after = _published(kedge, "dev-a")
     assert (before["version"], after["version"]) == (1, 2)
     assert before["targets"] == after["targets"]
+    assert kedge.assignments.renew() == 0
+    assert _published(kedge, "dev-b")["version"] == 1
+    _hello(kedge, "dev-b", version=1)
+    assert _published(kedge, "dev-b")["version"] == 2
     with kedge.database.read() as session:
         assert all(row.published for row in session.exec(select(DeviceAssignment)))
 

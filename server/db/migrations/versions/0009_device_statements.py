@@ -1,4 +1,4 @@
-"""What devices have signed about themselves."""
+"""What devices have signed about themselves, and which assignments are to be signed."""
 
 from __future__ import annotations
 
@@ -34,3 +34,13 @@ def upgrade() -> None:
         batch_op.create_index(
             batch_op.f("ix_device_statement_badly_signed_at"), ["badly_signed_at"], unique=False
         )
+    columns: tuple[sa.Column[object], ...] = (
+        sa.Column("renew_at", sa.Float(), nullable=False, server_default="0"),
+        sa.Column("stale", sa.Boolean(), nullable=False, server_default=sa.false()),
+        sa.Column("wanted", sa.Integer(), nullable=False, server_default="0"),
+    )
+    with op.batch_alter_table("device_assignment", schema=None) as batch_op:
+        for column in columns:
+            batch_op.add_column(column)
+        batch_op.create_index(batch_op.f("ix_device_assignment_renew_at"), ["renew_at"], unique=False)
+        batch_op.create_index(batch_op.f("ix_device_assignment_stale"), ["stale"], unique=False)
