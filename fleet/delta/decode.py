@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from fleet.delta import form, residual
+from fleet.delta import form, low_rank, residual
 from fleet.delta.form import Coded, Copy, Frame, Head
 from fleet.delta.rans import Bytes, Coder, Tables, lane_count
 from fleet.delta.residual import LEVELS, Place, Side
@@ -158,14 +158,18 @@ def read_side(step: Coded, data: bytes) -> Side:
     Raises:
         DeltaError: malformed.
     """
-    size = step.rows + step.columns + 2 * abs(step.ratios)
+    height = step.count // step.width
+    ends = (step.rows, step.rows + step.columns, step.rows + step.columns + 2 * abs(step.ratios))
+    size = ends[2] + low_rank.encoded_size(step.rank, height, step.width)
     raw = form.decompress(data, size) if size else b""
-    ends = (step.rows, step.rows + step.columns)
     return Side(
         base=step.base,
         rows=np.frombuffer(raw[: ends[0]], np.int8),
         columns=np.frombuffer(raw[ends[0] : ends[1]], np.int8),
-        ratios=np.frombuffer(raw[ends[1] :], "<i2"),
+        ratios=np.frombuffer(raw[ends[1] : ends[2]], "<i2"),
         ratio=step.ratio,
         ratios_by_row=step.ratios > 0,
+        factors=low_rank.decode(raw[ends[2] :], step.rank, height, step.width)
+        if step.rank
+        else low_rank.NONE,
     )

@@ -21,6 +21,7 @@ _LENGTH: Final = struct.Struct("<I")
 _WORTH: Final = 0.97
 #: Bytes of which one kind of elements is assumed where nothing says what they are, and the least of them.
 _PART, _ALIGNED = 1 << 18, 1024
+_EVEN: Final = 4
 #: Bytes of a row of them.
 _WIDTH: Final = 256
 #: Old bytes on either side that a compressor would find.
@@ -101,7 +102,11 @@ def _between(old: bytes, new: bytes, gap: Gap, index: generic.Index) -> Parts:
 def _aligned(old: bytes, new: bytes, piece: Piece) -> Parts:
     """Return a piece as it is, or, where it is short by its differences from the old bytes, as tensors."""
     found: Parts = []
-    for start in range(piece.start, piece.end, _PART):
+    # Elements of whatever kind begin at a multiple of their size, as a rule.
+    uneven = min(-piece.old % _EVEN, piece.end - piece.start)
+    if uneven:
+        found.append(Piece(piece.start, piece.start + uneven, piece.old))
+    for start in range(piece.start + uneven, piece.end, _PART):
         end, shift = min(start + _PART, piece.end), piece.old - piece.start
         part = Piece(start, end, start + shift)
         size = (end - start) // _WIDTH * _WIDTH
@@ -195,6 +200,7 @@ def _coded(plan: _Plan, tables: form.Tables) -> tuple[Coded, bytes]:
     chosen: Bytes = np.frombuffer(tables.levels, np.uint8)
     contexts = chosen[sides.levels(plan.expected, kind, side, plan.width)]
     raw = side.rows.tobytes() + side.columns.tobytes() + side.ratios.astype("<i2").tobytes()
+    raw += side.factors.encode()
     beside = form.compress(raw) if raw else b""
     out = [beside]
     count = len(plan.expected)
@@ -216,5 +222,6 @@ def _coded(plan: _Plan, tables: form.Tables) -> tuple[Coded, bytes]:
         ratios=len(side.ratios) if side.ratios_by_row else -len(side.ratios),
         ratio=side.ratio,
         side=len(beside),
+        rank=len(side.factors.weights),
     )
     return step, b"".join(out)

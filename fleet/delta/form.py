@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 import zstandard
 
+from fleet.delta import low_rank
 from fleet.delta.tensor import Kind
 from fleet.errors import DeltaError
 
@@ -59,6 +60,7 @@ class Coded(msgspec.Struct, frozen=True, array_like=True, tag=2):
         rows, columns: how many levels there are of each, 0 for none.
         ratios: how many; negative when by column.
         ratio: of new to old for the whole tensor.
+        rank: how many outer products are added to what is expected.
     """
 
     kind: Kind
@@ -71,6 +73,7 @@ class Coded(msgspec.Struct, frozen=True, array_like=True, tag=2):
     ratios: int
     ratio: float
     side: int
+    rank: int = 0
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):
@@ -150,6 +153,11 @@ def _made(step: Copy | Literal | Coded, head: Head) -> int:
         n not in allowed for n, allowed in zip((step.rows, step.columns, step.ratios), expected, strict=True)
     ):
         raise DeltaError("delta: expected a level for each row and column of a tensor")
+    numbers = step.rank * (rows + columns)
+    if not 0 <= step.rank <= low_rank.MOST or numbers > low_rank.MOST_NUMBERS:
+        raise DeltaError("delta: more outer products than expected")
+    if step.rank and (columns > low_rank.MOST_COLUMNS or step.kind != Kind.BYTE or step.count % columns):
+        raise DeltaError("delta: outer products for what is no matrix of bytes")
     return _within(step.start, step.count * step.kind.size, head.old_size)
 
 

@@ -128,12 +128,27 @@ def parts(new: bytes, old: bytes, gap: Gap, index: Index) -> list[Copy | Piece]:
         if match.size < (LONG if match.old - match.start == shift and match.start > at else RUN):
             continue
         if match.start > at:
-            found.append(Piece(at, match.start, at + shift))
+            found.append(_piece(new, old, at, match.start, (shift, match.old - match.start)))
         found.append(Copy(match.old, match.size))
         at, shift = match.start + match.size, match.old - match.start
     if gap.end > at:
-        found.append(Piece(at, gap.end, at + shift))
+        found.append(_piece(new, old, at, gap.end, (shift, gap.old_end - gap.end)))
     return found
+
+
+def _piece(new: bytes, old: bytes, start: int, end: int, shifts: tuple[int, int]) -> Piece:
+    """Return a piece in whichever place among the old bytes, that of before or of behind, is more alike."""
+    before, behind = ((_agreeing(new, old, start, end, shift), shift) for shift in shifts)
+    return Piece(start, end, start + (behind if behind[0] > before[0] else before)[1])
+
+
+def _agreeing(new: bytes, old: bytes, start: int, end: int, shift: int) -> int:
+    """Return how many bytes are those that stand so much further in the old file."""
+    start, end = max(start, -shift), min(end, len(old) - shift)
+    if end <= start:
+        return 0
+    a = np.frombuffer(new, np.uint8, end - start, start)
+    return int(np.count_nonzero(a == np.frombuffer(old, np.uint8, end - start, start + shift)))
 
 
 def _matches(new: bytes, old: bytes, gap: Gap, index: Index) -> Iterator[Match]:

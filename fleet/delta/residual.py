@@ -17,6 +17,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fleet.delta import low_rank
+from fleet.delta.low_rank import NONE, Factors
 from fleet.delta.rans import Bytes
 from fleet.delta.tensor import Kind
 from fleet.errors import DeltaError
@@ -49,6 +51,7 @@ class Side(NamedTuple):
         rows, columns: levels of rows and columns; empty when all are at 0.
         ratios: of new to old in steps beyond one, by row or by column; empty when all are one.
         ratio: of new to old for the whole tensor.
+        factors: a change that is added to what is expected.
     """
 
     base: int
@@ -57,6 +60,7 @@ class Side(NamedTuple):
     ratios: npt.NDArray[np.int16]
     ratio: float
     ratios_by_row: bool
+    factors: Factors = NONE
 
 
 class Place(NamedTuple):
@@ -97,7 +101,7 @@ def wrapped(differences: Ints, kind: Kind) -> Ints:
 
 def predict(old: Ints, kind: Kind, side: Side, place: Place) -> Ints:
     """Return what the new elements are expected to be."""
-    if not len(side.ratios) and side.ratio == 1:
+    if not len(side.ratios) and side.ratio == 1 and not len(side.factors.weights):
         return old
     factor: npt.NDArray[np.float64] | float = side.ratio
     if len(side.ratios):
@@ -108,7 +112,10 @@ def predict(old: Ints, kind: Kind, side: Side, place: Place) -> Ints:
             scaled = (np.frombuffer(stored(old, kind), "<f4").astype(float) * factor).astype("<f4")
             return np.where(np.isfinite(scaled), ordered(scaled.tobytes(), kind), old)
         bounds = np.iinfo(_STORED[kind])
-        scaled = np.rint(old * factor)
+        scaled = old * factor
+        if len(side.factors.weights):
+            scaled = scaled + low_rank.change(side.factors, place.start, place.size)
+        scaled = np.rint(scaled)
         return np.where(np.isfinite(scaled), scaled.clip(bounds.min, bounds.max), old).astype(np.int64)
 
 

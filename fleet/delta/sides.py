@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fleet.delta import form, rans, residual
+from fleet.delta import form, low_rank, rans, residual
 from fleet.delta.rans import Bytes, Counts
 from fleet.delta.residual import LEVELS, RATIO_STEPS, Ints, Place, Side
 from fleet.delta.tensor import Kind
@@ -27,8 +28,10 @@ _NONE: Final = Side(
 _TABLE_BITS: Final = 14
 #: The level of a byte whose mean change is 1: means go from nearly never to all.
 _UNIT: Final = 36
-#: Bits that one level or ratio takes, about.
-_LEVEL_BITS, _RATIO_BITS = 2.5, 5.0
+#: Bits that one level, ratio, or number of an outer product takes, about.
+_LEVEL_BITS, _RATIO_BITS, _FACTOR_BITS = 2.5, 5.0, 4.0
+#: How many outer products are tried, one after the other.
+_RANKS: Final = (2, 4, 8, 16, 24, 32, 48, 64)
 
 
 class Choice(NamedTuple):
@@ -56,19 +59,38 @@ def levels(expected: Ints, kind: Kind, side: Side, width: int) -> Bytes:
 def choose(old: Ints, new: Ints, kind: Kind, shape: tuple[int, ...]) -> Choice:
     """Return the shortest of some ways to code a tensor."""
     width = matrix_width(shape, len(old))
-    best: Choice | None = None
-    for side in _candidates(old, new, kind, width):
-        expected = residual.predict(old, kind, side, Place(0, len(old), width))
-        differences = residual.wrapped(new - expected, kind)
-        for found in (
-            _flat(side, expected, differences, kind, width),
-            _levelled(side, expected, differences, kind, width),
-        ):
-            if best is None or found.bits < best.bits:
-                best = found
-    if best is None:
-        raise AssertionError("there is always the candidate without ratios")
+    best = min(
+        (_tried(old, new, kind, width, side) for side in _candidates(old, new, kind, width)),
+        key=lambda choice: choice.bits,
+    )
+    for side in _with_factors(best, kind):
+        found = _tried(old, new, kind, width, side)
+        if found.bits > best.bits:
+            break
+        best = found
     return best
+
+
+def _tried(old: Ints, new: Ints, kind: Kind, width: int, side: Side) -> Choice:
+    """Return the shorter of two ways: all elements alike, or with levels of rows and columns."""
+    expected = residual.predict(old, kind, side, Place(0, len(old), width))
+    differences = residual.wrapped(new - expected, kind)
+    flat = _flat(side, expected, differences, kind, width)
+    levelled = _levelled(flat.side, expected, differences, kind, width)
+    return levelled if levelled.bits < flat.bits else flat
+
+
+def _with_factors(plain: Choice, kind: Kind) -> Iterator[Side]:
+    """Yield ways to predict with more and more outer products."""
+    rows, width = len(plain.expected) // plain.width, plain.width
+    most = min(low_rank.MOST, rows // 4, width // 4, low_rank.MOST_NUMBERS // (rows + width))
+    changes = plain.differences
+    if kind != Kind.BYTE or most < 1 or width > low_rank.MOST_COLUMNS or not changes.any():
+        return
+    factors = low_rank.factor(changes.reshape(rows, width).astype(float), most)
+    for rank in _RANKS:
+        if rank <= most:
+            yield plain.side._replace(factors=low_rank.first(factors, rank))
 
 
 def _candidates(old: Ints, new: Ints, kind: Kind, width: int) -> list[Side]:
@@ -115,18 +137,17 @@ def _ratio(a: Floats, b: Floats) -> float | None:
 
 def _flat(side: Side, expected: Ints, differences: Ints, kind: Kind, width: int) -> Choice:
     """Return the way in which all elements are alike."""
-    return _priced(side._replace(base=_base(differences, expected, kind)), expected, differences, kind, width)
+    plain = side._replace(base=_base(differences, expected, kind), rows=_NONE.rows, columns=_NONE.columns)
+    return _priced(plain, expected, differences, kind, width)
 
 
 def _levelled(side: Side, expected: Ints, differences: Ints, kind: Kind, width: int) -> Choice:
-    """Return the way in which rows and columns have levels."""
+    """Return the way in which rows and columns have levels, beside the base that they all share."""
     size = _size(differences, expected, kind).reshape(-1, width)
-    flat = _flat(side, expected, differences, kind, width)
-    if min(size.shape) == 1 or max(size.shape) > form.SIDES:
-        return flat
-    mean = size.mean() or 1.0
-    rows, columns = _steps(size.mean(1) / mean), _steps(size.mean(0) / mean)
-    return _priced(flat.side._replace(rows=rows, columns=columns), expected, differences, kind, width)
+    if min(size.shape) > 1 and max(size.shape) <= form.SIDES:
+        mean = size.mean() or 1.0
+        side = side._replace(rows=_steps(size.mean(1) / mean), columns=_steps(size.mean(0) / mean))
+    return _priced(side, expected, differences, kind, width)
 
 
 def _steps(relative: Floats) -> residual.Levels:
@@ -159,6 +180,7 @@ def _priced(side: Side, expected: Ints, differences: Ints, kind: Kind, width: in
     grid = counts.reshape(LEVELS, rans.SYMBOLS)
     bits = sum(rans.cost(row) for row in grid if row.any())
     bits += float(residual.widths(found.symbols, kind).astype(np.int64).sum())
+    bits += _FACTOR_BITS * (side.factors.left.size + side.factors.right.size)
     bits += _LEVEL_BITS * (len(side.rows) + len(side.columns)) + _RATIO_BITS * len(side.ratios)
     bits += 3 * float(np.count_nonzero(grid))
     return Choice(side, width, expected, differences, bits)
