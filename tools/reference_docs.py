@@ -179,11 +179,50 @@ def update_machine_page() -> str:
     )
 
 
+_WHO = """\
+Read off the routes; a test calls every one of them as everybody. A token has a role, or scopes. Limits of a
+scope are kept to wherever it is said that a route is *within its limits*; elsewhere only one without limits
+counts. Who is locked out, and a token that has expired or was revoked, is nobody.
+"""
+
+
+def permissions_page() -> str:
+    """Return the authorisation matrix: role by route, and scope by route."""
+    from server.permissions import permissions
+    from server.services.roles import Role
+    from server.services.scopes import RULES
+
+    routes = permissions()
+    lines = [
+        NOTE,
+        "# Who may call what\n",
+        _WHO,
+        "## Scopes\n",
+        "| scope | its maker is at least | limits | what it lets one do |\n| --- | --- | --- | --- |",
+    ]
+    for scope, rule in RULES.items():
+        limits = [name for name, there in (("`model=`", rule.models), ("`label=`", rule.labels)) if there]
+        lines.append(f"| `{scope.value}` | {rule.role} | {', '.join(limits)} | {rule.about} |")
+    roles = list(Role)
+    for title, path in (("The API", "/api"), ("Metrics and the console's pages", "")):
+        shown = [x for x in routes if x.path.startswith("/api") == bool(path)]
+        lines.append(f"\n## {title}\n\n| method and path | nobody | {' | '.join(roles)} | scope |")
+        lines.append("| --- " * (len(roles) + 3) + "|")
+        for x in shown:
+            may = [x.role is None or role.includes(x.role) for role in roles]
+            marks = ["yes" if there else "" for there in (x.public, *may)]
+            within = " within its limits" if x.narrows else ""
+            scope_cell = f"`{x.scope.value}`{within}" if x.scope else ""
+            lines.append(f"| `{x.method} {x.path}` | {' | '.join(marks)} | {scope_cell} |")
+    return "\n".join(lines) + "\n"
+
+
 PAGES = {
     "cli.md": cli_page,
     "wire.md": wire_page,
     "targets.md": profiles_page,
     "api.md": api_page,
+    "permissions.md": permissions_page,
     "update-machine.md": update_machine_page,
 }
 
