@@ -29,6 +29,7 @@ from server.api import (
     rollouts,
     statements,
     system,
+    trust,
 )
 from server.api.auth import COOKIE, Authentication, guard
 from server.api.deps import VIEWER
@@ -63,7 +64,20 @@ async def _add_headers(message: Message, _: Scope) -> None:
 
 def api_routes() -> list[ControllerRouterHandler]:
     """Return every handler of the API."""
-    modules = (system, people, auditing, devices, statements, identity, releases, blobs, kits, rollouts, pools)
+    modules = (
+        system,
+        people,
+        auditing,
+        devices,
+        statements,
+        identity,
+        releases,
+        trust,
+        blobs,
+        kits,
+        rollouts,
+        pools,
+    )
     return [module.ROUTES for module in modules]
 
 

@@ -17,6 +17,7 @@ from server.adapters.accelerator_oip import connect
 from server.adapters.blobs_folder import FolderBlobStore
 from server.adapters.blobs_object_store import ObjectBlobStore
 from server.adapters.clock import SystemClock
+from server.adapters.delta_process import DeltaProcess
 from server.adapters.doorman import CertificateDoorman, NoDoorman, PasswordDoorman
 from server.adapters.embedded_broker import EmbeddedBroker
 from server.adapters.mqtt import BrokerLogin, MqttConnection
@@ -35,6 +36,7 @@ from server.services.authority import SERVER_NAME, CertificateLifetimes, FleetAu
 from server.services.blob_reading import BlobReading
 from server.services.claims import Claims
 from server.services.container import Services
+from server.services.deltas import Deltas
 from server.services.devices import Devices, may_log_in
 from server.services.distribution import Distribution
 from server.services.durable import write_file
@@ -50,6 +52,7 @@ from server.services.offload import Offload
 from server.services.offload_queue import OffloadQueue
 from server.services.offload_views import OffloadViews
 from server.services.pools import Pools
+from server.services.projects import Projects
 from server.services.reconcile import Reconcile
 from server.services.releases import Releases
 from server.services.revocations import Revocations
@@ -61,9 +64,12 @@ from server.services.signing import SigningService
 from server.services.signing_keys import PASSPHRASE_VARIABLE
 from server.services.single_sign_on import CALLBACK, SingleSignOn
 from server.services.stats import Stats
+from server.services.trust_state import TrustState
 from server.services.wanted import DatabaseLedger, Wanted
+from server.services.withdrawals import Withdrawals
 from server.settings import Settings, in_url
 from server.workers.delivery import Delivery
+from server.workers.deltas import DeltaWorker
 from server.workers.ingest import IngestWorker
 from server.workers.offload import OffloadWorker
 from server.workers.supervisor import Worker
@@ -149,7 +155,10 @@ def build(settings: Settings) -> Runtime:
     connection, broker, url = _broker(settings, authority, database)
     revocations = Revocations(database, clock, authority, _doorman(settings, broker), live)
     releases = Releases(database, clock, audit, live, blobs, signing, settings.max_blob_bytes)
-    assignments = Assignments(database, clock, signing, connection)
+    projects = Projects(database, clock, audit, live, signing)
+    trust = TrustState(signing, projects, clock)
+    deltas = Deltas(database, clock, blobs, DeltaProcess(), settings.scratch)
+    assignments = Assignments(database, clock, signing, connection, deltas)
     steps = RolloutSteps(clock, live, assignments)
     rollouts = Rollouts(database, clock, audit, live, steps)
     pools = Pools(database, clock, audit, connect)
@@ -157,7 +166,7 @@ def build(settings: Settings) -> Runtime:
     distribution = Distribution(
         connection, blobs, budget=settings.retained_budget, ledger=DatabaseLedger(database, clock)
     )
-    wanted = Wanted(database, signing)
+    wanted = Wanted(database, signing, [deltas.parcels])
     farewell = Farewell(clock, audit, steps, assignments, revocations)
     reconcile = Reconcile(clock, assignments, steps, farewell)
     ingest = Ingest(database, clock, live, health, connection, reconcile, queue.submit, distribution.report)
@@ -170,13 +179,17 @@ def build(settings: Settings) -> Runtime:
         wanted,
         assignments,
         rollouts,
+        projects=projects,
         tick_seconds=settings.tick_seconds,
     )
+    delta_worker = DeltaWorker(database, deltas, delivery.wake)
     workers = (
         IngestWorker(connection, ingest, health).worker,
         delivery.refresher,
         delivery.publisher,
         delivery.ticker,
+        delta_worker.worker,
+        delta_worker.tidier,
         doorman := Worker("doorman", revocations.enforce, settings.tick_seconds),
     )
     offload_worker = OffloadWorker(queue, offload, connection, live)
@@ -212,6 +225,9 @@ def build(settings: Settings) -> Runtime:
         revocations=revocations,
         devices=Devices(database, clock, audit, live, connection, farewell),
         releases=releases,
+        projects=projects,
+        withdrawals=Withdrawals(database, clock, audit, live, projects, assignments, steps),
+        trust=trust,
         kits=Kits(database, clock, audit, blobs, signing, assignments, ingest),
         assignments=assignments,
         rollouts=rollouts,
@@ -222,6 +238,7 @@ def build(settings: Settings) -> Runtime:
         wake_doorman=doorman.wake,
     )
     _watch(health, database, connection, url, workers, offload_worker)
+    health.watch("trust", trust.health)
     return Runtime(
         services=services,
         connection=connection,

@@ -1,26 +1,30 @@
-"""Reading blobs, as devices do, and freeing what no release needs."""
+"""Blobs: uploading them, reading them as devices do, and freeing what no release needs."""
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 import msgspec
-from litestar import Request, Response, Router, get, post
+from litestar import Request, Response, Router, get, head, post, put
 from litestar.datastructures import ResponseHeader
 from litestar.params import FromPath, JSONBody
 from litestar.response import Redirect, Stream
 
 from fleet.ids import Digest
 from fleet.wire import blob_access
-from server.api.deps import ADMIN, PUBLIC, ServicesDep
+from server.api.deps import ADMIN, PUBLIC, ServicesDep, scoped
 from server.errors import NotFoundError, RequestError
 from server.ports.blobs import BlobStore
-from server.services.roles import Principal
+from server.services.roles import Principal, Role
+from server.services.scopes import Scope
 
 AnyRequest = Request[Principal, Any, Any]
 _PIECE: Final = 512 * 1024
+#: A blob is of no model yet: the limits are kept to when it is released.
+_PUBLISH = scoped(Role.RELEASER, Scope.RELEASES_PUBLISH, narrows=True)
 _RANGE: Final = re.compile(r"bytes=(\d{1,15})-(\d{0,15})")
 
 
@@ -29,6 +33,13 @@ class RangeError(RequestError):
 
     status = 416
     title = "Range not satisfiable"
+
+
+class BlobOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored blob."""
+
+    digest: str
+    size: int
 
 
 class CollectIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,6 +112,43 @@ def _pieces(blobs: BlobStore, digest: Digest, begin: int, end: int) -> Iterator[
         yield blobs.read_range(digest, start, min(_PIECE, end - start))
 
 
+@head(
+    "/api/v1/blobs/{digest:str}",
+    opt=_PUBLISH,
+    sync_to_thread=True,
+    summary="Ask for a blob",
+    tags=["releases"],
+)
+def has_blob(services: ServicesDep, digest: FromPath[str]) -> Response[None]:
+    """Answer 200 when the blob is stored, 404 when it must be uploaded."""
+    return Response(None, status_code=200 if services.releases.has_blob(Digest(digest)) else 404)
+
+
+@put(
+    "/api/v1/blobs/{digest:str}",
+    opt=_PUBLISH,
+    request_max_body_size=None,
+    status_code=201,
+    summary="Upload a blob",
+    tags=["releases"],
+)
+async def put_blob(request: AnyRequest, services: ServicesDep, digest: FromPath[str]) -> BlobOut:
+    """Store the body under its digest, which is checked while it streams in."""
+    checked = Digest(digest)
+    pieces = _arriving(request.stream(), asyncio.get_running_loop())
+    return BlobOut(digest=digest, size=await asyncio.to_thread(services.releases.put_blob, checked, pieces))
+
+
+def _arriving(stream: AsyncIterator[bytes], loop: asyncio.AbstractEventLoop) -> Iterator[bytes]:
+    """Yield the body's pieces in another thread, each as it arrives: a slow disk slows the sender down."""
+
+    async def following() -> bytes | None:
+        return await anext(stream, None)
+
+    while (piece := asyncio.run_coroutine_threadsafe(following(), loop).result()) is not None:
+        yield piece
+
+
 @post(
     "/api/v1/blobs/collect",
     opt=ADMIN,
@@ -115,4 +163,4 @@ def collect(request: AnyRequest, services: ServicesDep, data: JSONBody[CollectIn
     return CollectOut(blobs=went.blobs, bytes=went.bytes)
 
 
-ROUTES = Router(path="/", route_handlers=[read_blob, collect])
+ROUTES = Router(path="/", route_handlers=[read_blob, has_blob, put_blob, collect])

@@ -1,44 +1,46 @@
-"""Uploading bundles, releasing them, and the keys that sign."""
+"""Uploading bundles, releasing them, and taking releases back."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Request, Response, Router, get, head, post, put
+from litestar import Request, Router, get, post
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from fleet.ids import Digest
-from server.api.deps import ADMIN, VIEWER, ServicesDep, scoped
+from server.api.deps import ServicesDep, scoped
 from server.db.tables import BundleRow, Release
 from server.errors import NotFoundError
 from server.services.container import Services
 from server.services.roles import Principal, Role
 from server.services.scopes import Scope
-from server.services.signing_roles import RoleInfo
 
 AnyRequest = Request[Principal, Any, Any]
 Limit = Annotated[int, QueryParameter(ge=1, le=500)]
 Offset = Annotated[int, QueryParameter(ge=0)]
 _READ = scoped(Role.VIEWER, Scope.RELEASES_READ, narrows=True)
-#: A blob is of no model yet: the limits are kept to when it is released.
 _PUBLISH = scoped(Role.RELEASER, Scope.RELEASES_PUBLISH, narrows=True)
 
 
-class BlobOut(msgspec.Struct, frozen=True, kw_only=True):
-    """A stored blob."""
-
-    digest: str
-    size: int
-
-
 class ReleaseIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A new release: digests of uploaded bundles' manifests; version "" takes the release counter."""
+    """A new release.
+
+    Attributes:
+        bundles: digests of uploaded bundles' manifests.
+        version: "" takes the release counter.
+        project: who is going to sign it; "" for the server, which does so at once.
+    """
 
     bundles: list[str]
     version: str = ""
+    project: str = ""
+
+
+class WithdrawIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why a release is withdrawn."""
+
+    reason: str = ""
 
 
 class BundleOut(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +55,13 @@ class BundleOut(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReleaseOut(msgspec.Struct, frozen=True, kw_only=True):
-    """A release."""
+    """A release.
+
+    Attributes:
+        project: who signs it.
+        signed_at: None while it waits for signatures.
+        withdrawn_at, withdrawn_by: since when no device is to install it, and who said so.
+    """
 
     id: int
     model: str
@@ -61,7 +69,10 @@ class ReleaseOut(msgspec.Struct, frozen=True, kw_only=True):
     counter: int
     created_by: str
     created_at: float
+    project: str
     signed_at: float | None
+    withdrawn_at: float | None
+    withdrawn_by: str
     bundles: list[BundleOut]
 
 
@@ -72,43 +83,6 @@ def _bundle(row: BundleRow) -> BundleOut:
 def _release(services: Services, row: Release) -> ReleaseOut:
     told = {name: getattr(row, name) for name in ReleaseOut.__struct_fields__ if name != "bundles"}
     return ReleaseOut(**told, bundles=[_bundle(x) for x in services.releases.bundles(row.id or 0)])
-
-
-@head(
-    "/api/v1/blobs/{digest:str}",
-    opt=_PUBLISH,
-    sync_to_thread=True,
-    summary="Ask for a blob",
-    tags=["releases"],
-)
-def has_blob(services: ServicesDep, digest: FromPath[str]) -> Response[None]:
-    """Answer 200 when the blob is stored, 404 when it must be uploaded."""
-    return Response(None, status_code=200 if services.releases.has_blob(Digest(digest)) else 404)
-
-
-@put(
-    "/api/v1/blobs/{digest:str}",
-    opt=_PUBLISH,
-    request_max_body_size=None,
-    status_code=201,
-    summary="Upload a blob",
-    tags=["releases"],
-)
-async def put_blob(request: AnyRequest, services: ServicesDep, digest: FromPath[str]) -> BlobOut:
-    """Store the body under its digest, which is checked while it streams in."""
-    checked = Digest(digest)
-    pieces = _pieces(request.stream(), asyncio.get_running_loop())
-    return BlobOut(digest=digest, size=await asyncio.to_thread(services.releases.put_blob, checked, pieces))
-
-
-def _pieces(stream: AsyncIterator[bytes], loop: asyncio.AbstractEventLoop) -> Iterator[bytes]:
-    """Yield the body's pieces in another thread, each as it arrives: a slow disk slows the sender down."""
-
-    async def following() -> bytes | None:
-        return await anext(stream, None)
-
-    while (piece := asyncio.run_coroutine_threadsafe(following(), loop).result()) is not None:
-        yield piece
 
 
 @get("/api/v1/releases", opt=_READ, sync_to_thread=True, summary="List releases", tags=["releases"])
@@ -141,34 +115,30 @@ def release(request: AnyRequest, services: ServicesDep, release_id: FromPath[int
 
 @post("/api/v1/releases", opt=_PUBLISH, sync_to_thread=True, summary="Publish a release", tags=["releases"])
 def publish(request: AnyRequest, services: ServicesDep, data: JSONBody[ReleaseIn]) -> ReleaseOut:
-    """Check uploaded bundles, make a release of them, and sign it; the same again changes nothing."""
-    row = services.releases.publish(request.user, data.version, [Digest(x) for x in data.bundles])
+    """Check uploaded bundles and make a release of them; the same again changes nothing.
+
+    The server signs it at once, unless a project's own keys do: then it waits for them.
+    """
+    digests = [Digest(x) for x in data.bundles]
+    row = services.releases.publish(request.user, data.version, digests, data.project)
     services.wake_publisher()
     return _release(services, row)
 
 
-@get("/api/v1/keys", opt=VIEWER, sync_to_thread=True, summary="Show the signing keys", tags=["trust"])
-def keys(services: ServicesDep) -> list[RoleInfo]:
-    """Return each role's public key ids, threshold, version and expiry."""
-    return [msgspec.structs.replace(info, key_file="") for info in services.signing.describe()]
-
-
 @post(
-    "/api/v1/keys/{role_name:str}/rotate",
-    opt=ADMIN,
+    "/api/v1/releases/{release_id:int}/withdraw",
+    opt=_PUBLISH,
     sync_to_thread=True,
-    summary="Replace a signing key",
-    tags=["trust"],
+    summary="Withdraw a release",
+    tags=["releases"],
 )
-def rotate(request: AnyRequest, services: ServicesDep, role_name: FromPath[str]) -> list[RoleInfo]:
-    """Replace a role's key: what a thief of the old one signs counts no more."""
-    services.signing.rotate(role_name)
-    with services.database.write() as session:
-        services.audit.record(session, request.user, "key.rotate", f"key {role_name}")
-        if role_name == "director":
-            services.assignments.sign_all(session)
+def withdraw(
+    request: AnyRequest, services: ServicesDep, release_id: FromPath[int], data: JSONBody[WithdrawIn]
+) -> ReleaseOut:
+    """Have no device install a release any more, and abort its rollouts; devices that run it go on."""
+    row = services.withdrawals.withdraw(request.user, release_id, data.reason)
     services.wake_publisher()
-    return [msgspec.structs.replace(info, key_file="") for info in services.signing.describe()]
+    return _release(services, services.releases.get(row.id or 0))
 
 
-ROUTES = Router(path="/", route_handlers=[has_blob, put_blob, releases, release, publish, keys, rotate])
+ROUTES = Router(path="/", route_handlers=[releases, release, publish, withdraw])

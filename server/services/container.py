@@ -24,12 +24,15 @@ from server.services.live import Live
 from server.services.metrics import Metrics
 from server.services.offload_views import OffloadViews
 from server.services.pools import Pools
+from server.services.projects import Projects
 from server.services.releases import Releases
 from server.services.revocations import Revocations
 from server.services.rollouts import Rollouts
 from server.services.signing import SigningService
 from server.services.single_sign_on import SingleSignOn
 from server.services.stats import Stats
+from server.services.trust_state import TrustState
+from server.services.withdrawals import Withdrawals
 from server.settings import Settings
 
 
@@ -62,6 +65,9 @@ class Services:
     revocations: Revocations
     devices: Devices
     releases: Releases
+    projects: Projects
+    withdrawals: Withdrawals
+    trust: TrustState
     kits: Kits
     assignments: Assignments
     rollouts: Rollouts

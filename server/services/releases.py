@@ -7,12 +7,13 @@ from typing import Final
 
 import msgspec
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import Session, col, func, select
+from sqlmodel import Session, col, select
 
 from fleet.bundle import description
 from fleet.bundle.manifest import Bundle
 from fleet.errors import WireError
 from fleet.ids import Digest, Name
+from fleet.trust import repository
 from fleet.trust.assignment import AssignedBundle
 from server.db.engine import Database
 from server.db.tables import Blob, BundleRow, Release, ReleaseBundle
@@ -63,6 +64,7 @@ class Releases:
         """Store an uploaded blob and return its size.
 
         Raises:
+            ConflictError: it was there, and was freed in this very moment.
             BundleError: the bytes are not the digest's.
             TooLargeError: more bytes than allowed.
         """
@@ -81,31 +83,47 @@ class Releases:
 
     # --- publishing ----------------------------------------------------------------------------------
 
-    def publish(self, actor: Principal, version: str, digests: Sequence[Digest]) -> Release:
-        """Make a signed release of uploaded bundles; publishing the same again changes nothing.
+    def publish(
+        self, actor: Principal, version: str, digests: Sequence[Digest], project: str = ""
+    ) -> Release:
+        """Make a release of uploaded bundles; publishing the same again changes nothing.
 
         Args:
             actor: who publishes.
             version: the model's version, or "" for the release counter's number.
             digests: of the bundles' manifests: all of one model, one per target.
+            project: who is going to sign the release, "" for the server itself, which does so at once.
 
         Raises:
             BundleError: a bundle is incomplete, altered or malformed.
-            InvalidError: the bundles do not fit together.
-            ConflictError: the version exists with other bundles.
+            InvalidError: the bundles do not fit together, or another project signs this model.
+            ConflictError: the version exists with other bundles, or was withdrawn.
         """
         rows = [self._checked(digest) for digest in dict.fromkeys(digests)]
         model = _one_model(rows)
         actor.check(Scope.RELEASES_PUBLISH, model=model)
         _check_version(version)
+        owner = self._owner(model, project)
         try:
             with self._database.write() as session:
-                release = self._insert(session, actor, model, version, rows)
+                release = self._insert(session, actor, model, version, rows, owner)
         except IntegrityError as error:
             raise ConflictError(f"release {model} {version}: published by somebody else just now") from error
         self.sign_pending()
         self._live.publish("release", {"id": release.id, "model": model, "version": release.version})
         return self.get(release.id or 0)
+
+    def _owner(self, model: str, project: str) -> str:
+        """Return the name of the project that signs a model, which is to be the one that was named."""
+        owner = repository.owner(self._signing.image().projects, f"bundles/{model}/any/any")
+        if owner is None:
+            raise InvalidError(f"model {model}: no project signs it")
+        if project != owner.name and (project or not self._signing.signs(owner)):
+            raise InvalidError(
+                f"model {model}: signed by project {owner.name}, not by {project or 'this server'}: "
+                f"publish with --project {owner.name} and one of its keys"
+            )
+        return owner.name
 
     def _checked(self, digest: Digest) -> BundleRow:
         """Read every file of an uploaded bundle, cut it into chunks, and describe it."""
@@ -132,19 +150,29 @@ class Releases:
         return self._blobs.read(digest)
 
     def _insert(
-        self, session: Session, actor: Principal, model: str, version: str, rows: Sequence[BundleRow]
+        self,
+        session: Session,
+        actor: Principal,
+        model: str,
+        version: str,
+        rows: Sequence[BundleRow],
+        project: str,
     ) -> Release:
-        last = session.exec(select(func.max(Release.counter)).where(Release.model == model)).one() or 0
-        version = version or str(last + 1)
-        same = select(Release).where(Release.model == model, Release.version == version)
+        newest = select(Release).where(Release.model == model).order_by(col(Release.counter).desc())
+        last = session.exec(newest).first()
+        counter = last.counter + 1 if last is not None else 1
+        same = select(Release).where(Release.model == model, Release.version == (version or str(counter)))
         known: Release | None = session.exec(same).first()
+        if not version and last is not None and last.signed_at is None and self._is_same(session, last, rows):
+            known = last  # the next signature of it, or another try
         if known is not None:
             self._check_same(session, known, rows)
             return known
         release = Release(
             model=model,
-            version=version,
-            counter=last + 1,
+            version=version or str(counter),
+            counter=counter,
+            project=project,
             created_by=actor.name,
             created_at=self._clock.now(),
         )
@@ -157,25 +185,43 @@ class Releases:
             session.add(
                 ReleaseBundle(release_id=release.id or 0, target=row.target, bundle_digest=row.digest)
             )
-        after = {"model": model, "version": version, "bundles": {row.target: row.digest for row in rows}}
+        after = {
+            "model": model,
+            "version": release.version,
+            "project": project,
+            "bundles": {row.target: row.digest for row in rows},
+        }
         self._audit.record(session, actor, "release.publish", f"release {release.id}", after=after)
         return release
 
-    @staticmethod
-    def _check_same(session: Session, known: Release, rows: Sequence[BundleRow]) -> None:
-        stored = session.exec(select(ReleaseBundle).where(ReleaseBundle.release_id == known.id)).all()
-        if {x.target: x.bundle_digest for x in stored} != {row.target: row.digest for row in rows}:
+    def _check_same(self, session: Session, known: Release, rows: Sequence[BundleRow]) -> None:
+        if known.withdrawn_at is not None:
+            raise ConflictError(
+                f"release {known.model} {known.version}: was withdrawn; give it a new version"
+            )
+        if not self._is_same(session, known, rows):
             raise ConflictError(
                 f"release {known.model} {known.version}: exists with other bundles; a release never changes"
             )
 
+    @staticmethod
+    def _is_same(session: Session, known: Release, rows: Sequence[BundleRow]) -> bool:
+        stored = session.exec(select(ReleaseBundle).where(ReleaseBundle.release_id == known.id)).all()
+        return {x.target: x.bundle_digest for x in stored} == {row.target: row.digest for row in rows}
+
     def sign_pending(self) -> int:
-        """Enter every release that is not yet in the image repository; return how many.
+        """Sign every release that waits and that the server signs for; return how many.
 
         It is called after each publication and at each start, so a crash between the two loses nothing.
         """
+        own = [project.name for project in self._signing.image().projects if self._signing.signs(project)]
+        waiting = select(Release).where(
+            col(Release.signed_at).is_(None),
+            col(Release.withdrawn_at).is_(None),
+            col(Release.project).in_(own),
+        )
         with self._database.read() as session:
-            pending = list(session.exec(select(Release).where(col(Release.signed_at).is_(None))))
+            pending = list(session.exec(waiting))
         for release in pending:
             self._signing.add_bundles(self.assigned(release.id or 0))
             with self._database.write() as session:

@@ -156,6 +156,8 @@ class RolloutSteps:
             if status in (_S.QUEUED, _S.CANCELED):
                 self._set(session, action, _S.CANCELED)
                 continue
+            if _withdrawn(session, action.before_release):
+                action.before, action.before_release = "", None
             self._want_before(session, rollout, action, rollback=True)
             if status.failed and status is not _S.TIMED_OUT:
                 continue  # it is back already, by itself
@@ -227,6 +229,12 @@ class RolloutSteps:
                 "reason": action.reason,
             },
         )
+
+
+def _withdrawn(session: Session, release_id: int | None) -> bool:
+    """Return whether a release must not be gone back to."""
+    release = session.get(Release, release_id) if release_id is not None else None
+    return release is not None and release.withdrawn_at is not None
 
 
 def _present(session: Session, device_id: str, model: str) -> tuple[str, int | None]:

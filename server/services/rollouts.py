@@ -141,6 +141,8 @@ class Rollouts:
             actor.check(Scope.ROLLOUTS_WRITE, model=release.model, labels=selection.labels)
             if release.signed_at is None:
                 raise ConflictError(f"release {release.model} {release.version}: not signed yet")
+            if release.withdrawn_at is not None:
+                raise ConflictError(f"release {release.model} {release.version}: was withdrawn")
             bundles, devices, skipped = _candidates(session, release, selection)
             if not devices:
                 raise InvalidError(f"rollout: no device to bring the release to{_why(skipped)}")

@@ -135,12 +135,15 @@ def unsigned_projects(overlay: Overlay, read: Callable[[str], bytes | None]) -> 
 
 def _is_signed(overlay: Overlay, project: Project, read: Callable[[str], bytes | None]) -> bool:
     own = files_of(project, overlay.files)
+    # Below keys that have not changed, what was signed is signed.
+    looked_at = own if TARGETS in overlay.changed else {r: p for r, p in own.items() if r in overlay.changed}
     try:
-        for role, part in own.items():
+        for role, part in looked_at.items():
             data = overlay.changed.get(role) or read(filename(role, part.version)) or b""
             delegator = overlay.targets if role == project.name else own[project.name]
             rules.check_signatures(rules.parse(Targets, data, role), delegator, role)
-        project_files.entries(project, own)
+        if looked_at:
+            project_files.entries(project, own)
     except TrustError:
         return False
     return True

@@ -11,6 +11,7 @@ from server.db.engine import Database
 from server.ports.messaging import Connection
 from server.services.assignments import Assignments
 from server.services.distribution import Distribution
+from server.services.projects import Projects
 from server.services.releases import Releases
 from server.services.rollouts import Rollouts
 from server.services.signing import SigningService
@@ -37,12 +38,14 @@ class Delivery:
         assignments: Assignments,
         rollouts: Rollouts,
         *,
+        projects: Projects,
         tick_seconds: float,
     ) -> None:
         """Prepare the workers; nothing runs yet."""
         self._connection: Final = connection
         self._database: Final = database
         self._signing: Final = signing
+        self._projects: Final = projects
         self._releases: Final = releases
         self._distribution: Final = distribution
         self._wanted: Final = wanted
@@ -108,6 +111,7 @@ class Delivery:
 
     def refresh(self) -> None:
         """Sign again what grows old, and what a crash left unsigned."""
+        self._projects.settle()
         self._releases.sign_pending()
         self._signing.refresh()
         self._assignments.renew()

@@ -1,0 +1,149 @@
+"""How the trust metadata stands: who signs what, what expires, what waits, and what a person should do."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Final
+
+import msgspec
+
+from fleet.trust.metadata_set import ROOT, TARGETS
+from server.ports.clock import Clock
+from server.services.projects import Projects, ProjectState
+from server.services.signing import SigningService
+from server.services.signing_roles import ONLINE, RoleInfo
+
+#: People are told this long before something that only they can sign expires.
+WARN: Final = timedelta(days=30)
+
+
+class Attention(msgspec.Struct, frozen=True, kw_only=True):
+    """Something about trust that needs a person.
+
+    Attributes:
+        urgent: devices are held up by it now.
+        action: what to do.
+    """
+
+    role: str
+    urgent: bool
+    what: str
+    action: str
+
+
+class TrustStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that people are shown of trust.
+
+    Attributes:
+        first_root: fingerprint of the first root, which claim tokens carry.
+        online: the server holds the root or targets key: whoever takes it over can sign anything.
+        attention: the urgent first.
+    """
+
+    first_root: str
+    online: bool
+    roles: tuple[RoleInfo, ...]
+    projects: tuple[ProjectState, ...]
+    attention: tuple[Attention, ...]
+
+
+class TrustState:
+    """Looks at the trust metadata; changes nothing."""
+
+    def __init__(self, signing: SigningService, projects: Projects, clock: Clock) -> None:
+        """Keep what is needed."""
+        self._signing: Final = signing
+        self._projects: Final = projects
+        self._clock: Final = clock
+
+    def status(self) -> TrustStatus:
+        """Return everything that there is to show."""
+        roles = self._signing.describe()
+        here = {row.role for row in roles if row.key_file}
+        return TrustStatus(
+            first_root=self._signing.root_fingerprint(),
+            online=bool(here & {ROOT, TARGETS}),
+            roles=tuple(
+                msgspec.structs.replace(row, key_file=row.key_file.rpartition("/")[2]) for row in roles
+            ),
+            projects=tuple(self._projects.all()),
+            attention=self.attention(),
+        )
+
+    def attention(self) -> tuple[Attention, ...]:
+        """Return what needs a person, the urgent first."""
+        found = [*self._lost(), *self._expiring()]
+        for project in self._projects.all():
+            found += _waiting(project)
+        return tuple(sorted(found, key=lambda need: not need.urgent))
+
+    def health(self) -> str:
+        """Return what keeps devices from installing anything now, in one line; "" when nothing does."""
+        return "; ".join(need.what for need in (*self._lost(), *self._expiring()) if need.urgent)
+
+    def _lost(self) -> list[Attention]:
+        again = "Restore it from a backup, or have its keys sign again: kedge project sign"
+        return [
+            Attention(
+                role=role,
+                urgent=True,
+                what=f"{why}: devices install nothing of this project",
+                action=f"{again} {role.partition('.')[0]} --key KEY",
+            )
+            for role, why in self._signing.lost().items()
+        ]
+
+    def _expiring(self) -> list[Attention]:
+        now = datetime.fromtimestamp(self._clock.now(), timezone.utc)
+        found = []
+        for row in self._signing.describe():
+            if not row.offline or not row.expires or row.role in ONLINE:
+                continue  # the server signs it again by itself
+            expires = datetime.strptime(row.expires, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+            if expires - now < WARN:
+                found.append(_expiry(row, expires, now))
+        return found
+
+
+def _expiry(row: RoleInfo, expires: datetime, now: datetime) -> Attention:
+    over, top = expires <= now, row.role in (ROOT, TARGETS)
+    name = row.role if top else f"project {row.role}"
+    days = (expires - now).days
+    what = f"{name} expires {expires:%Y-%m-%d}, in {days} days; the server cannot sign it"
+    if over:
+        held = "anything" if top else "its releases"
+        what = f"{name} expired {expires:%Y-%m-%d}: no device begins to install {held}"
+    action = (
+        "Have the holders of its keys sign it again: kedge keys fetch, extend, sign, upload"
+        if top
+        else f"Have its keys sign again: kedge project sign {row.role} --key KEY"
+    )
+    return Attention(role=row.role, urgent=over, what=what, action=action)
+
+
+def _waiting(project: ProjectState) -> list[Attention]:
+    if project.signs_itself:
+        return []
+    found = []
+    names = ", ".join(f"{row.model} {row.version}" for row in project.add)
+    if names:
+        missing = project.threshold - len(project.signed_by)
+        found.append(
+            Attention(
+                role=project.name,
+                urgent=False,
+                what=f"{names} waits for {missing} signature{'s' if missing > 1 else ''} of {project.name}",
+                action=f"kedge project sign {project.name} --key KEY",
+            )
+        )
+    gone = ", ".join(f"{row.model} {row.version}" for row in project.withdraw)
+    if gone:
+        found.append(
+            Attention(
+                role=project.name,
+                urgent=False,
+                what=f"{gone} is withdrawn, and {project.name} still names it",
+                action=f"kedge project sign {project.name} --key KEY",
+            )
+        )
+    return found
