@@ -15,7 +15,6 @@ import hashlib
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -107,21 +106,6 @@ def check_time(proof: Proof, now: datetime, window: timedelta = WINDOW) -> None:
             f"got one that is {away:.0f} s away",
             reason="expired",
         )
-
-
-def key_of(certificate_pem: str) -> ec.EllipticCurvePublicKey:
-    """Return the public key that a device's certificate names.
-
-    Raises:
-        TrustError: it is no certificate, or of a key of another kind.
-    """
-    try:
-        public = x509.load_pem_x509_certificate(certificate_pem.encode()).public_key()
-    except (ValueError, TypeError) as error:
-        raise TrustError(f"certificate: {error}", reason="malformed") from error
-    if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
-        raise TrustError("certificate: expected an EC P-256 key", reason="malformed")
-    return public
 
 
 def _checked_time(text: str) -> int:

@@ -21,8 +21,9 @@ from fleet.trust.proof import Proof
 from fleet.wire.messages import SignedStatement, Statement
 
 PURPOSE: Final = "statement"
-#: No sequence is beyond; a database's integers have room for it.
+#: Neither number is beyond; a database's integers have room for them.
 _LAST_SEQUENCE: Final = 2**62
+_LAST_VERSION: Final = 2**30
 
 _DECODER: Final = msgspec.msgpack.Decoder(Statement)
 
@@ -77,4 +78,8 @@ def read(statement: bytes) -> Statement:
         raise TrustError(f"statement: {error}", reason="malformed") from error
     if not 0 < found.sequence <= _LAST_SEQUENCE:
         raise TrustError(f"statement: expected a sequence above 0, got {found.sequence}", reason="malformed")
+    if not 0 <= found.assignment_version <= _LAST_VERSION:
+        raise TrustError(
+            f"statement: expected an assignment's version, got {found.assignment_version}", reason="malformed"
+        )
     return found

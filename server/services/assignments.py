@@ -128,6 +128,14 @@ class Assignments:
             session.add(row)
         return True
 
+    def outrun_metadata(self, held: bytes) -> bool:
+        """Go beyond the image repository's metadata that a device holds; return whether it was newer.
+
+        Raises:
+            TrustError: the timestamp that it holds is not to be followed.
+        """
+        return self._signing.outrun(held)
+
     @staticmethod
     def _row(session: Session, device_id: str) -> DeviceAssignment:
         found = session.get(DeviceAssignment, device_id)

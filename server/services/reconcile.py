@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Final
 
 from sqlmodel import Session, select
 
+from fleet.errors import TrustError
 from fleet.rollout.states import ActionStatus
 from fleet.wire.messages import Hello, ModelSlot, SignedStatement, Status, UpdateEvent, UpdateState
 from server.db.tables import Action, Device, DeviceAssignment, DeviceModel, EventRow
@@ -16,6 +18,8 @@ from server.services.assignments import Assignments
 from server.services.farewell import Farewell
 from server.services.rollout_steps import RolloutSteps, open_actions
 from server.services.statements import Statements
+
+LOG: Final = logging.getLogger("kedge.reconcile")
 
 
 def finite(measured: Mapping[str, float]) -> dict[str, float]:
@@ -73,14 +77,25 @@ class Reconcile:
         session.add(device)
 
     def statement(self, session: Session, device: Device, signed: SignedStatement) -> None:
-        """Keep what a device has signed about itself.
+        """Keep what a device has signed about itself; go beyond it where it holds newer than we ever made.
 
         Raises:
             TrustError: it has not signed it; that is counted on the device's row all the same.
         """
         device.last_seen_at = self._clock.now()
         session.add(device)
-        self._statements.take(session, device, signed)
+        told = self._statements.take(session, device, signed)
+        if told is not None and self._assignments.outrun(session, device.id, told.assignment_version):
+            LOG.warning("%s holds an assignment that this server never made: it was restored?", device.id)
+        if told is not None and told.held_timestamp:
+            self._outrun(device.id, told.held_timestamp)
+
+    def _outrun(self, device_id: str, held: bytes) -> None:
+        try:
+            if self._assignments.outrun_metadata(held):
+                LOG.warning("%s holds newer metadata than this server: it was restored?", device_id)
+        except TrustError as error:
+            LOG.warning("%s holds a timestamp that is not to be followed: %s", device_id, error)
 
     def decommissioned(self, session: Session, device: Device) -> None:
         """Shut out a device that says that it wipes itself."""

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Final
 
 from securesystemslib.signer import CryptoSigner, Key
-from tuf.api.metadata import Root, Signed, Snapshot, Targets
+from tuf.api.metadata import Root, Signed, Snapshot, Targets, Timestamp
 
 from fleet.errors import TrustError
 from fleet.ids import DeviceId, Digest
 from fleet.trust import assignment, project_files, repository
+from fleet.trust import metadata_set as rules
 from fleet.trust.assignment import DIRECTOR, AssignedBundle
 from fleet.trust.delivery import Delivery
 from fleet.trust.delta_offer import DeltaOffer
@@ -40,6 +41,9 @@ from server.services.signing_load import Loaded, load
 from server.services.signing_roles import ONLINE, ROLES, RoleInfo, describe, named_by
 from server.services.signing_seal import Lifetimes, Sealed, Sealer
 from server.services.signing_store import MetadataFolder
+
+#: A backup is never so many timestamps old; a thief of the key may say that it is.
+_PLAUSIBLE: Final = 1_000_000
 
 
 class SigningService:
@@ -338,6 +342,53 @@ class SigningService:
             else:
                 return False
             return True
+
+    def outrun(self, held: bytes) -> bool:
+        """Go beyond the timestamp that a device holds: this server was restored from an older backup.
+
+        Nobody's word alone makes versions jump: only our own signature on a newer timestamp does.
+
+        Args:
+            held: the device's timestamp file.
+
+        Returns:
+            Whether it was newer than ours; then all that this server signs is signed anew.
+
+        Raises:
+            TrustError: our present key has not signed it, or a thief of it has.
+        """
+        metadata = rules.parse(Timestamp, held, TIMESTAMP)
+        with self._lock:
+            rules.check_signatures(metadata, self._root, TIMESTAMP)
+            newer, image = metadata.signed, self._image
+            ahead = newer.version - image.timestamp.version
+            if ahead > _PLAUSIBLE:
+                raise TrustError(
+                    f"timestamp: version {newer.version} is {ahead} ahead of ours: somebody else signs with "
+                    "our key; rotate timestamp",
+                    reason="rollback",
+                )
+            if ahead <= 0:
+                return False
+            self._store.given_out(TIMESTAMP, newer.version)
+            if newer.snapshot_meta.version <= image.snapshot.version:
+                self._renew_timestamp()
+                return True
+            self._sign_beyond(newer.snapshot_meta.version)
+            return True
+
+    def _sign_beyond(self, snapshot: int) -> None:
+        """Sign anew all that this server signs; no file is newer than the snapshot that first listed it."""
+        image, changed = self._image, dict[str, Targets]()
+        own = image.files_of(self._own_project(image.targets)) if RELEASES in self._signers else {}
+        for role in (SNAPSHOT, *([TARGETS] if TARGETS in self._signers else []), *own):
+            self._store.given_out(role, snapshot)
+        if TARGETS in self._signers:
+            changed[TARGETS] = self._make_targets(image.projects)
+        targets = changed.get(TARGETS, image.targets)
+        if RELEASES in self._signers:
+            changed |= self._sign_own(targets, own, every=True)
+        self._publish(targets, changed)
 
     def rotate(self, role: str) -> None:
         """Replace a role's key: what a thief of the old one signs, or has signed, counts no more.

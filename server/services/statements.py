@@ -12,13 +12,13 @@ from sqlmodel import Session
 
 from fleet.errors import TrustError
 from fleet.ids import DeviceId
-from fleet.trust import proof
 from fleet.wire import statement
 from fleet.wire.messages import SignedStatement, Statement
 from server.db.engine import Database
 from server.db.statement_tables import DeviceStatement
 from server.db.tables import Device
 from server.ports.clock import Clock
+from server.services.enrolment import identity_key
 
 _WHY_LENGTH: Final = 200
 
@@ -52,7 +52,7 @@ class Statements:
         row = session.get(DeviceStatement, device.id) or DeviceStatement(device_id=device.id)
         session.add(row)
         try:
-            public = proof.key_of(device.certificate_pem)
+            public = identity_key(device)
             told = statement.verify(signed, DeviceId(device.id), public)
         except TrustError as error:
             row.badly_signed += 1

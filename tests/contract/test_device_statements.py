@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,20 +12,28 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Timestamp
 
 from device_agent.adapters import device_key
 from device_agent.adapters.clock import SystemClock
+from device_agent.adapters.trust_client import TrustClient
+from device_agent.adapters.trust_fetch import MqttFetcher
 from device_agent.errors import StateError
 from device_agent.stating import PAUSE, Statements
 from fake_link import FakeLink
+from fleet.errors import TrustError
 from fleet.ids import DeviceId, Digest
 from fleet.trust import policy
+from fleet.trust.repository import signed_file
 from fleet.wire import codec, statement, topics
+from fleet.wire.enrolment import public_pem
 from fleet.wire.messages import Hello, ModelSlot, SignedStatement, Statement
 from server.console.views import devices, overview
 from server.db.tables import Device
 from server.ports.messaging import Incoming
-from server.services.authority import FleetAuthority
+from server.services.signing import SigningService
+from server.services.signing_keys import KeyFolder
 from server.services.statements import Said, said
 from server_parts import Parts, parts
 from sim_devices import TARGET
@@ -96,10 +106,9 @@ class Bench(NamedTuple):
 def bench(tmp_path: Path) -> Bench:
     kedge = parts(tmp_path / "server")
     key = device_key.make(tmp_path / "key.pem")
-    request = device_key.certificate_request(key)
-    certificate = FleetAuthority(kedge.folder / "keys", kedge.clock).sign_device(request, DEVICE)
     with kedge.database.write() as session:
-        session.add(Device(id=DEVICE, target=TARGET, enrolled_at=START, certificate_pem=certificate))
+        public = public_pem(key.public_key())
+        session.add(Device(id=DEVICE, target=TARGET, enrolled_at=START, identity_key=public))
     return Bench(kedge, Hands(), kedge.broker.link(DEVICE), tmp_path)
 
 
@@ -154,9 +163,7 @@ def test_what_the_device_has_not_signed_is_counted_and_changes_nothing(bench: Be
         return good
 
     later = msgspec.msgpack.encode(
-        msgspec.structs.replace(
-            msgspec.msgpack.decode(good.statement, type=Statement), sequence=2**60
-        )
+        msgspec.structs.replace(msgspec.msgpack.decode(good.statement, type=Statement), sequence=2**60)
     )
     other = ec.generate_private_key(ec.SECP256R1())
     forged = {
@@ -255,13 +262,82 @@ def test_a_new_key_begins_anew(bench: Bench) -> None:
     bench.hear(bench.say(bench.agent()))
     (bench.folder / "statements.json").unlink()
     key = device_key.make(bench.folder / "key.pem")
-    authority = FleetAuthority(bench.kedge.folder / "keys", bench.kedge.clock)
     with bench.kedge.database.write() as session:
         device = session.get(Device, DEVICE)
         assert device is not None
-        device.certificate_pem = authority.sign_device(device_key.certificate_request(key), DEVICE)
+        device.identity_key = public_pem(key.public_key())
         session.add(device)
     bench.kedge.clock.seconds -= 3600
     found = bench.hear(bench.say(bench.agent(), hello(version=9)))
     assert found.statement is not None
     assert found.statement.assignment_version == 9
+
+
+def test_a_server_restored_from_an_old_backup_goes_beyond_what_devices_hold(bench: Bench) -> None:
+    """The disk of the server died; its backup is a week old, and devices have followed it since.
+
+    What it signs would look like a rollback to them. From the device's own signed statement it learns which
+    assignment it has verified, and from the timestamp that it holds, for it bears the server's signature.
+    """
+    kedge = bench.kedge
+    first = kedge.release("v1")
+    kedge.roll_out(first)
+    while kedge.assignments.publish_pending():
+        pass
+    shutil.copytree(kedge.folder / "trust", bench.folder / "backup")
+    held = TrustClient(
+        bench.folder / "trust", MqttFetcher(kedge.broker.link(DEVICE), 1.0, 0.0), DEVICE, TARGET
+    )
+    held.bootstrap(kedge.signing.first_root())
+    kedge.release("v2")
+    kedge.release("v3")
+    for name, data in kedge.signing.files().items():
+        kedge.connection.publish(topics.trust(name), data)
+    held.refresh(kedge.clock.wall())
+
+    restored = SigningService(kedge.folder / "keys", bench.folder / "backup", kedge.clock)
+    restored.open()
+    with pytest.raises(TrustError) as refused:
+        _refresh(held, kedge, restored)
+    assert refused.value.reason == "rollback"
+    assert restored.outrun(held.held_timestamp())
+    assert not restored.outrun(held.held_timestamp())
+    _refresh(held, kedge, restored)
+
+    agent = bench.agent()
+    agent.refused("assignment", "rollback", "expected version 7 or later, got 1", held.held_timestamp())
+    bench.hear(bench.say(agent, hello(version=7)))
+    while kedge.assignments.publish_pending():
+        pass
+    document = json.loads(kedge.broker.retained[topics.assignment(DEVICE)])["signed"]
+    assert document["version"] == 8
+    assert list(document["targets"]) == [f"bundles/digits/v1/{TARGET}"]
+
+
+def _refresh(held: TrustClient, kedge: Parts, signing: SigningService) -> None:
+    for name, data in signing.files().items():
+        kedge.connection.publish(topics.trust(name), data)
+    held.refresh(kedge.clock.wall())
+
+
+def test_nobodys_word_alone_makes_versions_jump(bench: Bench) -> None:
+    """A device of an attacker sends timestamps: forged, or signed with a stolen key and far ahead."""
+    signing = bench.kedge.signing
+    version = signing.image().timestamp.version
+    meta = signing.image().timestamp.snapshot_meta
+
+    def timestamp(number: int, key: CryptoSigner) -> bytes:
+        return signed_file(
+            Timestamp(version=number, expires=bench.kedge.clock.wall(), snapshot_meta=meta), [key]
+        )
+
+    stolen = KeyFolder(bench.kedge.folder / "keys").load("timestamp")
+    assert stolen is not None
+    for forged in (timestamp(version + 5, CryptoSigner.generate_ed25519()), timestamp(2**31, stolen)):
+        with pytest.raises(TrustError):
+            signing.outrun(forged)
+        agent = bench.agent()
+        agent.refused("assignment", "rollback", "older", forged)
+        found = bench.hear(bench.say(agent))
+        assert found.statement is not None
+        assert signing.image().timestamp.version == version

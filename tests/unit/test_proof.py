@@ -5,10 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -90,20 +88,3 @@ def test_any_text_is_a_proof_or_refused(text: str) -> None:
     except WireError:
         return
     assert Proof.parse(str(made)) == made
-
-
-def test_only_a_p256_certificate_names_a_devices_key() -> None:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "camera-1")])
-
-    def certificate(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> str:
-        builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-        builder = builder.serial_number(1).not_valid_before(NOW).not_valid_after(NOW + timedelta(days=1))
-        algorithm = hashes.SHA256() if isinstance(key, ec.EllipticCurvePrivateKey) else None
-        return builder.sign(key, algorithm).public_bytes(serialization.Encoding.PEM).decode()
-
-    assert proof.key_of(certificate(KEY)) == KEY.public_key()
-    for other in (ec.generate_private_key(ec.SECP384R1()), ed25519.Ed25519PrivateKey.generate()):
-        with pytest.raises(TrustError, match="P-256"):
-            proof.key_of(certificate(other))
-    with pytest.raises(TrustError, match="certificate"):
-        proof.key_of("nothing")
