@@ -96,6 +96,8 @@ class CertificateDoorman:
         with _files(credential) as (certificate, key):
             context = ssl.create_default_context(cafile=str(self._ca))
             context.load_cert_chain(certificate, key)
+        # In TLS 1.3 a client has finished before it is told that it is refused, and may miss why.
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
         host = self._address[0]
         try:
             with (

@@ -2,46 +2,65 @@
 
 from __future__ import annotations
 
+import shlex
+import time
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from fleet.options import FiniteRange
 from server.commands.shared import print_json
+from server.errors import ClientError
 
+if TYPE_CHECKING:
+    from server.services.authority_folder import AuthorityFolder
 
-@click.group()
-def broker() -> None:
-    """Write the set-up of a production broker."""
-
-
-@broker.command("config")
-@click.option(
+_data_option = click.option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("kedge-data"),
     show_default=True,
     help="The server's data folder, which holds the fleet's authority; made if the server never ran.",
 )
-@click.option(
+_out_option = click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write."
 )
+
+
+@click.group()
+def broker() -> None:
+    """Write the set-up of a production broker, and keep what it refuses up to date."""
+
+
+@broker.command("config")
+@_data_option
+@_out_option
 @click.option("--port", type=click.IntRange(1, 65535), default=8883, show_default=True)
 @click.option("--host", default="", help="Where it listens and is reached; every address without it.")
+@click.option(
+    "--connections",
+    type=click.IntRange(2, 1_000_000),
+    default=900,
+    show_default=True,
+    help="How many clients at once; mosquitto must be allowed 64 open files more (LimitNOFILE).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def config(data: Path, out: Path, port: int, host: str, as_json: bool) -> None:
-    """Write mosquitto's configuration, access rules and certificates."""
+def config(*, data: Path, out: Path, port: int, host: str, connections: int, as_json: bool) -> None:
+    """Write mosquitto's configuration, access rules, certificates and revocation list."""
     from server.adapters.clock import SystemClock
     from server.services.authority import FleetAuthority
     from server.services.broker_config import write
     from server.settings import Settings
 
-    settings = Settings(data=data)
+    settings, clock = Settings(data=data), SystemClock()
     fresh = not data.exists()
     settings.prepare()
     if fresh:
         click.echo(f"made the data folder {data.resolve()}, with a new fleet authority", err=True)
-    authority = FleetAuthority(settings.keys, SystemClock())
-    files = write(out, authority, port=port, host=host)
+    authority = FleetAuthority(settings.keys, clock)
+    files = write(out, authority, clock, port=port, host=host, connections=connections)
     url = f"mqtts://{host or 'localhost'}:{port}"
     if as_json:
         print_json({"files": [str(path) for path in files], "url": url})
@@ -50,3 +69,91 @@ def config(data: Path, out: Path, port: int, host: str, as_json: bool) -> None:
         click.echo(path)
     click.echo(f"start: mosquitto -c {files[0]}", err=True)
     click.echo(f"then:  kedge serve --broker {url}", err=True)
+    click.echo(f"and:   kedge broker watch --out {out} --server URL", err=True)
+
+
+@broker.command("watch")
+@_out_option
+@click.option("--server", required=True, envvar="KEDGE_SERVER", metavar="URL", help="[env: KEDGE_SERVER]")
+@click.option(
+    "--every", type=FiniteRange(0.1, 3600.0), default=2.0, show_default=True, help="Seconds between looks."
+)
+@click.option(
+    "--reload",
+    "reload_command",
+    default="",
+    metavar="COMMAND",
+    help="Has the broker read its files again. [default: SIGHUP to the process in mosquitto.pid]",
+)
+@click.option("--once", is_flag=True, help="Look once, and fail if that fails.")
+def watch(*, out: Path, server: str, every: float, reload_command: str, once: bool) -> None:
+    """Keep the broker's revocation list up to date, beside the broker, until stopped."""
+    from server.services.broker_watch import Watch, reload_by_command, reload_by_pid
+
+    reload = (
+        partial(reload_by_command, shlex.split(reload_command))
+        if reload_command
+        else partial(reload_by_pid, out)
+    )
+    looking, trouble = Watch(out, server, reload), ""
+    while True:
+        try:
+            if looking.look():
+                click.echo("a new revocation list is in force", err=True)
+            trouble = ""
+        except ClientError as error:
+            if once:
+                raise
+            if str(error) != trouble:
+                click.echo(f"will try again: {error}", err=True)
+            trouble = str(error)
+        if once:
+            return
+        time.sleep(every)
+
+
+@broker.group("authority")
+def authority() -> None:
+    """Change the fleet's certificate authority, one step at a time, with the server stopped."""
+
+
+@authority.command("add")
+@_data_option
+def add(data: Path) -> None:
+    """Make the next authority, which devices and broker learn to trust; the present one goes on signing."""
+    _folder(data).add_next()
+    click.echo(
+        "made. Now: start the server; `kedge broker config` and restart the broker; let every device renew "
+        "its certificate once. Then: kedge broker authority switch"
+    )
+
+
+@authority.command("switch")
+@_data_option
+def switch(data: Path) -> None:
+    """Let the next authority sign; the old one is trusted for as long as it takes devices to renew."""
+    _folder(data).switch()
+    click.echo(
+        "switched. Now: start the server; `kedge broker config` and restart the broker; let every device "
+        "renew its certificate once. Then: kedge broker authority drop"
+    )
+
+
+@authority.command("drop")
+@_data_option
+def drop(data: Path) -> None:
+    """Trust the old authority no more; a device that was away until now renews over HTTP, by its own key."""
+    _folder(data).drop_old()
+    click.echo("dropped. Now: start the server; `kedge broker config` and restart the broker.")
+
+
+def _folder(data: Path) -> AuthorityFolder:
+    from server.adapters.clock import SystemClock
+    from server.errors import SettingsError
+    from server.services.authority_folder import AuthorityFolder
+    from server.settings import Settings
+
+    keys = Settings(data=data).keys
+    if not keys.is_dir():
+        raise SettingsError(f"{keys}: expected a server's keys, there are none")
+    return AuthorityFolder(keys, SystemClock())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+from typing import TextIO
+
 import click
 
 from fleet.options import FiniteRange
@@ -12,7 +15,7 @@ from server.services.labels import parse_labels
 
 @click.group()
 def device() -> None:
-    """List, show, claim, label and flush devices."""
+    """List, show, claim, let in, label, flush, revoke and decommission devices."""
 
 
 @device.command("list")
@@ -137,6 +140,7 @@ def _show_signed(signed: Json) -> None:
 @click.option(
     "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Given to each device that enrols."
 )
+@click.option("--approval", is_flag=True, help="A person must let in each device that enrols with it.")
 @server_options
 def claim(
     *,
@@ -145,6 +149,7 @@ def claim(
     expires_in: float,
     target: str,
     labels: tuple[str, ...],
+    approval: bool,
     server: str,
     token: str,
     as_json: bool,
@@ -156,6 +161,7 @@ def claim(
         "expires_in": expires_in * 3600.0,
         "target": target,
         "labels": parse_labels(labels),
+        "approval": approval,
     }
     with connect(server, token) as client:
         made = client.post("/claims", body)
@@ -206,3 +212,102 @@ def revoke(device_id: str, server: str, token: str, as_json: bool) -> None:
         print_json({"device": device_id, "revoked": True})
         return
     click.echo(f"revoked {device_id}")
+
+
+@device.command("decommission")
+@click.argument("device_id")
+@click.option(
+    "--now", is_flag=True, help="Shut it out at once, even if it never hears that it shall wipe itself."
+)
+@server_options
+def decommission(*, device_id: str, now: bool, server: str, token: str, as_json: bool) -> None:
+    """Tell a device to wipe itself, and shut it out once it has said that it does."""
+    with connect(server, token) as client:
+        client.post(f"/devices/{device_id}/decommission", {"now": now})
+    if as_json:
+        print_json({"device": device_id, "now": now})
+        return
+    click.echo(f"told {device_id} to wipe itself{'; it is shut out' if now else ', now or when it is back'}")
+
+
+@device.command("pending")
+@server_options
+def pending(server: str, token: str, as_json: bool) -> None:
+    """List devices that wait to be let in."""
+    with connect(server, token) as client:
+        found = client.get("/pending")
+    if as_json:
+        print_json(found)
+        return
+    table(
+        ("DEVICE", "TARGET", "FROM", "ASKED", "LAST ASKED", "KEY"),
+        [
+            (
+                x["device_id"],
+                x["target"],
+                x["address"] or "-",
+                moment(x["asked_at"]),
+                moment(x["last_asked_at"]),
+                x["fingerprint"],
+            )
+            for x in found
+        ],
+    )
+
+
+@device.command("approve")
+@click.argument("device_id")
+@click.argument("fingerprint")
+@server_options
+def approve(*, device_id: str, fingerprint: str, server: str, token: str, as_json: bool) -> None:
+    """Let a waiting device in, whose key you have compared with what the device shows."""
+    _decide("approve", device_id, fingerprint, server, token, as_json=as_json)
+
+
+@device.command("reject")
+@click.argument("device_id")
+@click.argument("fingerprint")
+@server_options
+def reject(*, device_id: str, fingerprint: str, server: str, token: str, as_json: bool) -> None:
+    """Refuse a waiting device, and its key for good."""
+    _decide("reject", device_id, fingerprint, server, token, as_json=as_json)
+
+
+def _decide(verb: str, device_id: str, fingerprint: str, server: str, token: str, *, as_json: bool) -> None:
+    with connect(server, token) as client:
+        client.post(f"/pending/{device_id}/{verb}", {"fingerprint": fingerprint})
+    done = {"approve": "approved", "reject": "rejected"}[verb]
+    if as_json:
+        print_json({"device": device_id, done: True})
+        return
+    click.echo(f"{done} {device_id}")
+
+
+@device.command("preregister")
+@click.argument("file", type=click.File())
+@server_options
+def preregister(*, file: TextIO, server: str, token: str, as_json: bool) -> None:
+    """Let devices enrol without a claim, by their keys: FILE is CSV with fingerprint,id,target,labels.
+
+    The fingerprint is what `kedge agent key` shows; labels are KEY=VALUE, with a blank between two.
+    """
+    keys = [_registered(row, number) for number, row in enumerate(csv.DictReader(file), start=2)]
+    with connect(server, token) as client:
+        made = client.post("/keys", {"keys": keys})
+    if as_json:
+        print_json(made)
+        return
+    for key in made:
+        click.echo(key["device_id"])
+
+
+def _registered(row: dict[str, str], line: int) -> Json:
+    missing = [name for name in ("fingerprint", "id", "target") if not row.get(name)]
+    if missing:
+        raise click.UsageError(f"line {line}: expected {', '.join(missing)}")
+    return {
+        "fingerprint": row["fingerprint"].strip(),
+        "id": row["id"].strip(),
+        "target": row["target"].strip(),
+        "labels": parse_labels((row.get("labels") or "").split()),
+    }

@@ -8,16 +8,27 @@ from typing import Final
 
 from fleet.wire import topics
 from server.errors import InvalidError, SettingsError
+from server.ports.clock import Clock
+from server.services import revocation_lists
 from server.services.authority import SERVER_NAME, FleetAuthority, Issued
 from server.services.durable import write_file
 
 #: The largest packet: a hard request's 4 MiB and what stands around it.
 _PACKET_LIMIT: Final = 4 * 1024 * 1024 + 64 * 1024
+#: What waits for one slow device: sixteen of the largest chunks, twice over.
+_QUEUE_LIMIT: Final = 8 * 1024 * 1024
+#: How many clients at once, unless one says otherwise: what a process may usually open, less some.
+CONNECTIONS: Final = 900
+_MOST_CONNECTIONS: Final = 1_000_000
 _TOP_PORT: Final = 65535
+#: The first revocation list is older than any that the server makes.
+_OLDER: Final = 2 * 86400
 
 _CONFIG: Final = """\
 # Written by `kedge broker config`. Start with: mosquitto -c {out}/mosquitto.conf
 # mosquitto reads every file here as the user it runs as (its own user where root starts it).
+# `kedge broker watch` keeps crl.pem up to date, and has the process with this id read it again.
+pid_file {out}/mosquitto.pid
 per_listener_settings true
 
 listener {port}{host}
@@ -25,19 +36,23 @@ cafile {out}/ca.pem
 certfile {out}/broker.pem
 keyfile {out}/broker.key.pem
 tls_version tlsv1.2
-# Who has no certificate of the fleet does not get in; who has one is who it says.
+# Who has no certificate of the fleet, or a revoked one, does not get in; who has one is who it says.
 require_certificate true
+crlfile {out}/crl.pem
 use_identity_as_username true
 # Nor can it take over the session of another by using its client id.
 use_username_as_clientid true
 allow_anonymous false
 acl_file {out}/acl
+# Below the limit of open files, so that there are some left to read this, the ACL and the lists again.
+max_connections {connections}
 set_tcp_nodelay true
 
 # A device has at most 16 chunks under way; a flood stops at the queue.
 max_inflight_messages 20
 max_queued_messages 1000
-message_size_limit {limit}
+max_queued_bytes {queue}
+max_packet_size {limit}
 max_keepalive 600
 persistent_client_expiration 7d
 
@@ -70,39 +85,65 @@ def acl() -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(out: Path, authority: FleetAuthority, *, port: int, host: str = "") -> tuple[Path, ...]:
+def write(
+    out: Path,
+    authority: FleetAuthority,
+    clock: Clock,
+    *,
+    port: int,
+    host: str = "",
+    connections: int = CONNECTIONS,
+) -> tuple[Path, ...]:
     """Write configuration, ACL and certificates of a broker.
 
     Args:
         out: the folder to write, made if need be.
         authority: the fleet's certificate authority.
+        clock: the time, for the first revocation list.
         port: where mosquitto listens with TLS.
         host: the name or address that it is reached as, for its certificate; it binds to an address, and
             with a name or "" to every address, for a name may be that of a router in front.
+        connections: how many clients may be connected at once.
 
     Returns:
         The files written, the configuration first.
 
     Raises:
-        InvalidError: the port or host is none.
+        InvalidError: the port or host is none, or the number of clients is out of its range.
         SettingsError: the folder cannot be written.
     """
     if not 0 < port <= _TOP_PORT:
         raise InvalidError(f"port: expected 1 to {_TOP_PORT}, got {port}")
+    if not 1 < connections <= _MOST_CONNECTIONS:
+        raise InvalidError(f"connections: expected 2 to {_MOST_CONNECTIONS}, got {connections}")
     out = out.resolve()
     if set(str(out)) & set("\n\r"):
         raise InvalidError("output folder: expected a path of one line")
     everywhere = host in ("0.0.0.0", "::")  # noqa: S104 - compared
     issued = authority.issue_broker((host,) if host and not everywhere else ())
     try:
-        return _write(out, authority.ca_pem, issued, _config(out, port, host))
+        lists = _lists(out / "crl.pem", authority, int(clock.now()) - _OLDER)
+        return _write(out, authority.ca_pem, issued, _config(out, port, host, connections), lists)
     except OSError as error:
         raise SettingsError(f"{out}: {error.strerror or error}") from error
 
 
-def _config(out: Path, port: int, host: str) -> str:
+def _lists(path: Path, authority: FleetAuthority, issued_at: int) -> bytes:
+    """Return the lists that lie there already, and an empty one of each authority that has none yet.
+
+    mosquitto refuses everybody whose authority has no list.
+    """
+    there = path.read_bytes() if path.exists() else b""
+    kept = {x.issuer: x for x in revocation_lists.read(there, authority.ca_pem)}
+    empty = revocation_lists.read(authority.revocation_list(0, issued_at, {}), authority.ca_pem)
+    return revocation_lists.pem([kept.get(x.issuer, x) for x in empty])
+
+
+def _config(out: Path, port: int, host: str, connections: int) -> str:
     bind = f" {host.strip('[]')}" if _is_address(host) else ""
-    return _CONFIG.format(out=out, port=port, host=bind, limit=_PACKET_LIMIT)
+    return _CONFIG.format(
+        out=out, port=port, host=bind, limit=_PACKET_LIMIT, queue=_QUEUE_LIMIT, connections=connections
+    )
 
 
 def _is_address(host: str) -> bool:
@@ -113,12 +154,13 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _write(out: Path, ca_pem: bytes, broker: Issued, config: str) -> tuple[Path, ...]:
+def _write(out: Path, ca_pem: bytes, broker: Issued, config: str, lists: bytes) -> tuple[Path, ...]:
     (out / "state").mkdir(parents=True, exist_ok=True)
     files = {
         "mosquitto.conf": (config.encode(), 0o644),
         "acl": (acl().encode(), 0o644),
         "ca.pem": (ca_pem, 0o644),
+        "crl.pem": (lists, 0o644),
         "broker.pem": (broker.certificate, 0o644),
         "broker.key.pem": (broker.key, 0o600),
     }

@@ -108,9 +108,7 @@ class KitWorld:
             self.parts.releases.put_blob(digest, [found.path(digest).read_bytes()])
         return self.parts.releases.publish(SYSTEM, name, [found.bundle.digest]).id or 0
 
-    def assign(
-        self, device: str, release: int, rollout: int = 1, *, allow_rollback: bool = False
-    ) -> None:
+    def assign(self, device: str, release: int, rollout: int = 1, *, allow_rollback: bool = False) -> None:
         """Assign a release to a device."""
         bundle = self.parts.releases.bundles(release)[0]
         with self.parts.database.write() as session:

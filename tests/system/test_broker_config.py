@@ -43,7 +43,9 @@ class Site:
         self.folder = folder
         self.authority = FleetAuthority(folder / "ca", NowClock())
         self.port = free_port()
-        self.files = broker_config.write(folder / "out", self.authority, port=self.port, host="127.0.0.1")
+        self.files = broker_config.write(
+            folder / "out", self.authority, NowClock(), port=self.port, host="127.0.0.1"
+        )
         self.ca = folder / "out" / "ca.pem"
 
     def device(self, name: str) -> Identity:
@@ -169,7 +171,7 @@ def test_a_wrong_port_or_host_is_named(
     site: Site, tmp_path: Path, port: int, host: str, message: str
 ) -> None:
     with pytest.raises(InvalidError, match=message):
-        broker_config.write(tmp_path / "out", site.authority, port=port, host=host)
+        broker_config.write(tmp_path / "out", site.authority, NowClock(), port=port, host=host)
 
 
 @pytest.mark.parametrize(
@@ -185,14 +187,14 @@ def test_a_wrong_port_or_host_is_named(
 def test_it_binds_to_an_address_and_answers_to_a_name(
     site: Site, tmp_path: Path, host: str, line: str
 ) -> None:
-    config = broker_config.write(tmp_path, site.authority, port=8883, host=host)[0]
+    config = broker_config.write(tmp_path, site.authority, NowClock(), port=8883, host=host)[0]
     assert line in config.read_text()
 
 
 def test_a_folder_that_cannot_be_written_is_named(site: Site, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="file"):
-        broker_config.write(tmp_path / "file", site.authority, port=8883)
+        broker_config.write(tmp_path / "file", site.authority, NowClock(), port=8883)
 
 
 def test_a_link_shows_the_renewed_certificate_when_it_connects_again(site: Site, tmp_path: Path) -> None:

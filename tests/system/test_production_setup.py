@@ -21,8 +21,6 @@ from fleet_side import EXAMPLE, digits, digits_bundle
 from processes import KEDGE, Process, free_port, listens, wait_until
 from sim_devices import Server
 
-EVENTS = "/devices/stolen/events"
-
 
 class Production:
     """Broker, server and agents, each started by the command that the documentation names."""
@@ -31,6 +29,7 @@ class Production:
         self.folder, self.port = folder, free_port()
         self.server = Server(folder, "--broker", f"mqtts://127.0.0.1:{self.port}")
         self.mosquitto: Process | None = None
+        self.watch: Process | None = None
         self.agents: dict[str, Process] = {}
         options = ["--data", str(folder / "data"), "--out", str(folder / "broker"), "--host", "127.0.0.1"]
         told = json.loads(self.kedge("broker", "config", *options, "--port", str(self.port), "--json"))
@@ -54,6 +53,11 @@ class Production:
         self.mosquitto = process = Process(command, self.folder / "mosquitto.log")
         wait_until(lambda: listens(self.port) or not process.running(), "mosquitto listens")
         assert process.running(), process.output()
+
+    def start_watch(self) -> None:
+        """Start what keeps the broker's revocation list up to date."""
+        options = ["--out", str(self.config.parent), "--server", self.server.served.url, "--every", "0.2"]
+        self.watch = Process([KEDGE, "broker", "watch", *options], self.folder / "watch.log")
 
     def lose_broker(self) -> None:
         """Kill mosquitto, and lose what it kept."""
@@ -101,7 +105,7 @@ class Production:
 
     def close(self) -> None:
         """Kill everything."""
-        for process in (*self.agents.values(), self.mosquitto):
+        for process in (*self.agents.values(), self.mosquitto, self.watch):
             if process is not None:
                 process.kill()
         self.server.kill()
@@ -182,18 +186,26 @@ def test_from_an_empty_folder_through_a_killed_broker(production: Production, tm
         assert production.server.healthy()
 
 
-def test_what_a_revoked_device_says_counts_no_more(production: Production) -> None:
-    """A device is stolen. Its certificate still opens the broker; the server has stopped listening to it."""
-    rest = production.enrol("stolen")
-    production.finished(production.roll_out(digits_bundle("int8")))
-    wait_until(lambda: drained(rest), "every report is acknowledged", 30)
+def test_a_revoked_device_is_out_within_seconds_and_a_decommissioned_one_wipes_itself(
+    production: Production,
+) -> None:
+    """One device is stolen, one scrapped, one goes on; the broker is killed, and only it is back."""
+    production.start_watch()
+    stolen, honest = production.enrol("stolen"), production.enrol("honest")
+    production.enrol("scrapped")
     production.kedge("device", "revoke", "stolen")
-    reports, events = production.count("messages_modelreport"), production.server.api("GET", EVENTS)
-    ask(rest, 40)
-    wait_until(lambda: status(rest)["outbox"]["waiting"]["report"], "a report waits for its Ack", 30)
-    dropped = production.count("unknown_device_messages")
-    wait_until(lambda: production.count("unknown_device_messages") > dropped, "more is dropped", 30)
-    assert production.count("messages_modelreport") == reports
-    assert production.server.api("GET", EVENTS) == events
-    assert production.server.api("GET", "/devices")["total"] == 0
-    assert status(rest)["outbox"]["waiting"]["report"] >= 1
+    wait_until(lambda: not status(stolen)["connected"], "the stolen one is thrown out", 15)
+    wait_until(lambda: production.device("stolen")["shut_out_at"], "the server has seen to it", 15)
+    production.kedge("device", "decommission", "scrapped")
+    agent = production.agents["scrapped"]
+    wait_until(lambda: not agent.running(), "the scrapped one has stopped", 30)
+    assert sorted(x.name for x in (production.folder / "scrapped").iterdir()) == ["decommissioned", "lock"]
+    wait_until(lambda: production.device("scrapped")["shut_out_at"], "its certificates have ended", 15)
+    assert production.device("scrapped")["decommissioned_at"]
+    assert status(honest)["connected"]
+    assert production.mosquitto is not None
+    production.mosquitto.kill()
+    production.start_broker()
+    wait_until(lambda: status(honest)["connected"], "the honest one is back", 40)
+    wait_until(production.server.healthy, "the server is back", 40)
+    assert not status(stolen)["connected"]
