@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 import threading
 from collections.abc import Callable
@@ -77,6 +78,11 @@ class MqttConnection:
     def connected(self) -> bool:
         """Whether it is connected now."""
         return self._up.is_set()
+
+    def socket(self) -> socket.socket | None:
+        """Return the connection's socket, for whoever measures; None while there is none."""
+        found = self._client.socket()
+        return found if isinstance(found, socket.socket) else None
 
     def start(self) -> None:
         """Begin to connect, and keep trying."""

@@ -1,8 +1,9 @@
-"""Many devices in one process that download and verify: chunks over MQTT, or one file over HTTP.
+"""Many devices in one process that download, verify and store, over MQTT, HTTP or bare TCP.
 
-A script: its argument is a JSON object; it prints "ready", waits for a line on stdin, downloads, and prints a
-JSON object with the seconds that passed and the bytes that were verified. The MQTT side runs the agent's own
-`ChunkPlan`; both sides are lean protocols on asyncio, so that the servers are measured and not the clients.
+A script: it reads a JSON object from stdin, prints "ready", waits for a line on stdin, downloads, and prints
+a JSON object with the seconds that passed and the bytes that were verified. Every device writes a file of its
+own, syncs it to disk, and deletes it. The sides that take chunks run the agent's own `ChunkPlan`; all sides
+are lean protocols on asyncio, so that the servers are measured and not the clients.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import sys
 import time
-from typing import Final
+from collections import deque
+from pathlib import Path
+from typing import Any, Final
 
 from device_agent.update.chunk_plan import ChunkPlan
 from fleet.bundle.chunks import Chunk
@@ -38,12 +42,14 @@ def _string(text: str) -> bytes:
 
 
 class _Client(asyncio.BufferedProtocol):
-    """Keeps a buffer of its own; `parse` takes whole messages off its front."""
+    """Keeps a buffer and a file of its own; `parse` takes whole messages off the buffer's front."""
 
     transport: asyncio.Transport
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
         loop = asyncio.get_running_loop()
+        self._stored = path
+        self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         self.ready: asyncio.Future[None] = loop.create_future()
         self.done: asyncio.Future[int] = loop.create_future()
         self.verified = 0
@@ -64,7 +70,7 @@ class _Client(asyncio.BufferedProtocol):
         used = self.parse(self._view[: self._filled])
         rest = self._filled - used
         if used and rest:
-            self._buffer[:rest] = self._buffer[used : self._filled]
+            self._view[:rest] = self._view[used : self._filled]
         self._filled = rest
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -75,14 +81,52 @@ class _Client(asyncio.BufferedProtocol):
         """Take what is whole; return how many bytes that was."""
         raise NotImplementedError
 
+    def whole(self) -> None:
+        """Make the file durable, beside the loop, and be done."""
+        loop = asyncio.get_running_loop()
+        syncing = loop.run_in_executor(None, self._sync)
+        syncing.add_done_callback(lambda _: self.done.set_result(self.verified))
 
-class MqttDevice(_Client):
+    def _sync(self) -> None:
+        os.fsync(self.file)
+        os.close(self.file)
+        self._stored.unlink()  # a device's disk is its own; these share one
+
+
+class _ChunkDevice(_Client):
+    """Downloads chunks by the agent's own plan, each verified and written on arrival."""
+
+    def __init__(self, path: Path, chunks: list[Chunk]) -> None:
+        super().__init__(path)
+        self.plan = ChunkPlan(chunks)
+        self.offsets: dict[Digest, int] = {}
+        offset = 0
+        for chunk in chunks:
+            self.offsets[chunk.digest] = offset
+            offset += chunk.size
+
+    def start(self) -> None:
+        """Ask for what the plan says."""
+        raise NotImplementedError
+
+    def took(self, digest: Digest, data: memoryview) -> bool:
+        """Verify and write a chunk, and go on; return whether it was one."""
+        # The plan hashes the bytes where they lie.
+        good = self.plan.take(digest, data, time.monotonic())  # type: ignore[arg-type]  # a view is enough to hash
+        if good:
+            os.pwrite(self.file, data, self.offsets[digest])
+            self.verified += len(data)
+        if self.plan.done:
+            self.whole()
+        return bool(good)
+
+
+class MqttDevice(_ChunkDevice):
     """Downloads chunks from retained topics (MQTT 3.1.1, QoS 1)."""
 
-    def __init__(self, name: str, chunks: list[Chunk]) -> None:
-        super().__init__()
+    def __init__(self, path: Path, name: str, chunks: list[Chunk]) -> None:
+        super().__init__(path, chunks)
         self._name = name
-        self._plan = ChunkPlan(chunks)
         self._finished: list[Digest] = []
         self._packet = 0
 
@@ -92,8 +136,8 @@ class MqttDevice(_Client):
         self._send(0x10, body)
 
     def start(self) -> None:
-        """Ask for the first chunks."""
-        asked = self._plan.ask(time.monotonic())
+        """Ask for the next chunks."""
+        asked = self.plan.ask(time.monotonic())
         if not asked:
             return
         if self._finished:
@@ -125,14 +169,9 @@ class MqttDevice(_Client):
             end = 2 + int.from_bytes(body[:2], "big")
             self._send(0x40, bytes(body[end : end + 2]))
             digest = Digest.from_hex(bytes(body[end - 64 : end]).decode())
-            # The plan hashes the bytes where they lie.
-            if self._plan.take(digest, body[end + 2 :], time.monotonic()):  # type: ignore[arg-type]  # a view is enough to hash
-                self.verified += len(body) - end - 2
+            if self.took(digest, body[end + 2 :]):
                 self._finished.append(digest)
-            if self._plan.done:
-                self.done.set_result(self.verified)
-            else:
-                self.start()
+            self.start()
 
     def _next(self) -> bytes:
         self._packet = self._packet % 65535 + 1
@@ -142,14 +181,54 @@ class MqttDevice(_Client):
         self.transport.write(bytes([header]) + _remaining(len(body)) + body)
 
 
-class HttpDevice(_Client):
-    """Downloads one file in one answer, hashing as it comes."""
+class RangeDevice(_ChunkDevice):
+    """Downloads a file over HTTP/1.1 in ranges, as many of them under way as the plan says."""
 
-    def __init__(self, path: str, size: int, sha256: str) -> None:
-        super().__init__()
-        self._path, self._size, self._sha256 = path, size, sha256
+    def __init__(self, file: Path, path: str, chunks: list[Chunk]) -> None:
+        super().__init__(file, chunks)
+        self._path = path
+        self._sizes = {chunk.digest: chunk.size for chunk in chunks}
+        self._coming: deque[Digest] = deque()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.ready.set_result(None)
+
+    def start(self) -> None:
+        """Ask for the next ranges."""
+        asked = self.plan.ask(time.monotonic())
+        requests = []
+        for digest in asked:
+            start = self.offsets[digest]
+            span = f"bytes={start}-{start + self._sizes[digest] - 1}"
+            requests.append(f"GET {self._path} HTTP/1.1\r\nHost: x\r\nRange: {span}\r\n\r\n")
+        if requests:
+            self._coming.extend(asked)
+            self.transport.write("".join(requests).encode())
+
+    def parse(self, data: memoryview) -> int:
+        used = 0
+        while self._coming:
+            head = bytes(data[used : used + 1024]).find(b"\r\n\r\n")
+            digest = self._coming[0]
+            begin = used + head + 4
+            if head < 0 or len(data) - begin < self._sizes[digest]:
+                break
+            assert bytes(data[used : used + 12]) == b"HTTP/1.1 206", bytes(data[used:begin])
+            self._coming.popleft()
+            used = begin + self._sizes[digest]
+            assert self.took(digest, data[begin:used]), "the range arrived altered"
+            self.start()
+        return used
+
+
+class BareDevice(_Client):
+    """Downloads one file over a bare connection, hashing as it comes."""
+
+    def __init__(self, file: Path, size: int, sha256: str) -> None:
+        super().__init__(file)
+        self._size, self._sha256 = size, sha256
         self._hash = hashlib.sha256()
-        self._in_body = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -157,45 +236,42 @@ class HttpDevice(_Client):
 
     def start(self) -> None:
         """Ask for the file."""
-        self.transport.write(f"GET {self._path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        self.transport.write(b"?")
 
     def parse(self, data: memoryview) -> int:
-        start = 0
-        if not self._in_body:
-            head = bytes(data).find(b"\r\n\r\n")
-            if head < 0:
-                return 0
-            assert bytes(data[:12]) == b"HTTP/1.1 200", bytes(data[:head])
-            self._in_body, start = True, head + 4
-        self._hash.update(data[start:])
-        self.verified += len(data) - start
+        self._hash.update(data)
+        os.pwrite(self.file, data, self.verified)
+        self.verified += len(data)
         if self.verified == self._size:
             assert self._hash.hexdigest() == self._sha256, "the file arrived altered"
-            self.done.set_result(self.verified)
+            self.whole()
         return len(data)
 
 
-async def _run(plan: dict[str, object]) -> dict[str, float]:
+def _device(plan: dict[str, Any], number: int) -> MqttDevice | RangeDevice | BareDevice:
+    file = Path(plan["folder"]) / f"device-{number}"
+    if plan["mode"] == "tcp":
+        return BareDevice(file, plan["size"], plan["sha256"])
+    chunks = [Chunk(sha256, size) for sha256, size in plan["chunks"]]
+    if plan["mode"] == "http":
+        return RangeDevice(file, plan["path"], chunks)
+    return MqttDevice(file, f"d{number}", chunks)
+
+
+async def _run(plan: dict[str, Any]) -> dict[str, float]:
     loop = asyncio.get_running_loop()
-    made: list[MqttDevice | HttpDevice] = []
-    for number in range(int(str(plan["devices"]))):
-        if plan["mode"] == "mqtt":
-            parts = plan["chunks"]
-            assert isinstance(parts, list)
-            device: MqttDevice | HttpDevice = MqttDevice(f"d{number}", [Chunk(h, s) for h, s in parts])
-        else:
-            device = HttpDevice(str(plan["path"]), int(str(plan["size"])), str(plan["sha256"]))
-        await loop.create_connection(lambda client=device: client, "127.0.0.1", int(str(plan["port"])))  # type: ignore[misc]  # the default binds the loop's variable
-        made.append(device)
+    made = [_device(plan, number) for number in range(plan["devices"])]
+    for device in made:
+        await loop.create_connection(lambda client=device: client, "127.0.0.1", plan["port"])  # type: ignore[misc]  # the default binds the loop's variable
     await asyncio.gather(*(device.ready for device in made))
     print("ready", flush=True)
     await loop.run_in_executor(None, sys.stdin.readline)
     began = time.perf_counter()
     for device in made:
         device.start()
-    verified = await asyncio.wait_for(asyncio.gather(*(device.done for device in made)), 120)
+    verified = await asyncio.wait_for(asyncio.gather(*(device.done for device in made)), 300)
     return {"seconds": time.perf_counter() - began, "bytes": sum(verified)}
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(_run(json.loads(sys.argv[1])))), flush=True)
+    print(json.dumps(asyncio.run(_run(json.loads(sys.stdin.readline())))), flush=True)
