@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import httpx
+import msgspec
 import uvicorn
 
 from device_agent import runtimes
@@ -35,12 +36,14 @@ from device_agent.adapters.notify import Notifier
 from device_agent.adapters.outbox import Outbox
 from device_agent.adapters.renewal import Renewal
 from device_agent.adapters.sent import Sent
+from device_agent.adapters.site_ledger import SiteLedger
 from device_agent.adapters.state import Identity, Running, StateFolder
 from device_agent.adapters.store import FileStore
 from device_agent.adapters.trust_client import TrustClient
 from device_agent.adapters.trust_fetch import MqttFetcher
 from device_agent.agent import Agent, Connected, Happening, Parts, poster
 from device_agent.errors import StateError, StorageError
+from device_agent.gateway import SiteGateway, SiteParts
 from device_agent.installer import Site
 from device_agent.observing import Offload, Telemetry
 from device_agent.parting import Parting
@@ -82,6 +85,7 @@ class System(NamedTuple):
     agent: Agent
     parts: Parts
     engine: Engine
+    gateway: SiteGateway | None = None
 
 
 def wire(state: StateFolder, settings: Settings) -> System:
@@ -117,7 +121,9 @@ def wire(state: StateFolder, settings: Settings) -> System:
     facts = SystemFacts(state.root, runtimes.installed())
 
     def needed() -> list[AssignedBundle] | None:
-        return agent.needed()
+        own = agent.needed()
+        others = gateway.needed() if gateway is not None else ()
+        return None if own is None or others is None else [*own, *others]
 
     def held() -> list[Digest]:
         return agent.held()
@@ -172,7 +178,39 @@ def wire(state: StateFolder, settings: Settings) -> System:
         sent=Sent(state.sent),
     )
     agent = Agent(happenings, parts, clean=state.take_clean_mark())
-    return System(agent, parts, engine)
+    gateway = _gateway(state, identity, settings, parts) if settings.site_broker else None
+    return System(agent, parts, engine, gateway)
+
+
+def _gateway(state: StateFolder, identity: Identity, settings: Settings, parts: Parts) -> SiteGateway:
+    """Return what serves this device's neighbours on the broker of their site."""
+    access = msgspec.structs.replace(identity.broker, url=settings.site_broker)
+
+    def changed(up: bool) -> None:
+        gateway.connected(up)
+
+    link = MqttLink(
+        identity.device_id,
+        access,
+        credentials=Credentials(key=state.tls, certificate=state.tls, ca=state.ca),
+        will=None,
+        on_change=changed,
+    )
+    trust = TrustClient(state.site / "trust", MqttFetcher(link), parts.device, identity.target)
+    trust.bootstrap(parts.trust.held_root())
+    gateway = SiteGateway(
+        SiteParts(
+            link=link,
+            trust=trust,
+            store=parts.site.store,
+            downloader=parts.site.downloader,
+            downloading=parts.site.downloading,
+            ledger=SiteLedger(state.site / "published.json"),
+            budget=settings.site_budget,
+            now=lambda: parts.trust.clock(parts.clock.now()).now,
+        )
+    )
+    return gateway
 
 
 def _link(
@@ -248,7 +286,7 @@ async def _run(state: StateFolder, settings: Settings, doors: Doors) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` leaves it
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     system = wire(state, settings)
-    pages = Pages(system.agent, system.parts, system.engine)
+    pages = Pages(system.agent, system.parts, system.engine, system.gateway)
     version = agent_version()
     sock = _loopback(doors.rest_port)
     rest = _QuietServer(
@@ -269,16 +307,19 @@ async def _run(state: StateFolder, settings: Settings, doors: Doors) -> None:
 
     system.parts.parting.at_end = at_end
     system.agent.start()
+    if system.gateway is not None:
+        system.gateway.start()
     clock, trust = system.parts.clock, system.parts.trust
 
     def believed() -> float:
         return trust.clock(clock.now()).now.timestamp()
 
-    renewal = Renewal(
-        state,
-        believed,
-        system.parts.link.certificate_renewed,
-    )
+    def renewed() -> None:
+        system.parts.link.certificate_renewed()
+        if system.gateway is not None:
+            system.gateway.certificate_renewed()
+
+    renewal = Renewal(state, believed, renewed)
     renewal.start()
     await grpc.start()
     serving = asyncio.create_task(rest.serve(sockets=[sock]))
@@ -293,6 +334,8 @@ async def _run(state: StateFolder, settings: Settings, doors: Doors) -> None:
     await grpc.stop(1.0)
     await serving
     await system.engine.observed()
+    if system.gateway is not None:
+        await asyncio.to_thread(system.gateway.stop)
     await asyncio.to_thread(system.agent.stop)
     system.engine.close()
     system.parts.outbox.close()

@@ -205,7 +205,21 @@ def show_key(key: str, state: Path, as_json: bool) -> None:
     show_default=True,
     help="The outbox never takes more of the disk.",
 )
+@click.option(
+    "--site-broker",
+    default="",
+    metavar="URL",
+    help="Serve what the neighbours need on this broker of their site (a site gateway).",
+)
+@click.option(
+    "--site-budget-mib",
+    type=click.IntRange(min=1),
+    default=_DEFAULTS.site_budget // 2**20,
+    show_default=True,
+    help="The site's broker never retains more of it.",
+)
 def run(
+    *,
     state: Path,
     rest_port: int,
     path: Path | None,
@@ -214,6 +228,8 @@ def run(
     health_window: float,
     threads: int,
     outbox_mib: int,
+    site_broker: str,
+    site_budget_mib: int,
 ) -> None:
     """Run the agent until it is asked to stop."""
     from device_agent import bootstrap  # uvicorn and gRPC take a second that `--help` need not wait
@@ -221,7 +237,12 @@ def run(
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     settings = Settings(
-        window=window, health_window=health_window, threads=threads, outbox_bytes=outbox_mib * 2**20
+        window=window,
+        health_window=health_window,
+        threads=threads,
+        outbox_bytes=outbox_mib * 2**20,
+        site_broker=site_broker,
+        site_budget=site_budget_mib * 2**20,
     )
     folder = StateFolder(state)
     doors = bootstrap.Doors(rest_port, path or folder.socket, socket_group)

@@ -8,6 +8,7 @@ import msgspec
 
 from device_agent.adapters.outbox import Outbox, Question
 from device_agent.agent import Agent, Parts
+from device_agent.gateway import SiteGateway
 from device_agent.serving.engine import Engine
 from device_agent.serving.rest import Reply, as_json
 from device_agent.serving.tensors import from_bytes
@@ -20,11 +21,14 @@ _ANSWER: Final = codec.DOWNLINK["reply"]
 class Pages:
     """Answers `status`, `answers` and `answers/<request id>`."""
 
-    def __init__(self, agent: Agent, parts: Parts, engine: Engine) -> None:
+    def __init__(
+        self, agent: Agent, parts: Parts, engine: Engine, gateway: SiteGateway | None = None
+    ) -> None:
         """Speak of this agent."""
         self._agent: Final = agent
         self._parts: Final = parts
         self._engine: Final = engine
+        self._gateway: Final = gateway
 
     async def __call__(self, path: tuple[str, ...], query: dict[str, list[str]]) -> Reply | None:
         """Return a page, None when there is none of that path."""
@@ -69,6 +73,7 @@ class Pages:
             "clock_untrusted": hello.clock_untrusted,
             "gates": list(hello.gates),
             "firmware": hello.firmware,
+            "site": self._gateway.status() if self._gateway is not None else None,
         }
 
     def _serving(self, model: str) -> str:

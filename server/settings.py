@@ -167,6 +167,11 @@ class Settings:
         """Folder of signed metadata."""
         return self.data / "trust"
 
+    @property
+    def sites(self) -> Path:
+        """Folder of the sites that have brokers of their own."""
+        return self.data / "sites"
+
     def prepare(self) -> None:
         """Make the folders.
 

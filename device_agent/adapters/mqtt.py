@@ -16,7 +16,7 @@ from cryptography import x509
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
-from device_agent.errors import StateError
+from device_agent.errors import StateError, UnreachableError
 from device_agent.ports import OnMessage
 from fleet.wire.enrolment import BrokerAccess
 
@@ -54,7 +54,7 @@ class MqttLink:
         access: BrokerAccess,
         *,
         credentials: Credentials,
-        will: Message,
+        will: Message | None,
         on_change: Callable[[bool], None],
     ) -> None:
         """Prepare the connection.
@@ -63,7 +63,7 @@ class MqttLink:
             client_id: the device's id.
             access: where the broker is, and what it asks for.
             credentials: used with `mqtts`.
-            will: published, retained, by the broker when the connection is lost.
+            will: published, retained, by the broker when the connection is lost; None for nothing.
             on_change: told of every connect (after the subscriptions are sent) and loss.
 
         Raises:
@@ -76,7 +76,8 @@ class MqttLink:
         self._client: Final = paho.Client(
             CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv311, clean_session=True
         )
-        self._client.will_set(will.topic, will.payload, qos=1, retain=True)
+        if will is not None:
+            self._client.will_set(will.topic, will.payload, qos=1, retain=True)
         self._client.max_inflight_messages_set(64)
         self._client.on_connect = self._connected
         self._client.on_disconnect = self._lost
@@ -118,8 +119,24 @@ class MqttLink:
         """Send a message, or queue it when there is no connection."""
         self._client.publish(topic, payload, qos=qos, retain=retain)
 
+    def put(self, topic: str, payload: bytes, seconds: float) -> None:
+        """Have the broker retain a message, and return when it has acknowledged that.
+
+        Raises:
+            UnreachableError: it has not, in so many seconds.
+        """
+        if not self.connected:
+            raise UnreachableError(f"{self._host}:{self._port}: not connected")
+        info = self._client.publish(topic, payload, qos=1, retain=True)
+        try:
+            info.wait_for_publish(seconds)
+        except (RuntimeError, ValueError) as error:
+            raise UnreachableError(f"{self._host}:{self._port}: {error}") from error
+        if not info.is_published():
+            raise UnreachableError(f"{self._host}:{self._port}: {topic} is not acknowledged")
+
     def subscribe(self, topics: Sequence[str], on_message: OnMessage) -> None:
-        """Subscribe at QoS 1 to exact topics; return without waiting."""
+        """Subscribe at QoS 1 to exact topics, or with `+`; return without waiting."""
         with self._lock:
             self._handlers.update(dict.fromkeys(topics, on_message))
         if topics and self.connected:
@@ -156,7 +173,7 @@ class MqttLink:
 
     def _received(self, _client: paho.Client, _user: object, message: paho.MQTTMessage) -> None:
         with self._lock:
-            handler = self._handlers.get(message.topic)
+            handler = self._handlers.get(message.topic) or self._wildcard(message.topic)
         if handler is None:
             return
         try:
@@ -165,6 +182,11 @@ class MqttLink:
             _LOG.exception("a message on %s could not be handled", message.topic)
 
     # ------------------------------------------------------------------------------------------------
+
+    def _wildcard(self, topic: str) -> OnMessage | None:
+        return next(
+            (x for y, x in self._handlers.items() if "+" in y and paho.topic_matches_sub(y, topic)), None
+        )
 
     def _shuffle(self) -> None:
         shortest, longest = random.uniform(*_FIRST_PAUSE), random.uniform(*_LONGEST_PAUSE)  # noqa: S311 - spreads load

@@ -90,6 +90,7 @@ class StateFolder:
         self.socket: Final = root / "agent.sock"
         self.inbox: Final = root / "inbox"
         self.sent: Final = root / "sent"
+        self.site: Final = root / "site"
         self._identity: Final = root / "identity.json"
         self._asking: Final = root / "enrolling.json"
         self._wiped: Final = root / "decommissioned"

@@ -131,6 +131,17 @@ class TrustClient:
         except msgspec.DecodeError as error:
             raise TrustError(f"{self._folder / _VERSION}: {error}", reason="malformed") from error
 
+    def held_root(self) -> bytes:
+        """Return the newest verified root as it was signed.
+
+        Raises:
+            TrustError: there is none: the device is not enrolled whole.
+        """
+        root = self._load(filename(ROOT))
+        if root is None:
+            raise TrustError("root: there is no trusted root metadata to start from", reason="no_root")
+        return root
+
     def held_timestamp(self) -> bytes:
         """Return the newest verified timestamp as it was signed, or b"" when there is none."""
         return self._load(filename(TIMESTAMP)) or b""

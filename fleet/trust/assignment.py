@@ -260,6 +260,17 @@ def read(
     return assignment, signed.targets
 
 
+def read_any(trusted: TrustedMetadata, data: bytes, device: DeviceId) -> Assignment:
+    """Check somebody else's assignment, for whatever hardware: who signed it, for whom, and until when.
+
+    Raises:
+        TrustError: it counts for nothing; `reason` says why.
+    """
+    paths = rules.parse(Targets, data, "assignment").signed.targets
+    target = next(iter(paths), "").rpartition("/")[2]
+    return read(trusted, data, DeviceState(device=str(device), target=target))[0]
+
+
 def expires(data: bytes) -> datetime:
     """Return until when an assignment of ours holds, verifying nothing.
 

@@ -48,6 +48,23 @@ def assignment(device: DeviceId) -> str:
     return f"{DEVICE}/{device}/assignment"
 
 
+def assignments() -> str:
+    """Return a site gateway's subscription for what its neighbours shall run."""
+    return f"{DEVICE}/+/assignment"
+
+
+def parse_assignment(topic: str) -> DeviceId:
+    """Return whose assignment's topic it is.
+
+    Raises:
+        WireError: nobody's.
+    """
+    match topic.removeprefix(f"{DEVICE}/").split("/"):
+        case [device, "assignment"] if topic.startswith(f"{DEVICE}/"):
+            return DeviceId(device)
+    raise WireError(f"topic: expected {DEVICE}/<id>/assignment, got {topic[:120]!r}")
+
+
 def command(device: DeviceId) -> str:
     """Return the topic on which the server asks one device for something."""
     return f"{DEVICE}/{device}/command"

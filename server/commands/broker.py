@@ -46,13 +46,45 @@ def broker() -> None:
     show_default=True,
     help="How many clients at once; mosquitto must be allowed 64 open files more (LimitNOFILE).",
 )
+@click.option(
+    "--site", default="", metavar="NAME", help="Write the broker of a site, bridged to the fleet's."
+)
+@click.option(
+    "--uplink", default="", metavar="URL", help="With --site: the fleet's broker, mqtts://host:port."
+)
+@click.option("--device", "devices", multiple=True, metavar="ID", help="With --site: a device there; repeat.")
+@click.option(
+    "--gateway", "gateways", multiple=True, metavar="ID", help="With --site: a device that serves the others."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def config(*, data: Path, out: Path, port: int, host: str, connections: int, as_json: bool) -> None:
-    """Write mosquitto's configuration, access rules, certificates and revocation list."""
+def config(
+    *,
+    data: Path,
+    out: Path,
+    port: int,
+    host: str,
+    connections: int,
+    site: str,
+    uplink: str,
+    devices: tuple[str, ...],
+    gateways: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Write mosquitto's configuration, access rules, certificates and revocation list.
+
+    With --site it is the broker of a site, whose devices reach the fleet's through a bridge; write the
+    fleet's own again then, for its rules name the devices of every site.
+    """
     from server.adapters.clock import SystemClock
+    from server.services import site_config
     from server.services.authority import FleetAuthority
     from server.services.broker_config import write
     from server.settings import Settings
+
+    if bool(site) != bool(uplink and devices):
+        raise click.UsageError(
+            "a site takes --site, --uplink and --device; the fleet's broker takes none of them"
+        )
 
     settings, clock = Settings(data=data), SystemClock()
     fresh = not data.exists()
@@ -60,7 +92,22 @@ def config(*, data: Path, out: Path, port: int, host: str, connections: int, as_
     if fresh:
         click.echo(f"made the data folder {data.resolve()}, with a new fleet authority", err=True)
     authority = FleetAuthority(settings.keys, clock)
-    files = write(out, authority, clock, port=port, host=host, connections=connections)
+    if site:
+        about = site_config.checked(site, devices, gateways)
+        files = site_config.write(
+            out,
+            authority,
+            clock,
+            about,
+            sites=settings.sites,
+            uplink=uplink,
+            port=port,
+            host=host,
+            connections=connections,
+        )
+    else:
+        rules = site_config.bridge_rules(site_config.known(settings.sites))
+        files = write(out, authority, clock, port=port, host=host, connections=connections, rules=rules)
     url = f"mqtts://{host or 'localhost'}:{port}"
     if as_json:
         print_json({"files": [str(path) for path in files], "url": url})
@@ -68,6 +115,9 @@ def config(*, data: Path, out: Path, port: int, host: str, connections: int, as_
     for path in files:
         click.echo(path)
     click.echo(f"start: mosquitto -c {files[0]}", err=True)
+    if site:
+        click.echo("then:  write the fleet's broker again, and have it read its rules (SIGHUP)", err=True)
+        return
     click.echo(f"then:  kedge serve --broker {url}", err=True)
     click.echo(f"and:   kedge broker watch --out {out} --server URL", err=True)
 

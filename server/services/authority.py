@@ -127,6 +127,21 @@ class FleetAuthority:
         usage = [ExtendedKeyUsageOID.CLIENT_AUTH]
         return Issued(pem(key), self._issue(SERVER_NAME, key.public_key(), self._lifetimes.server, usage, ()))
 
+    def issue_bridge(self, name: str) -> Issued:
+        """Return key and certificate with which a site's broker connects to the fleet's.
+
+        Args:
+            name: no device's: it has a dot in it.
+
+        Raises:
+            InvalidError: a device may have that name.
+        """
+        if "." not in name:
+            raise InvalidError(f"bridge: expected a name with a dot, got {name!r}")
+        key = ec.generate_private_key(ec.SECP256R1())
+        usage = [ExtendedKeyUsageOID.CLIENT_AUTH]
+        return Issued(pem(key), self._issue(name, key.public_key(), self._lifetimes.broker, usage, ()))
+
     def issue_visit(self, name: str) -> Issued:
         """Return key and certificate, for an hour, with which the server shows itself as somebody else.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -69,13 +70,18 @@ connection_messages true
 """
 
 
-def acl() -> str:
-    """Return the ACL file: the server may do all, a device may do what `fleet.wire.topics` says of it."""
+def acl(rules: Iterable[str] = ()) -> str:
+    """Return the ACL file: the server may do all, a device may do what `fleet.wire.topics` says of it.
+
+    Args:
+        rules: lines about users of their own, such as bridges of sites.
+    """
     own = f"{topics.DEVICE}/%u"
     lines = [
         "# Written by `kedge broker config`. %u is the common name of the client's certificate.",
         f"user {SERVER_NAME}",
         f"topic readwrite {topics.ROOT}/#",
+        *rules,
         "",
         *(f"pattern write {own}/{kind}" for kind in topics.UPLINK),
         *(f"pattern read {own}/{kind}" for kind in topics.DOWNLINK),
@@ -93,6 +99,7 @@ def write(
     port: int,
     host: str = "",
     connections: int = CONNECTIONS,
+    rules: Iterable[str] = (),
 ) -> tuple[Path, ...]:
     """Write configuration, ACL and certificates of a broker.
 
@@ -104,6 +111,7 @@ def write(
         host: the name or address that it is reached as, for its certificate; it binds to an address, and
             with a name or "" to every address, for a name may be that of a router in front.
         connections: how many clients may be connected at once.
+        rules: lines of the ACL about users of their own.
 
     Returns:
         The files written, the configuration first.
@@ -123,7 +131,7 @@ def write(
     issued = authority.issue_broker((host,) if host and not everywhere else ())
     try:
         lists = _lists(out / "crl.pem", authority, int(clock.now()) - _OLDER)
-        return _write(out, authority.ca_pem, issued, _config(out, port, host, connections), lists)
+        return _write(out, authority.ca_pem, issued, _config(out, port, host, connections), lists, rules)
     except OSError as error:
         raise SettingsError(f"{out}: {error.strerror or error}") from error
 
@@ -154,11 +162,13 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _write(out: Path, ca_pem: bytes, broker: Issued, config: str, lists: bytes) -> tuple[Path, ...]:
+def _write(
+    out: Path, ca_pem: bytes, broker: Issued, config: str, lists: bytes, rules: Iterable[str]
+) -> tuple[Path, ...]:
     (out / "state").mkdir(parents=True, exist_ok=True)
     files = {
         "mosquitto.conf": (config.encode(), 0o644),
-        "acl": (acl().encode(), 0o644),
+        "acl": (acl(rules).encode(), 0o644),
         "ca.pem": (ca_pem, 0o644),
         "crl.pem": (lists, 0o644),
         "broker.pem": (broker.certificate, 0o644),
