@@ -30,6 +30,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "sign": ("compiler.commands:sign", "Sign a bundle for people outside the fleet."),
     "serve": ("server.cli:serve", "Run the server: console, API, broker and workers."),
     "publish": ("server.cli:publish", "Upload bundles and make them a signed release."),
+    "release": ("server.cli:release", "List releases, and take one back."),
+    "project": ("server.cli:project", "Show who signs which models, and sign with a project's key."),
     "rollout": ("server.cli:rollout", "Create, watch, pause and abort rollouts."),
     "device": ("server.cli:device", "List, show and claim devices."),
     "pool": ("server.cli:pool", "List, add and drain pools of cloud accelerators."),
@@ -41,7 +43,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "broker": ("server.cli:broker", "Write the set-up of a production broker."),
     "agent": ("device_agent.cli:agent", "Enrol this device, and run the agent on it."),
     "demo": ("kedge.demo.command:demo", "Run the main job on this machine, from compile to offload."),
-    "doctor": ("kedge.doctor:doctor", "Say what this installation has, and what is missing."),
+    "doctor": ("kedge.doctor:doctor", "Say what this installation lacks, and how this device or server is."),
 }
 
 #: Top-level module of a library to the extra that brings it.

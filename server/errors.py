@@ -21,7 +21,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from fleet.errors import KedgeError, UserError
 
@@ -99,6 +99,11 @@ class ProviderError(RequestError):
 
 class ClientError(UserError):
     """The server that a command spoke to refused, or cannot be reached."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        """Say it for a person, with the HTTP status of a refusal for programs."""
+        super().__init__(message)
+        self.status: Final = status
 
 
 class BrokerError(KedgeError):

@@ -173,7 +173,8 @@ class ApiClient:
         if answer.is_success:
             return body
         detail = body.get("detail") if isinstance(body, dict) else None
-        raise ClientError(f"{self._server}: {detail or answer.reason_phrase} ({answer.status_code})")
+        refusal = f"{self._server}: {detail or answer.reason_phrase} ({answer.status_code})"
+        raise ClientError(refusal, answer.status_code)
 
 
 @contextlib.contextmanager

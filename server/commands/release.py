@@ -1,0 +1,70 @@
+"""`kedge release`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from server.commands.shared import connect, moment, print_json, server_options, table
+from server.errors import ClientError
+
+
+@click.group()
+def release() -> None:
+    """List releases, and take one back."""
+
+
+@release.command("list")
+@click.argument("model", default="")
+@server_options
+def list_releases(model: str, server: str, token: str, as_json: bool) -> None:
+    """List releases, the newest first, of one MODEL or of all."""
+    with connect(server, token) as client:
+        rows = client.get("/releases", model=model, limit=500)
+    if as_json:
+        print_json({"releases": rows})
+        return
+    table(
+        ("ID", "MODEL", "VERSION", "TARGETS", "PROJECT", "STATE", "CREATED"),
+        [
+            (
+                row["id"],
+                row["model"],
+                row["version"],
+                " ".join(bundle["target"] for bundle in row["bundles"]),
+                row["project"],
+                _state(row),
+                moment(row["created_at"]),
+            )
+            for row in rows
+        ],
+    )
+
+
+@release.command("withdraw")
+@click.argument("model")
+@click.argument("version")
+@click.option("--reason", default="", help="Why, for the audit log and the rollouts that are aborted.")
+@server_options
+def withdraw(model: str, version: str, reason: str, server: str, token: str, as_json: bool) -> None:
+    """Have no device install MODEL VERSION from now on.
+
+    Its rollouts are aborted. A device that runs it goes on with it: roll out another release to replace it.
+    """
+    with connect(server, token) as client:
+        rows = client.get("/releases", model=model, limit=500)
+        found = [row for row in rows if row["version"] == version]
+        if not found:
+            raise ClientError(f"release {model} {version}: expected a published one")
+        row = client.post(f"/releases/{found[0]['id']}/withdraw", {"reason": reason})
+    if as_json:
+        print_json(row)
+        return
+    click.echo(f"release {row['id']}: {row['model']} {row['version']} withdrawn")
+
+
+def _state(row: dict[str, Any]) -> str:
+    if row["withdrawn_at"] is not None:
+        return f"withdrawn by {row['withdrawn_by']}"
+    return "signed" if row["signed_at"] is not None else "waits for signatures"
