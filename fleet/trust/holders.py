@@ -36,7 +36,7 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     keytype: str
     scheme: str
     keyval: dict[str, str]
-    owner: str = msgspec.field(name=OWNER)
+    owner: str = msgspec.field(name=OWNER, default="")
 
 
 def owner_of(key: Key) -> str:
@@ -72,12 +72,13 @@ def encode(key: Key) -> bytes:
     return msgspec.json.format(msgspec.json.encode({"keyid": key.keyid, **key.to_dict()}), indent=2) + b"\n"
 
 
-def decode(data: bytes, name: str) -> Key:
+def decode(data: bytes, name: str, owner: str = "") -> Key:
     """Return the public key in a file.
 
     Args:
         data: the file.
         name: what to call it in an error.
+        owner: the owner's name for a key that says none, as those of a server.
 
     Raises:
         CeremonyError: it holds no public key with its owner's name, or the key has another id.
@@ -93,7 +94,7 @@ def decode(data: bytes, name: str) -> Key:
         raise CeremonyError(
             f"{name}: the key's id is {short(key.keyid)}, and the file says {short(fields.keyid)}"
         )
-    return with_owner(key, fields.owner)
+    return with_owner(key, fields.owner or owner)
 
 
 def key_id(key: Key) -> str:

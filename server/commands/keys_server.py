@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import click
+import msgspec
 from tuf.api.metadata import Metadata, Root, Targets
 
 from fleet.errors import CeremonyError
@@ -119,7 +120,8 @@ def renew(role: str, folder: Path | None, server: str, token: str, as_json: bool
         return
     CeremonyFolder(folder).check()
     with connect(server, token) as client:
-        key = holders.decode(client.post(f"/keys/{role}/prepare"), role)
+        answer = msgspec.json.encode(client.post(f"/keys/{role}/prepare"))
+    key = holders.decode(answer, server, owner=f"server-{role}")
 
     def edit(where: CeremonyFolder, plan: Plan) -> Plan:
         write_public_key(where.keys, key, replace=True)

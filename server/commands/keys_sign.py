@@ -55,9 +55,10 @@ def sign(
         click.confirm("Sign this?", abort=True)
     signer = signers.open_signer(key, asker(passphrase_file))
     place = seen or memory.place(key, signer.public_key, keys_shared.home())
-    memory.check(memory.read(place), trusted, where.fingerprint(), place)
+    known = memory.read(place)
+    memory.check(known, trusted, place)
     signed = ceremony.sign(trusted, proposal, signer)
-    memory.keep(place, trusted, where.fingerprint())
+    memory.keep(place, known, trusted, proposal)
     where.propose(signed)
     show(where, review(trusted, signed, now()), as_json=as_json, signatures_only=True)
 

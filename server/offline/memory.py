@@ -1,7 +1,7 @@
 """What a key's owner has seen: the chain of roots that they sign for, kept with their key, off the stick.
 
 Who alters a ceremony's folder could put another chain of roots into it, under which a bad proposal looks like
-a small change. So each owner keeps the first root's fingerprint and the newest root they have signed for, and
+a small change. So each owner keeps what the first root says and the newest root they have signed for, and
 does not sign in a folder whose chain is another, or is behind that.
 """
 
@@ -12,10 +12,11 @@ from typing import Final
 
 import msgspec
 from securesystemslib.signer import Key
+from tuf.api.metadata import Metadata, Root
 
 from fleet.errors import CeremonyError
 from fleet.ids import Digest
-from fleet.trust.ceremony import Trusted
+from fleet.trust.ceremony import Proposal, Trusted
 from server.services.durable import write_file
 
 #: How the file beside a key file ends.
@@ -26,14 +27,15 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """What an owner has seen.
 
     Attributes:
-        fingerprint: of the first root; "" while the first ceremony is not over.
-        version: of the newest root that was trusted when they signed.
+        firsts: digests of what the first root says; several, where a first ceremony was changed and signed
+            again, until one of them is trusted.
+        version: of the newest root that was trusted when they signed, 0 for none.
         digest: of what that root says.
     """
 
-    fingerprint: str
-    version: int
-    digest: str
+    firsts: tuple[str, ...]
+    version: int = 0
+    digest: str = ""
 
 
 def read(path: Path) -> Seen | None:
@@ -52,44 +54,47 @@ def read(path: Path) -> Seen | None:
         ) from error
 
 
-def check(seen: Seen | None, trusted: Trusted, fingerprint: str, path: Path) -> None:
+def check(seen: Seen | None, trusted: Trusted, path: Path) -> None:
     """Check that a folder's chain of roots goes on from what its signer has seen.
 
     Raises:
         CeremonyError: it does not.
     """
-    if seen is None:
+    if seen is None or not (seen.version or trusted.roots):
         return
-    if seen.fingerprint != fingerprint:
+    if not trusted.roots or _digest(trusted.roots[0]) not in seen.firsts:
         raise CeremonyError(
-            f"the folder's first root has the fingerprint {fingerprint or '(none)'}, and this key has signed "
-            f"for {seen.fingerprint} before ({path}): another fleet's folder, or a forged one"
+            "the folder's chain of roots begins with another than the one that this key has signed for "
+            f"({path}): another fleet's folder, or a forged one"
         )
     if seen.version > len(trusted.roots):
         raise CeremonyError(
             f"the folder ends with root {len(trusted.roots)}, and this key has signed after root "
             f"{seen.version} ({path}): an old folder; `kedge keys fetch` brings it up to date"
         )
-    if _digest(trusted, seen.version) != seen.digest:
+    if seen.version and _digest(trusted.roots[seen.version - 1]) != seen.digest:
         raise CeremonyError(
             f"the folder's root {seen.version} is not the one that this key has signed after ({path}): "
             "the folder is forged"
         )
 
 
-def keep(path: Path, trusted: Trusted, fingerprint: str) -> None:
-    """Note what a signer has seen; nothing before the first root is final.
+def keep(path: Path, seen: Seen | None, trusted: Trusted, proposal: Proposal) -> None:
+    """Note what a signer has seen, and signs for now.
 
     Raises:
         CeremonyError: it cannot be written.
     """
-    if trusted.root is None:
-        return
-    version = len(trusted.roots)
-    seen = Seen(fingerprint=fingerprint, version=version, digest=_digest(trusted, version))
+    if trusted.root is not None:
+        first = _digest(trusted.roots[0])
+        now = Seen(firsts=(first,), version=len(trusted.roots), digest=_digest(trusted.root))
+    else:
+        before = seen.firsts if seen is not None else ()
+        coming = (_digest(proposal.root),) if proposal.root is not None else ()
+        now = Seen(firsts=tuple(dict.fromkeys((*before, *coming))))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, msgspec.json.encode(seen), mode=0o600)
+        write_file(path, msgspec.json.encode(now), mode=0o600)
     except OSError as error:
         raise CeremonyError(f"{path}: {error.strerror}") from error
 
@@ -106,5 +111,5 @@ def place(where: str, key: Key, home: Path) -> Path:
     return path.with_name(path.name + SUFFIX) if path.exists() else home / f"{key.keyid}{SUFFIX}"
 
 
-def _digest(trusted: Trusted, version: int) -> str:
-    return str(Digest.of(trusted.roots[version - 1].signed_bytes))
+def _digest(root: Metadata[Root]) -> str:
+    return str(Digest.of(root.signed_bytes))

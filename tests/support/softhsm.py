@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,11 +18,9 @@ class SoftToken:
 
     def __init__(self, folder: Path, label: str = "ceremony") -> None:
         """Make it below this folder; skip the test where SoftHSM is not installed."""
-        program = shutil.which("softhsm2-util")
-        found = [path for path in _MODULES if Path(path).exists()]
-        if program is None or not found:
+        if not installed():
             pytest.skip("needs Debian's package softhsm2")
-        self.label, self.module = label, found[0]
+        self.label, self.module = label, next(path for path in _MODULES if Path(path).exists())
         (folder / "tokens").mkdir(parents=True)
         config, self.pin_file = folder / "softhsm2.conf", folder / "pin"
         config.write_text(f"directories.tokendir = {folder / 'tokens'}\nlog.level = ERROR\n")
@@ -29,8 +28,8 @@ class SoftToken:
         self.environment = {"SOFTHSM2_CONF": str(config), "KEDGE_PKCS11_MODULE": self.module}
         secrets = ["--pin", PIN, "--so-pin", "654321"]
         subprocess.run(
-            [program, "--init-token", "--free", "--label", label, *secrets],
-            env=self.environment,
+            ["softhsm2-util", "--init-token", "--free", "--label", label, *secrets],
+            env={**os.environ, **self.environment},
             check=True,
             capture_output=True,
             timeout=30,
@@ -39,3 +38,8 @@ class SoftToken:
     def uri(self, name: str) -> str:
         """Return the URI of a key in it."""
         return f"pkcs11:token={self.label};object={name}?module-path={self.module}"
+
+
+def installed() -> bool:
+    """Return whether SoftHSM is on this machine."""
+    return shutil.which("softhsm2-util") is not None and any(Path(path).exists() for path in _MODULES)

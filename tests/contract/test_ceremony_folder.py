@@ -1,0 +1,276 @@
+"""The folder in which a ceremony travels, by its commands: what is asked, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import select
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from fleet.errors import KedgeError
+from fleet.trust import ceremony
+from kedge.cli import cli
+from processes import KEDGE, wait_until
+from server.offline.folder import CeremonyFolder
+from server.services.signing import SigningService
+from trust_world import ManualClock
+
+SECRET = "correct horse battery"
+
+
+class People:
+    """Alice, Bob and Carol with key files, and a folder that goes round."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.stick, self.data = folder, folder / "stick", folder / "data"
+
+    def make(self) -> People:
+        """Have everybody make a key."""
+        for name in ("alice", "bob", "carol", "dave"):
+            self.kedge("generate", name, "--out", str(self.folder / name))
+        (self.stick / "keys").mkdir(parents=True)
+        self.share("alice", "bob", "carol", "dave")
+        return self
+
+    def share(self, *names: str) -> None:
+        """Put public keys on the stick."""
+        for name in names:
+            shutil.copy(self.folder / name / f"{name}.pub.json", self.stick / "keys")
+
+    def kedge(self, *arguments: str, answer: str = "") -> str:
+        """Run a command of `kedge keys`; return what it prints."""
+        environment = {"KEDGE_KEY_PASSPHRASE": SECRET, "HOME": str(self.folder)}
+        done = CliRunner().invoke(cli, ["keys", *arguments], env=environment, input=answer)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        assert done.exit_code == 0 or answer, done.output
+        return done.output
+
+    def json(self, *arguments: str) -> Any:  # noqa: ANN401 - JSON
+        """Run a command; return the one object that it prints."""
+        return json.loads(self.kedge(*arguments, "--json"))
+
+    def begin(self) -> None:
+        """Begin a fleet."""
+        names = [f"--holder={name}" for name in ("alice", "bob", "carol")]
+        self.kedge("init", str(self.stick), "--data", str(self.data), *names)
+        self.sign("alice", "bob")
+        self.kedge("upload", str(self.stick), "--data", str(self.data))
+
+    def sign(self, *names: str, stick: Path | None = None) -> None:
+        """Have people sign."""
+        for name in names:
+            key = str(self.folder / name / f"{name}.pem")
+            self.kedge("sign", str(stick or self.stick), "--key", key, "--yes")
+
+    def adopt(self) -> None:
+        """Hand a change in, as the server takes it."""
+        folder = CeremonyFolder(self.stick)
+        trusted = folder.trusted()
+        files = ceremony.finished(trusted, folder.proposal(trusted))
+        folder.trust(files)
+        folder.propose(ceremony.Proposal())
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder in which a fleet has begun."""
+    made = People(tmp_path_factory.mktemp("people")).make()
+    made.begin()
+    return made.folder
+
+
+@pytest.fixture
+def people(begun: Path, tmp_path: Path) -> People:
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
+    return People(tmp_path)
+
+
+def refused(people: People, *arguments: str) -> str:
+    """Return in which words a command is refused."""
+    with pytest.raises(KedgeError) as caught:
+        people.kedge(*arguments)
+    return str(caught.value)
+
+
+def test_a_server_begins_with_what_the_ceremony_has_signed(people: People) -> None:
+    """The server never has root or targets keys, and signs all the rest."""
+    signing = SigningService(people.data / "keys", people.data / "trust", ManualClock(), SECRET)
+    assert signing.open() == []
+    rows = {row.role: row for row in signing.describe()}
+    assert [role for role, row in rows.items() if row.offline] == ["root", "targets"]
+    assert (len(rows["root"].keyids), rows["root"].threshold) == (3, 2)
+    assert signing.root_fingerprint() == CeremonyFolder(people.stick).fingerprint()
+    again = SigningService(people.data / "keys", people.data / "trust", ManualClock(), SECRET)
+    assert again.open() == []
+
+
+def test_a_server_that_has_begun_is_not_begun_again(people: People) -> None:
+    other = people.folder / "other"
+    alice = f"--holder={people.folder}/alice/alice.pub.json"
+    assert "has begun already" in refused(people, "init", str(other), "--data", str(people.data), alice)
+    assert "a ceremony has begun here" in refused(
+        people, "init", str(people.stick), "--data", str(other), alice, "--threshold", "1"
+    )
+
+
+def test_a_forged_folder_is_refused_by_who_has_signed_before(people: People, tmp_path: Path) -> None:
+    """A thief of the stick puts another chain of roots into it, in which their key is one of three already.
+
+    The proposal then looks like a mere extension. Alice has signed for another first root, and does not sign.
+    """
+    forger = People(tmp_path / "forger").make()
+    for name in ("alice", "bob"):
+        shutil.copytree(people.folder / name, forger.folder / name, dirs_exist_ok=True)
+        (forger.folder / name / f"{name}.pem.seen").unlink()
+    forger.share("alice", "bob")
+    forger.begin()
+    forger.kedge("extend", str(forger.stick))
+    shutil.rmtree(people.stick)
+    shutil.copytree(forger.stick, people.stick)
+    alice = str(people.folder / "alice" / "alice.pem")
+    said = refused(people, "sign", str(people.stick), "--key", alice, "--yes")
+    assert "another fleet's folder, or a forged one" in said
+
+
+def test_an_old_folder_is_refused_by_who_has_signed_a_newer_one(people: People, tmp_path: Path) -> None:
+    """A stick that lay in a drawer would bring a removed key back: its root 2 is another than the fleet's."""
+    old = tmp_path / "drawer"
+    shutil.copytree(people.stick, old)
+    for change in (("rotate", "carol", "dave"), ("extend",)):
+        people.kedge(change[0], str(people.stick), *change[1:])
+        people.sign("alice", "bob")
+        people.adopt()
+    people.kedge("extend", str(old))
+    bob = str(people.folder / "bob" / "bob.pem")
+    assert "the folder ends with root 1" in refused(people, "sign", str(old), "--key", bob, "--yes")
+
+
+def test_a_proposal_for_another_base_is_refused_when_it_is_signed(people: People) -> None:
+    people.kedge("extend", str(people.stick))
+    stale = {path.name: path.read_bytes() for path in (people.stick / "proposal").iterdir()}
+    people.sign("alice", "bob")
+    people.adopt()
+    for name, data in stale.items():
+        (people.stick / "proposal" / name).write_bytes(data)
+    key = str(people.folder / "carol" / "carol.pem")
+    assert "made on another base" in refused(people, "sign", str(people.stick), "--key", key, "--yes")
+
+
+def test_two_people_sign_copies_at_the_same_time(people: People, tmp_path: Path) -> None:
+    people.kedge("rotate", str(people.stick), "carol", "dave")
+    copy = tmp_path / "copy"
+    shutil.copytree(people.stick, copy)
+    people.sign("alice")
+    people.sign("bob", stick=copy)
+    assert not people.json("review", str(people.stick))["complete"]
+    assert people.json("merge", str(people.stick), str(copy))["complete"]
+
+
+def test_a_person_who_says_no_has_signed_nothing(people: People) -> None:
+    people.kedge("rotate", str(people.stick), "carol", "dave")
+    key = str(people.folder / "alice" / "alice.pem")
+    said = people.kedge("sign", str(people.stick), "--key", key, answer="n\n")
+    assert "carol" in said
+    assert "Sign this?" in said
+    assert all(not count["signed"] for count in people.json("review", str(people.stick))["signatures"])
+
+
+def test_nothing_to_upload_is_said(people: People) -> None:
+    assert "nothing is proposed" in refused(people, "review", str(people.stick))
+    people.kedge("extend", str(people.stick))
+    people.sign("alice")
+    said = refused(people, "upload", str(people.stick), "--server", "http://127.0.0.1:1", "--token", "t")
+    assert said.startswith("signatures are missing: 1 of the root keys that root 1 names")
+    people.kedge("discard", str(people.stick))
+    assert people.json("list", str(people.stick))["proposed"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["revoke", "FOLDER", "nobody"], "'nobody' is the name of 0 keys"),
+        (["add", "FOLDER", "nobody", "--role", "root"], "nobody.pub.json: No such file"),
+        (["add", "FOLDER", "dave", "--role", "boss"], "expected one of root, targets, snapshot"),
+        (["add", "FOLDER", "alice", "--role", "root"], "is one of its keys already"),
+        (["threshold", "FOLDER", "root", "4"], "expected a threshold of 1 to 3, got 4"),
+        (["project", "set", "FOLDER", "vision"], "give it --key and --path"),
+        (["project", "set", "FOLDER", "vision", "--key", "dave", "--path", "*"], "expected patterns such as"),
+        (["project", "set", "FOLDER", "root", "--key", "dave", "--path", "bundles/*/*/*"], "another role's"),
+        (["project", "remove", "FOLDER", "vision"], "expected one of releases, got 'vision'"),
+        (["review", "FOLDER/keys"], "no ceremony's folder"),
+        (["generate", "Al ice"], "expected"),
+        (["generate", "alice", "--out", "FOLDER/../alice"], "is there already"),
+    ],
+)
+def test_a_mistake_is_said_in_one_line(people: People, arguments: Sequence[str], why: str) -> None:
+    before = sorted(path for path in people.folder.rglob("*") if path.is_file())
+    said = refused(people, *(x.replace("FOLDER", str(people.stick)) for x in arguments))
+    assert why in said
+    assert "\n" not in said
+    assert sorted(path for path in people.folder.rglob("*") if path.is_file()) == before
+
+
+def test_a_passphrase_is_asked_for_twice_at_a_terminal(tmp_path: Path) -> None:
+    """The first two differ, so that it asks again; nothing of them is shown."""
+    controller, terminal = pty.openpty()
+    environment = {k: v for k, v in os.environ.items() if k != "KEDGE_KEY_PASSPHRASE"}
+    process = subprocess.Popen(
+        [KEDGE, "keys", "generate", "alice", "--out", str(tmp_path)],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env=environment,
+        start_new_session=True,
+    )
+    os.close(terminal)
+    seen, read = b"", 0
+
+    def hear() -> bool:
+        nonlocal seen
+        if select.select([controller], [], [], 0.1)[0]:
+            with contextlib.suppress(OSError):  # the terminal's other end is closed
+                seen += os.read(controller, 1000)
+        return expected in seen[read:]
+
+    for expected, answer in (
+        (b"passphrase of", SECRET),
+        (b"Repeat", "a slip of the finger"),
+        (b"do not match", ""),
+        (b"passphrase of", SECRET),
+        (b"Repeat", SECRET),
+        (b"share:", ""),
+    ):
+        wait_until(hear, f"{expected!r} is printed", 20)
+        read = seen.index(expected, read) + len(expected)
+        if answer:
+            os.write(controller, f"{answer}\n".encode())
+    assert process.wait(20) == 0
+    os.close(controller)
+    assert SECRET.encode() not in seen
+    assert b"ENCRYPTED" in (tmp_path / "alice.pem").read_bytes()
+
+
+def test_without_a_terminal_nobody_waits_for_an_answer(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "KEDGE_KEY_PASSPHRASE"}
+    done = subprocess.run(
+        [KEDGE, "keys", "generate", "alice", "--out", str(tmp_path)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: new passphrase of ")
+    assert "--passphrase-file" in done.stderr
