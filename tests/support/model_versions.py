@@ -39,7 +39,7 @@ def changed(data: bytes, change: Callable[[str, Array], Array]) -> bytes:
         values = numpy_helper.to_array(tensor)
         made = np.ascontiguousarray(change(tensor.name, values).astype(values.dtype))
         tensor.CopyFrom(numpy_helper.from_array(made, tensor.name))
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def tuned(seed: int, rate: float) -> Callable[[str, Array], Array]:
@@ -71,4 +71,4 @@ def quantized(data: bytes) -> bytes:
         tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
         more.append(numpy_helper.from_array(scale, f"{tensor.name}_scale"))
     model.graph.initializer.extend(more)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())

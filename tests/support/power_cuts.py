@@ -46,11 +46,15 @@ from device_agent.update.events import Offered
 from device_agent.uplink import Uplink
 from fake_link import FakeBroker
 from fleet.bundle import description, manifest
+from fleet.delta import patch
+from fleet.delta.encode import encode
+from fleet.delta.patch import Change
 from fleet.ids import DeviceId, Digest
 from fleet.trust.assignment import AssignedBundle
+from fleet.trust.delta_offer import DeltaOffer
 from fleet.wire import codec
 from fleet.wire.messages import UpdateEvent, UpdateState
-from server.services.distribution import Distribution, prepare
+from server.services.distribution import Distribution, Parcel, parcel_of, prepare, write_index
 from trust_world import TARGET, MemoryBlobs
 
 LATER: Final = datetime(2100, 1, 1, tzinfo=timezone.utc)
@@ -115,10 +119,11 @@ class Constant:
 
 
 class Fleet(NamedTuple):
-    """A broker in memory with two releases on it."""
+    """A broker in memory with two releases on it, and the delta between them."""
 
     broker: FakeBroker
     bundles: tuple[AssignedBundle, AssignedBundle]
+    delta: DeltaOffer
 
 
 def fleet() -> Fleet:
@@ -129,8 +134,14 @@ def fleet() -> Fleet:
         prepare(_bundle(blobs, number), blobs, version=str(number), release_counter=number)
         for number in (1, 2)
     )
-    distribution.add([first, second])
-    return Fleet(broker, (first, second))
+    models = [manifest.decode(blobs.read(Digest(x.digest))).file("model.onnx") for x in (first, second)]
+    files = [blobs.read(Digest(x.digest)) for x in models]
+    change = Change(Digest(models[1].digest), models[1].size, Digest(models[0].digest), encode(*files))
+    made = patch.encode([change])
+    blobs.write(Digest.of(made), [made], len(made))
+    index, size = write_index(blobs, [Digest.of(made)])
+    distribution.arrange([parcel_of(first), parcel_of(second), Parcel("delta", index)])
+    return Fleet(broker, (first, second), DeltaOffer(base=first.digest, index=str(index), index_size=size))
 
 
 def _bundle(blobs: MemoryBlobs, number: int) -> manifest.Bundle:
@@ -211,11 +222,16 @@ class Device:
     def _needed(self) -> list[AssignedBundle] | None:
         return None if self.driver.data.installing else list(self.driver.data.needed)
 
-    def update(self, bundle: AssignedBundle) -> None:
+    def update(self, bundle: AssignedBundle, delta: DeltaOffer | None = None) -> None:
         """Take an offer, and see the update to its end."""
-        self.driver.feed(
-            Offered(Offer(bundle=bundle, rollout=bundle.version, assignment_version=1, activate_before=LATER))
+        offer = Offer(
+            bundle=bundle,
+            rollout=bundle.version,
+            assignment_version=1,
+            activate_before=LATER,
+            delta=delta,
         )
+        self.driver.feed(Offered(offer))
         while self.driver.data.installing:
             self.driver.take(self._outcomes.get(timeout=20))
         self._outcomes.get(timeout=20)  # the links are drawn
@@ -239,7 +255,7 @@ def _cut(root: Path, world: Fleet, power: Power) -> None:
     power.watch()
     device = Device(root, world.broker)
     device.driver.start(clean=True)
-    device.update(world.bundles[1])
+    device.update(world.bundles[1], world.delta)
     sys.setprofile(None)
     (root / "calls").write_text(str(power.calls))
 
@@ -253,7 +269,7 @@ def _comes_back(root: Path, world: Fleet) -> None:
     if device.driver.data.state is UpdateState.COMMITTED and device.driver.data.active == new:
         device.driver._worker.join(20)  # type: ignore[union-attr]  # the links are drawn
     else:
-        device.update(new)
+        device.update(new, world.delta)
     assert device.driver.data.state is UpdateState.COMMITTED
     assert device.answer() == 2.0
     assert device.store.linked("m", "active") == new.digest
@@ -286,6 +302,7 @@ def main(folder: Path) -> None:
     assert _apart(lambda: _prepared(template, world)) == 0
     shutil.copytree(template, whole, symlinks=True)
     assert _apart(lambda: _cut(whole, world, Power())) == 0
+    assert (whole / "patches.json").is_file(), "the delta was begun"
     calls = int((whole / "calls").read_text())
     failures = []
     for number in range(1, calls + 1):

@@ -154,7 +154,8 @@ def test_symbols_survive_the_entropy_coder_at_its_theoretical_size(
 def test_outer_products_come_out_the_same_in_any_pieces() -> None:
     """Blocks of a tensor are made one after the other: each must get just its part of the sum."""
     rng = np.random.default_rng(0)
-    factors = low_rank.factor(rng.standard_normal((40, 3)) @ rng.standard_normal((3, 50)) * 4, 8)
+    changes: low_rank.Floats = rng.standard_normal((40, 3)) @ rng.standard_normal((3, 50)) * 4.0
+    factors = low_rank.factor(changes, 8)
     whole = low_rank.change(factors, 0, 2000)
     parts = [low_rank.change(factors, at, min(333, 2000 - at)) for at in range(0, 2000, 333)]
     assert (np.concatenate(parts) == whole).all()
