@@ -6,7 +6,9 @@ import platform
 import shutil
 import sys
 import textwrap
+from datetime import datetime, timezone
 from importlib import metadata
+from pathlib import Path
 from typing import Final, Literal
 
 import click
@@ -14,6 +16,8 @@ import msgspec
 from packaging.requirements import Requirement
 
 from compiler import toolchains
+from fleet.checks import Check
+from fleet.text import printable
 from kedge import __version__
 
 #: Extra to what needs it; what an extra brings is written in the distribution's own metadata.
@@ -48,6 +52,9 @@ PROGRAMS: Final = {
 }
 _PLACES: Final = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin:/usr/src/tensorrt/bin"
 _WIDTH: Final = 90
+#: Where an agent and a server keep their things unless they are told otherwise.
+_STATE: Final = Path("/var/lib/kedge-agent")
+_DATA: Final = Path("kedge-data")
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,19 +123,73 @@ def _program(name: str, install: str, needed_for: str) -> Finding:
 
 
 @click.command()
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    envvar="KEDGE_STATE",
+    help="Look at an agent's state folder too. [default: /var/lib/kedge-agent, where there is one]",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="Look at a server's data folder too. [default: ./kedge-data, where there is one]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def doctor(*, as_json: bool) -> None:
-    """Say what this installation has, and what is missing, with the command that installs it."""
+def doctor(*, state: Path | None, data: Path | None, as_json: bool) -> int:
+    """Say what this installation has and lacks, and how the device or server on this machine is.
+
+    On a device: identity, certificate, trust metadata, clock, and whether each model's files are whole. On a
+    server: the metadata as a device would verify it, private keys, certificate authority, and the audit log.
+    Nothing is changed. Exits with 2 where something does not work.
+    """
     found = findings()
+    looked = {"device": _device(state), "server": _server(data)}
     if as_json:
-        facts = {"kedge": __version__, "python": platform.python_version(), "parts": found}
+        facts = {"kedge": __version__, "python": platform.python_version(), "parts": found, **looked}
         click.echo(msgspec.json.encode(facts).decode())
-        return
-    click.echo(
-        f"kedge {__version__} on Python {platform.python_version()}, {sys.platform} {platform.machine()}"
-    )
+    else:
+        click.echo(
+            f"kedge {__version__} on Python {platform.python_version()}, {sys.platform} {platform.machine()}"
+        )
+        _print_parts(found)
+        for place, checks in looked.items():
+            _print_checks(place, checks)
+    return 2 if any(check.health == "fail" for checks in looked.values() for check in checks) else 0
+
+
+def _device(state: Path | None) -> list[Check]:
+    if state is None and not _STATE.is_dir():
+        return []
+    from device_agent import checkup
+    from device_agent.adapters.state import StateFolder
+
+    return checkup.checks(StateFolder(state or _STATE), datetime.now(timezone.utc))
+
+
+def _server(data: Path | None) -> list[Check]:
+    if data is None and not _DATA.is_dir():
+        return []
+    from server import checkup
+    from server.settings import Settings
+
+    return checkup.checks(Settings(data=data or _DATA), datetime.now(timezone.utc))
+
+
+def _print_parts(found: list[Finding]) -> None:
     width = max(len(part.name) for part in found)
     for part in found:
         mark, what = ("ok     ", part.found) if part.found else ("missing", part.install)
         short = textwrap.shorten(what, _WIDTH, placeholder=" ...") if part.found else what
         click.echo(f"{mark} {part.name:<{width}} {short}  ({part.needed_for})")
+
+
+def _print_checks(place: str, checks: list[Check]) -> None:
+    if not checks:
+        return
+    click.echo(f"\nthis {place}")
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        action = f"  -> {check.action}" if check.action else ""
+        click.echo(f"{check.health:<7} {check.name:<{width}} {printable(check.found)}{action}")

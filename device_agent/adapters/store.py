@@ -178,14 +178,7 @@ class FileStore:
 
     def intact(self, digest: Digest) -> bool:
         """Return whether the bytes are stored and still have their digest."""
-        hasher = hashlib.sha256()
-        try:
-            with self.path(digest).open("rb") as file:
-                while block := file.read(_BLOCK):
-                    hasher.update(block)
-        except OSError:
-            return False
-        return hasher.hexdigest() == digest.hex
+        return intact(self.path(digest), digest)
 
     def delete(self, digest: Digest) -> None:
         """Forget the bytes, if they are there."""
@@ -259,3 +252,15 @@ def _same(link: Path, blob: Path) -> bool:
         return link.samefile(blob)
     except FileNotFoundError:
         return False
+
+
+def intact(path: Path, digest: Digest) -> bool:
+    """Return whether a file is there and has this digest."""
+    hasher = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                hasher.update(block)
+    except OSError:
+        return False
+    return hasher.hexdigest() == digest.hex

@@ -1,0 +1,176 @@
+"""What `kedge doctor --data` looks at in a server's data folder: trust metadata, keys, authority, audit log.
+
+The metadata is verified as a device that starts from the first root would verify it, with the same code. It
+reads and changes nothing, so it may look while the server runs.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from tuf.api.metadata import Root, Signed
+
+from fleet.checks import Check
+from fleet.errors import KedgeError
+from fleet.trust import repository, workflow
+from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP, TrustedMetadata
+from fleet.trust.workflow import Fetch, Load, Save, Step, Workflow, filename
+from server.adapters.clock import SystemClock
+from server.db.engine import Database
+from server.services.audit import Audit
+from server.services.audit_witness import KEY, Witness
+from server.settings import Settings
+
+#: People should know this long before something that only they can renew ends.
+_SOON: Final = timedelta(days=30)
+_ENCRYPTED: Final = b"ENCRYPTED PRIVATE KEY"
+_BACKUP: Final = "restore it from a backup"
+
+_LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+_Look = Callable[[Settings, datetime], Iterator[Check]]
+
+
+def checks(settings: Settings, wall: datetime) -> list[Check]:
+    """Return what was found in a server's data folder.
+
+    Args:
+        settings: say where its parts lie.
+        wall: what this machine's clock says.
+    """
+    if not settings.trust.is_dir():
+        found = f"{settings.data}: expected a server's data folder, it has no {settings.trust.name}/"
+        return [Check(name="data", health="fail", found=found, action="kedge serve --data FOLDER")]
+    looks: dict[str, _Look] = {"trust": _trust, "keys": _keys, "authority": _authority, "audit log": _audit}
+    return [check for name, look in looks.items() for check in _looked(name, look, settings, wall)]
+
+
+def _looked(name: str, look: _Look, settings: Settings, wall: datetime) -> list[Check]:
+    try:
+        return list(look(settings, wall))
+    except (KedgeError, OSError, ValueError) as error:
+        return [Check(name=name, health="fail", found=str(error), action=_BACKUP)]
+
+
+# --- what devices see ------------------------------------------------------------------------------
+
+
+def _trust(settings: Settings, wall: datetime) -> Iterator[Check]:
+    reader = _Reader(settings.trust)
+    # Held against no clock first: what has expired is said of each file, and the rest is looked at too.
+    trusted = workflow.run(workflow.refresh(_LONG_AGO), reader)
+    yield _dated(ROOT, trusted.root, wall)
+    yield from (
+        _dated(role, signed, wall)
+        for role, signed in ((TIMESTAMP, trusted.timestamp), (SNAPSHOT, trusted.snapshot))
+        if signed is not None
+    )
+    yield _dated(TARGETS, trusted.targets(), wall)
+    for project in repository.projects_of(trusted.targets()):
+        bundles = workflow.run(_bundles(trusted, project.name), reader)
+        yield Check(name=f"project {project.name}", health="ok", found=f"{bundles} bundles, all verify")
+
+
+def _bundles(trusted: TrustedMetadata, project: str) -> Workflow[int]:
+    """Verify a project's files, hash bins included, and count what they name."""
+    yield from workflow.load_targets(trusted, project, TARGETS)
+    named = trusted.targets(project)
+    count, bins = len(named.targets), named.delegations and named.delegations.succinct_roles
+    for name in bins.get_roles() if bins else ():
+        yield from workflow.load_targets(trusted, name, project)
+        count += len(trusted.targets(name).targets)
+    return count
+
+
+class _Reader:
+    """Performs a workflow's steps on the server's own folder, as a device that has seen nothing yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder: Final = folder
+        self._kept = {filename(ROOT): (folder / filename(ROOT, 1)).read_bytes()}
+
+    def __call__(self, step: Step) -> bytes | None:
+        match step:
+            case Fetch(name, _):
+                path = self._folder / name
+                return path.read_bytes() if path.exists() else None
+            case Load(name):
+                return self._kept.get(name)
+            case Save(name, data):
+                self._kept[name] = data
+            case _:
+                self._kept.pop(step.name, None)
+        return None
+
+
+def _dated(role: str, signed: Signed, now: datetime) -> Check:
+    found = f"version {signed.version}, until {signed.expires:%Y-%m-%d}"
+    if isinstance(signed, Root):
+        needed = signed.roles[ROOT]
+        found += f", signed by {needed.threshold} of {len(needed.keyids)}"
+    action = "start the server, which signs it; or have its holders sign the next: kedge keys extend"
+    if signed.expires <= now:
+        return Check(name=role, health="fail", found=f"{found}: expired", action=action)
+    if role in (ROOT, TARGETS) and signed.expires - now < _SOON:
+        return Check(name=role, health="warn", found=found, action=action)
+    return Check(name=role, health="ok", found=found)
+
+
+# --- what must stay secret, and whole --------------------------------------------------------------
+
+
+def _keys(settings: Settings, _wall: datetime) -> Iterator[Check]:
+    files = sorted(settings.keys.glob("*.pem"))
+    private = [path for path in files if b"PRIVATE KEY" in path.read_bytes()]
+    loose = [path.name for path in private if stat.S_IMODE(path.stat().st_mode) & 0o077]
+    if loose:
+        action = f"chmod 600 {settings.keys}/*.pem, and replace those keys: kedge keys rotate"
+        yield Check(name="keys", health="fail", found=f"others may read {', '.join(loose)}", action=action)
+    else:
+        plain = sum(_ENCRYPTED not in path.read_bytes() for path in private)
+        found = f"{len(private)} private keys, {plain} without a passphrase"
+        yield Check(name="keys", health="ok", found=found)
+    held = [role for role in (ROOT, TARGETS) if (settings.keys / f"{role}.pem").exists()]
+    if held:
+        found = f"{' and '.join(held)} can be signed here: a thief of this server can sign anything"
+        action = "give those keys to people: kedge keys init"
+        yield Check(name="offline keys", health="warn", found=found, action=action)
+    else:
+        yield Check(name="offline keys", health="ok", found="root's and targets' keys are with people")
+
+
+def _authority(settings: Settings, wall: datetime) -> Iterator[Check]:
+    for path in sorted(settings.keys.glob("ca*.pem")):
+        data = path.read_bytes()
+        if b"BEGIN CERTIFICATE" not in data or path.stem == "ca-links":
+            continue
+        until = x509.load_pem_x509_certificate(data).not_valid_after_utc
+        found = f"{path.name} until {until:%Y-%m-%d}"
+        if until - wall < 12 * _SOON:
+            action = "let another follow it: kedge broker authority"
+            yield Check(name="authority", health="warn", found=found, action=action)
+        else:
+            yield Check(name="authority", health="ok", found=found)
+
+
+def _audit(settings: Settings, _wall: datetime) -> Iterator[Check]:
+    if not settings.database and not settings.database_file.exists():
+        yield Check(name="audit log", health="ok", found="none yet")
+        return
+    database, clock = Database(settings.database_url), SystemClock()
+    # Making one would make a key, and hide that the old one is gone.
+    witness = Witness(settings.data, settings.keys) if (settings.keys / KEY).exists() else None
+    try:
+        state = Audit(database, clock, witness).verify()
+    finally:
+        database.close()
+    if state.broken:
+        action = "somebody changed the database: keep a copy, and compare it with a backup"
+        yield Check(name="audit log", health="fail", found=state.broken, action=action)
+    else:
+        yield Check(name="audit log", health="ok", found=f"{state.entries} entries, the chain is whole")
