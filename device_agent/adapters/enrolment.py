@@ -76,7 +76,7 @@ def begin(
         server=server,
         claim=token.secret,
         root_fingerprint=token.root_fingerprint,
-        target=Name(target),
+        target=str(Name(target)),
         name=name,
         offload=offload or {},
     )

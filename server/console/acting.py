@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import msgspec
 from litestar import post
-from litestar.params import FromPath
+from litestar.params import FromPath, URLEncodedBody
 from litestar.response import Redirect
 
 from fleet.rollout.states import Move
 from server.console.pages import OPERATOR, AnyRequest, ServicesDep, done
 from server.console.words import ASKS
 from server.errors import NotFoundError
+
+
+class DecisionForm(msgspec.Struct, frozen=True, kw_only=True):
+    """What was looked at when a device was let in or refused."""
+
+    fingerprint: str
 
 
 @post(
@@ -35,7 +42,44 @@ def flush(request: AnyRequest, services: ServicesDep, device_id: FromPath[str]) 
 def revoke(request: AnyRequest, services: ServicesDep, device_id: FromPath[str]) -> Redirect:
     """Shut a device out."""
     services.devices.revoke(request.user, device_id)
+    services.wake_doorman()
     return done(f"/devices/{device_id}", "revoke")
+
+
+@post(
+    "/devices/{device_id:str}/decommission",
+    opt=OPERATOR,
+    sync_to_thread=True,
+    include_in_schema=False,
+    status_code=303,
+)
+def decommission(request: AnyRequest, services: ServicesDep, device_id: FromPath[str]) -> Redirect:
+    """Tell a device to wipe itself."""
+    services.devices.decommission(request.user, device_id)
+    services.wake_publisher()
+    return done(f"/devices/{device_id}", "decommission")
+
+
+@post(
+    "/pending/{device_id:str}/{decision:str}",
+    opt=OPERATOR,
+    sync_to_thread=True,
+    include_in_schema=False,
+    status_code=303,
+)
+def decide(
+    request: AnyRequest,
+    services: ServicesDep,
+    device_id: FromPath[str],
+    decision: FromPath[str],
+    data: URLEncodedBody[DecisionForm],
+) -> Redirect:
+    """Let a waiting device in, or refuse it."""
+    decisions = {"approve": services.admission.approve, "reject": services.admission.reject}
+    if decision not in decisions:
+        raise NotFoundError(f"device: expected approve or reject, got {decision!r}")
+    decisions[decision](request.user, device_id, data.fingerprint)
+    return done("/devices", f"{decision}_device")
 
 
 @post("/rollouts/{rollout_id:int}/{move:str}", opt=OPERATOR, sync_to_thread=True, include_in_schema=False,
@@ -51,4 +95,4 @@ def steer(
     return done(f"/rollouts/{rollout_id}", move)
 
 
-HANDLERS = (flush, revoke, steer)
+HANDLERS = (flush, revoke, decommission, decide, steer)

@@ -38,11 +38,12 @@ def devices_page(request: AnyRequest, services: ServicesDep) -> Template:
     """Who is late, outdated, holding back?"""
     with services.database.read() as session:
         every = devices.lines(session, services.clock.now())
+        waiting, claims = devices.waiting(session)
     view = devices.listing(every, dict(request.query_params))
     return page(
         request, services, "devices.html", "devices",
         view=view, enrolled=len(every), tally=devices.tally(every), choices=devices.choices(every),
-        looks=DEVICE, search=view.query["q"],
+        looks=DEVICE, search=view.query["q"], waiting=waiting, claims=claims,
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sqlite3
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +56,7 @@ class Parts(NamedTuple):
     admission: Admission
     revocations: Revocations
     doorman: FakeDoorman
+    farewell: Farewell
     devices: Devices
     releases: Releases
     assignments: Assignments
@@ -92,10 +95,30 @@ class Parts(NamedTuple):
         return {action.device_id: action.status for action in self.rollouts.actions(rollout)}
 
 
+@functools.cache
+def _template() -> Database:
+    database = Database("sqlite://")
+    upgrade(database)
+    return database
+
+
+def migrated(url: str = "sqlite://") -> Database:
+    """Return a database with its tables; one in memory is a copy, for migrating takes half a second."""
+    database = Database(url)
+    if url != "sqlite://":
+        upgrade(database)
+        return database
+    with _template().engine.connect() as source, database.engine.connect() as target:
+        ready, fresh = source.connection.driver_connection, target.connection.driver_connection
+        assert isinstance(ready, sqlite3.Connection)
+        assert isinstance(fresh, sqlite3.Connection)
+        ready.backup(fresh)
+    return database
+
+
 def parts(folder: Path, url: str = "sqlite://") -> Parts:
     """Wire everything in a folder."""
-    clock, live, health, database = ManualClock(), Live(), Health(), Database(url)
-    upgrade(database)
+    clock, live, health, database = ManualClock(), Live(), Health(), migrated(url)
     signing = SigningService(folder / "keys", folder / "trust", clock)
     signing.open()
     broker = FakeBroker()
@@ -126,6 +149,7 @@ def parts(folder: Path, url: str = "sqlite://") -> Parts:
         admission=Admission(database, clock, audit, live, claims),
         revocations=revocations,
         doorman=doorman,
+        farewell=farewell,
         devices=Devices(database, clock, audit, live, connection, farewell),
         releases=Releases(
             database, clock, audit, live, FolderBlobStore(folder / "blobs"), signing, 2**20

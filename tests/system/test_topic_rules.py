@@ -14,6 +14,8 @@ from typing import NamedTuple
 import pytest
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
 
 from brokers import mosquitto_binary
 from fleet.errors import WireError
@@ -96,11 +98,17 @@ class Member:
             context.load_cert_chain(identity.certificate, identity.key)
             self._client.tls_set_context(context)
         self._client.on_message = lambda _c, _u, m: self.received.append((m.topic, bytes(m.payload)))
-        self._client.on_connect = lambda _c, _u, _f, reason, _p: reason.is_failure and self.refused.set()
+        self._client.on_connect = self._answered
         self._client.on_disconnect = lambda *_: self.refused.set()
         self._client.connect("127.0.0.1", broker.port)
         self._client.loop_start()
         wait_until(lambda: self._client.is_connected() or self.refused.is_set(), "it is in, or it is not", 10)
+
+    def _answered(
+        self, _client: Client, _user: object, _flags: object, reason: ReasonCode, _p: Properties | None
+    ) -> None:
+        if reason.is_failure:
+            self.refused.set()
 
     @property
     def admitted(self) -> bool:

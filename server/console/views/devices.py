@@ -13,6 +13,7 @@ from fleet.wire.messages import ModelReport, UpdateState
 from server.console.listing import Listing, number_of, page_of
 from server.console.looks import DEVICE, STEPS, UPDATE, Look, look
 from server.console.views import reports
+from server.db.identity_tables import PendingDevice
 from server.db.tables import (
     Claim,
     Device,
@@ -30,6 +31,8 @@ LATE_INTERVALS: Final = 3
 LATE_LEAST: Final = 900.0
 _RHYTHM_SECONDS: Final = 86400.0
 _DAY: Final = 86400.0
+#: Devices that wait, on one page; the command line shows all.
+_MOST_WAITING: Final = 100
 _MOVING: Final = frozenset(
     {"downloading", "verifying", "staged", "loading", "golden_check", "shadow", "canary", "rolling_back"}
 )
@@ -241,6 +244,14 @@ def choices(every: Iterable[DeviceLine]) -> Choices:
     devices = list(every)
     found = {f"{m.model} {m.version}" for line in devices for m in line.models if m.version}
     return Choices(targets=sorted({line.row.target for line in devices}), versions=sorted(found))
+
+
+def waiting(session: Session) -> tuple[list[PendingDevice], dict[int, str]]:
+    """Return devices that a person has yet to let in, the longest wait first, and their claims' names."""
+    query = select(PendingDevice).where(PendingDevice.decision == "").order_by(col(PendingDevice.asked_at))
+    rows = list(session.exec(query.limit(_MOST_WAITING)))
+    known = select(Claim).where(col(Claim.id).in_({row.claim_id for row in rows}))
+    return rows, {claim.id or 0: claim.name for claim in session.exec(known)}
 
 
 # --- one device ----------------------------------------------------------------------------------------

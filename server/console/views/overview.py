@@ -21,6 +21,8 @@ DAY: Final = 86400.0
 ERROR_SHARE: Final = 0.01
 #: So many kinds of refusals have a line each: one device can make up any number.
 _KINDS: Final = 6
+#: Devices named in one line.
+_NAMED: Final = 3
 #: So many names are shown; the rest is a number.
 _NAMES: Final = 3
 #: Rollouts that began this long before a chart does still explain what it begins with.
@@ -93,7 +95,25 @@ def _needs(
     session: Session, now: float, lines: list[devices.DeviceLine], figures: reports.Fleet
 ) -> list[Need]:
     security = [*_refusals(session, now), *_signed(session, now)]
-    return [*_rollouts(session), *security, *_devices(lines), *_models(figures)]
+    return [*_rollouts(session), *security, *_waiting(session), *_devices(lines), *_models(figures)]
+
+
+def _waiting(session: Session) -> list[Need]:
+    """Return one line for the devices that a person has yet to let in."""
+    rows, _ = devices.waiting(session)
+    if not rows:
+        return []
+    names = ", ".join(row.device_id for row in rows[:_NAMED])
+    return [
+        Need(
+            tone="warn",
+            mark="pause",
+            title=f"{len(rows)} {'device waits' if len(rows) == 1 else 'devices wait'} to be let in",
+            detail=names + (", ..." if len(rows) > _NAMED else ""),
+            href="/devices#waiting",
+            since=rows[0].asked_at,
+        )
+    ]
 
 
 def _rollouts(session: Session) -> list[Need]:
