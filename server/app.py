@@ -50,13 +50,16 @@ HEADERS: Final = {
     "cross-origin-opener-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
+#: Public metadata, which devices ask for again and again over lines that cost; no browser shows it.
+_METADATA: Final = "/api/v1/trust/"
+_FOR_DEVICES: Final = {"x-content-type-options": "nosniff"}
 
 
-async def _add_headers(message: Message, _: Scope) -> None:
+async def _add_headers(message: Message, scope: Scope) -> None:
     if message["type"] != "http.response.start":
         return
     headers = MutableScopeHeaders.from_message(message)
-    for name, value in HEADERS.items():
+    for name, value in (_FOR_DEVICES if scope["path"].startswith(_METADATA) else HEADERS).items():
         headers.setdefault(name, value)
     # What a session may see must not stay in shared or disk caches; static files say otherwise themselves.
     headers.setdefault("cache-control", "no-store")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any
 
 import msgspec
@@ -204,12 +205,17 @@ def _labels(labels: list[str] | None) -> dict[str, str]:
     security=[],
     media_type="application/json",
 )
-def trust(services: ServicesDep, name: FromPath[str]) -> Response[bytes]:
+def trust(request: AnyRequest, services: ServicesDep, name: FromPath[str]) -> Response[bytes]:
     """Return a file of the image repository; they are public, and protect themselves by signatures."""
     data = services.signing.file(name)
     if data is None:
         raise NotFoundError(f"metadata file {name}: expected a published one")
-    return Response(data, media_type="application/json")
+    tag = f'"{hashlib.sha256(data).hexdigest()[:24]}"'
+    same = request.headers.get("if-none-match") == tag
+    headers = {"etag": tag, "cache-control": "no-cache"}
+    if same:
+        return Response(b"", status_code=304, headers=headers)
+    return Response(data, media_type="application/json", headers=headers)
 
 
 @get("/api/v1/devices", opt=_READ, sync_to_thread=True, summary="List devices", tags=["devices"])

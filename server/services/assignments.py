@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from sqlalchemy import ColumnElement, Table, bindparam
+from sqlalchemy.orm import defer
 from sqlmodel import Session, col, or_, select, update
 
 from fleet.ids import DeviceId
@@ -173,6 +174,7 @@ class Assignments:
             .join(BundleRow, col(BundleRow.digest) == DeviceModel.desired)
             .where(col(DeviceModel.device_id).in_(device_ids), col(Release.withdrawn_at).is_(None))
             .order_by(col(DeviceModel.model))
+            .options(defer(col(BundleRow.description)))  # type: ignore[arg-type]  # a column, as SQLModel has it
         )
         found: defaultdict[str, list[AssignedBundle]] = defaultdict(list)
         for device_id, release, bundle in session.exec(query):
@@ -196,6 +198,7 @@ class Assignments:
                 or_(col(Device.revoked_at).is_(None), col(DeviceAssignment.decommission).is_(True)),
             )
             .order_by(col(Device.online).desc())
+            .options(defer(col(DeviceAssignment.document)))  # type: ignore[arg-type]  # a column, as SQLModel has it
         )
         with self._database.read() as session:
             rows = list(session.exec(query.limit(_BATCH)))
