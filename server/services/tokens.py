@@ -6,7 +6,6 @@ while they are locked out, and one made with another token ends with that one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Final
 
@@ -26,6 +25,8 @@ from server.services.secrets import hashed, new_secret
 
 #: How long a token holds unless it is said otherwise.
 TOKEN_SECONDS: Final = 90 * 24 * 3600.0
+#: What is to hold longer is to say so: it never expires.
+LONGEST: Final = 10 * 366 * 24 * 3600.0
 #: A token's last use is written down this often at most: reading must not become writing.
 _USE_SECONDS: Final = 60.0
 
@@ -188,8 +189,8 @@ def _check(name: str, role: Role | None, grants: tuple[Grant, ...], expires_in: 
         raise InvalidError(str(error)) from error
     if (role is None) == (not grants):
         raise InvalidError("token: expected either a role or scopes")
-    if expires_in is not None and not (math.isfinite(expires_in) and expires_in > 0):
-        raise InvalidError(f"expires_in: expected more than 0 seconds, got {expires_in:g}")
+    if expires_in is not None and not 0 < expires_in <= LONGEST:
+        raise InvalidError(f"expires_in: expected up to {LONGEST:.0f} seconds, got {expires_in:g}")
 
 
 def _check_maker(actor: Principal, role: Role | None, grants: tuple[Grant, ...]) -> None:

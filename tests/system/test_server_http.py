@@ -1,15 +1,12 @@
-"""The API over HTTP: who may call what, what other sites may not do, and how errors look."""
+"""The API over HTTP: what other sites may not do, and how errors look."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from litestar import Litestar, get
-from litestar.routes import HTTPRoute
 from litestar.testing import TestClient
 
 from server.api.auth import COOKIE
@@ -20,14 +17,6 @@ from server.console.routes import handlers, template_config
 from server.services.roles import SYSTEM, Role
 from server.settings import Settings
 
-#: What anybody may reach; everything else must refuse the anonymous.
-OPEN = {
-    ("GET", "/api/v1/health"),
-    ("POST", "/api/v1/login"),
-    ("POST", "/api/v1/enrol"),
-    ("POST", "/api/v1/renew"),
-    ("GET", "/api/v1/trust/{name:str}"),
-}
 PASSWORD = "correct horse battery"
 
 
@@ -61,63 +50,6 @@ def client(app: Litestar) -> Iterator[TestClient[Litestar]]:
 def tokens(runtime: Runtime) -> dict[Role, dict[str, str]]:
     secrets = {role: runtime.services.accounts.tokens.add(SYSTEM, role.value, role)[1] for role in Role}
     return {role: {"Authorization": f"Bearer {secret}"} for role, secret in secrets.items()}
-
-
-def _routes(app: Litestar) -> list[tuple[str, str, Any]]:
-    return [
-        (method, route.path_format, handler)
-        for route in app.routes
-        if isinstance(route, HTTPRoute)
-        for handler in route.route_handlers
-        for method in handler.http_methods
-        if method != "OPTIONS"
-    ]
-
-
-def _path(pattern: str) -> str:
-    return re.sub(r"\{(\w+)(:\w+)?\}", lambda match: "1" if match[1].endswith("_id") else "x", pattern)
-
-
-def test_every_route_but_a_few_refuses_the_anonymous(app: Litestar, client: TestClient[Litestar]) -> None:
-    """A new route that forgets to say who may call it is closed."""
-    opened = set()
-    for method, pattern, handler in _routes(app):
-        answer = client.request(method, _path(pattern), follow_redirects=False)
-        refused = answer.status_code == 401 or answer.headers.get("location", "").startswith("/login")
-        if handler.opt.get("public"):
-            assert not refused or pattern == "/api/v1/login", (method, pattern)
-            opened.add((method, pattern))
-        else:
-            assert refused, (method, pattern, answer.status_code)
-    api = {(method, re.sub(r":\w+", "", pattern)) for method, pattern in opened if pattern.startswith("/api")}
-    assert api == {(method, re.sub(r":\w+", "", pattern)) for method, pattern in OPEN}
-    pages = {pattern.split("/")[1] for _, pattern in opened if not pattern.startswith("/api")}
-    assert pages <= {"login", "static", "favicon.ico"}
-
-
-@pytest.mark.parametrize("role", [Role.VIEWER, Role.OPERATOR, Role.RELEASER])
-def test_every_route_refuses_roles_below_its_own(
-    app: Litestar, client: TestClient[Litestar], tokens: dict[Role, dict[str, str]], role: Role
-) -> None:
-    checked = 0
-    for method, pattern, handler in _routes(app):
-        needed = handler.opt.get("role", Role.ADMIN)
-        if handler.opt.get("public") or role.includes(needed):
-            continue
-        answer = client.request(method, _path(pattern), headers=tokens[role], follow_redirects=False)
-        assert answer.status_code == 403, (method, pattern, answer.status_code)
-        checked += 1
-    assert checked >= 3
-
-
-def test_every_route_that_changes_something_needs_more_than_a_viewer(app: Litestar) -> None:
-    own = {"/api/v1/tokens", "/api/v1/tokens/{token_id}"}
-    harmless = own | {"/api/v1/logout", "/api/v1/me/password", "/api/v1/rollouts/preview", "/logout"}
-    for method, pattern, handler in _routes(app):
-        if method not in ("GET", "HEAD") and not handler.opt.get("public") and pattern not in harmless:
-            if "preview" in pattern or "/new" in pattern:
-                continue  # pages that only compute what would happen
-            assert handler.opt.get("role", Role.ADMIN) is not Role.VIEWER, (method, pattern)
 
 
 def _log_in(client: TestClient[Litestar], name: str = "the-operator") -> None:

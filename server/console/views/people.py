@@ -49,7 +49,8 @@ class PeoplePage:
 
 def page(services: Services, reader: Principal) -> PeoplePage:
     """Return what the reader may see of people and tokens."""
-    now, everybody = services.clock.now(), ()
+    now = services.clock.now()
+    everybody: tuple[Person, ...] = ()
     if reader.has(Role.ADMIN):
         origins = services.accounts.origins()
         everybody = tuple(
