@@ -76,16 +76,21 @@ class Count:
 
     Attributes:
         file: "root" or "targets".
-        who: which keys these are, for people.
+        by: which root names the keys, as "root 2".
         threshold: how many of them must sign.
         signed, unsigned: those who have, and have not.
     """
 
     file: str
-    who: str
+    by: str
     threshold: int
     signed: tuple[Key, ...]
     unsigned: tuple[Key, ...]
+
+    @property
+    def who(self) -> str:
+        """Which keys these are, for people."""
+        return f"the {self.file} keys that {self.by} names"
 
     @property
     def missing(self) -> int:
@@ -300,8 +305,7 @@ def counts(trusted: Trusted, proposal: Proposal) -> tuple[Count, ...]:
 
 def _count(metadata: Metadata[S], delegator: Root, role: str, by: str) -> Count:
     result = delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
-    who = f"the {role} keys that {by} names"
-    return Count(role, who, result.threshold, tuple(result.signed.values()), tuple(result.unsigned.values()))
+    return Count(role, by, result.threshold, tuple(result.signed.values()), tuple(result.unsigned.values()))
 
 
 def _same_rule(one: Count, other: Count) -> bool:

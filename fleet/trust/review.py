@@ -178,6 +178,9 @@ def _warnings(before: Plan | None, after: Plan) -> Iterator[str]:
     for role in OFFLINE:
         yield from _fragile(role, after.of(role))
     yield from _shared(after)
+    both = _in_both(after)
+    if both and (before is None or both != _in_both(before)):
+        yield f"root and targets have the same {'keys' if len(both) > 1 else 'key'}: {_names(both)}"
     for role, signers in after.signers():
         nameless = [key for key in signers.keys if not owner_of(key)]
         if role in OFFLINE and nameless:
@@ -202,9 +205,6 @@ def _fragile(role: str, signers: RoleKeys) -> Iterator[str]:
 
 
 def _shared(plan: Plan) -> Iterator[str]:
-    both = tuple(key for key in plan.keys().values() if set(OFFLINE) <= set(plan.roles_with(key.keyid)))
-    if both:
-        yield f"root and targets have the same {'keys' if len(both) > 1 else 'key'}: {_names(both)}"
     for key in plan.keys().values():
         roles = plan.roles_with(key.keyid)
         exposed = [role for role in roles if role not in OFFLINE]
@@ -213,6 +213,10 @@ def _shared(plan: Plan) -> Iterator[str]:
                 yield f"{named(key)} signs {role} and {', '.join(exposed)}: it cannot be offline"
         if len(exposed) > 1:
             yield f"{named(key)} is the key of {', '.join(exposed)}: one theft takes all of them"
+
+
+def _in_both(plan: Plan) -> tuple[Key, ...]:
+    return tuple(key for key in plan.keys().values() if set(OFFLINE) <= set(plan.roles_with(key.keyid)))
 
 
 def _hidden(plan: Plan) -> Iterator[str]:

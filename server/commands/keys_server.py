@@ -13,7 +13,7 @@ from fleet.errors import CeremonyError
 from fleet.trust import ceremony, holders
 from fleet.trust import plan as plans
 from fleet.trust.ceremony import Proposal, Trusted
-from fleet.trust.holders import named, short
+from fleet.trust.holders import named
 from fleet.trust.metadata_set import ROOT, TARGETS
 from fleet.trust.plan import Plan, plan_of
 from server.adapters.clock import SystemClock
@@ -91,7 +91,7 @@ def _print(roles: list[Json], more: dict[str, object], *, as_json: bool) -> None
         [
             (
                 x["role"],
-                ", ".join(x.get("keys") or [f"key {short(keyid)}" for keyid in x["keyids"]]),
+                ", ".join(x["keys"]),
                 x["threshold"],
                 x["version"] or "-",
                 x["expires"] or "-",

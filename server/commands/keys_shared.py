@@ -161,7 +161,7 @@ def _as_dict(folder: CeremonyFolder, words: Review) -> dict[str, object]:
         "signatures": [
             {
                 "file": count.file,
-                "by": count.who,
+                "by": count.by,
                 "threshold": count.threshold,
                 "missing": count.missing,
                 "signed": [named(key) for key in count.signed],
@@ -182,8 +182,9 @@ def _lines(heading: str, lines: tuple[str, ...] | list[str]) -> None:
 
 
 def _counted(count: Count) -> str:
-    signed = f" ({', '.join(named(key) for key in count.signed)})" if count.signed else ""
-    line = f"{count.file}, by {count.who}: {len(count.signed)} of {count.threshold}{signed}"
+    line = f"{count.file}, by {count.by}: {len(count.signed)} of {count.threshold}"
+    if count.signed:
+        line += f", {', '.join(named(key) for key in count.signed)}"
     if not count.missing:
         return f"{line}: enough"
-    return f"{line}: {count.missing} missing, of {', '.join(named(key) for key in count.unsigned)}"
+    return f"{line}; {count.missing} missing of {', '.join(named(key) for key in count.unsigned)}"

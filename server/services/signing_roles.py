@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 from tuf.api.metadata import Root, Signed, Targets
 
-from fleet.trust import project_files
+from fleet.trust import holders, project_files
 from fleet.trust.assignment import DIRECTOR
 from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 from fleet.trust.repository import RELEASES, TOP_LEVEL
@@ -25,6 +25,7 @@ class RoleInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What is shown of a role.
 
     Attributes:
+        keys: how people know the keys: by their owners' names, where the metadata says them.
         key_file: where the private key lies, "" when it is not on this machine.
         offline: the server alone cannot sign for it: its keys are with people or a CI, or are several.
         coming: id of a key that the server has made for the role, and that nobody has signed for yet.
@@ -35,6 +36,7 @@ class RoleInfo(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     role: str
+    keys: tuple[str, ...]
     keyids: tuple[str, ...]
     threshold: int
     key_file: str
@@ -70,6 +72,7 @@ def _row(role: str, by: Root | Targets, signed: Signed | None, keys: KeyFolder, 
     named, coming = by.get_delegated_role(role), keys.load(role, coming=True)
     return RoleInfo(
         role=role,
+        keys=tuple(holders.named(by.get_key(keyid)) for keyid in named.keyids),
         keyids=tuple(named.keyids),
         threshold=named.threshold,
         key_file=str(keys.path(role)) if role in signers else "",
