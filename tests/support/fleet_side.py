@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from fleet.bundle.manifest import Bundle
 from fleet.errors import WireError
 from fleet.ids import DeviceId, Digest
 from fleet.trust.assignment import AssignedBundle
+from fleet.trust.delta_offer import DeltaOffer
 from fleet.wire import codec, topics
 from fleet.wire.enrolment import BrokerAccess
 from fleet.wire.messages import (
@@ -89,13 +90,15 @@ def digits() -> tuple[Array, Array]:
 class FleetSide:
     """A server of a few lines: releases, assigns, acknowledges, and remembers what devices said."""
 
-    def __init__(self, folder: Path, broker: str) -> None:
+    def __init__(
+        self, folder: Path, broker: str, name: str = "server", login: BrokerLogin | None = None
+    ) -> None:
         """Connect to the broker."""
         self.clock = SystemClock()
         self.blobs = FolderBlobStore(folder / "blobs")
         self.signing = SigningService(folder / "keys", folder / "trust", self.clock)
         self.signing.open()
-        self.connection = MqttConnection(broker, "server", BrokerLogin())
+        self.connection = MqttConnection(broker, name, login or BrokerLogin())
         self.distribution = Distribution(self.connection, self.blobs, patience=0.5)
         self.acknowledge = True
         self.answer: int | None = None
@@ -145,7 +148,13 @@ class FleetSide:
         return bundle
 
     def assign(
-        self, device: str, bundles: Sequence[AssignedBundle], rollout: str, *, allow_rollback: bool = False
+        self,
+        device: str,
+        bundles: Sequence[AssignedBundle],
+        rollout: str,
+        *,
+        allow_rollback: bool = False,
+        deltas: Mapping[str, DeltaOffer] | None = None,
     ) -> bytes:
         """Assign bundles to a device; return what was published."""
         self.versions[device] = self.versions.get(device, 0) + 1
@@ -156,6 +165,7 @@ class FleetSide:
             bundles=bundles,
             activate_before=self.clock.now() + 3600,
             allow_rollback=allow_rollback,
+            deltas=deltas,
         )
         self.connection.publish(topics.assignment(DeviceId(device)), data, retain=True)
         return data
@@ -238,9 +248,11 @@ class AgentSide:
             )
         )
 
-    def start(self, *, health: float = 0.5, window: float = 3600.0) -> AgentSide:
+    def start(
+        self, *, health: float = 0.5, window: float = 3600.0, more: Sequence[str] = ()
+    ) -> AgentSide:
         """Start it and wait until it answers."""
-        options = ["--health-window", str(health), "--window", str(window), "--threads", "1"]
+        options = ["--health-window", str(health), "--window", str(window), "--threads", "1", *more]
         self.process = Process(
             [sys.executable, "-m", "kedge", "agent", "run", "--state", str(self.state.root), *options],
             self.log,

@@ -135,8 +135,8 @@ def fleet() -> Fleet:
         for number in (1, 2)
     )
     models = [manifest.decode(blobs.read(Digest(x.digest))).file("model.onnx") for x in (first, second)]
-    files = [blobs.read(Digest(x.digest)) for x in models]
-    change = Change(Digest(models[1].digest), models[1].size, Digest(models[0].digest), encode(*files))
+    old, new = (blobs.read(Digest(x.digest)) for x in models)
+    change = Change(Digest(models[1].digest), models[1].size, Digest(models[0].digest), encode(old, new))
     made = patch.encode([change])
     blobs.write(Digest.of(made), [made], len(made))
     index, size = write_index(blobs, [Digest.of(made)])
