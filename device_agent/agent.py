@@ -119,6 +119,8 @@ class Agent:
             report=parts.uplink.put_event,
             post=post.put,
         )
+        for said in parts.journal.set_damaged_aside():
+            post.put(Refused("journal", "damaged", said))
         self.drivers: Final = {model: self._driver(model) for model in parts.journal.models()}
         self._verifier: Final = Verifier(parts.trust, parts.clock, self.release_counters, self._verified)
         self.connected = False

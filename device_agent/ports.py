@@ -85,6 +85,9 @@ class BlobStore(Protocol):
     def has(self, digest: Digest) -> bool:
         """Return whether these bytes are stored, whole."""
 
+    def intact(self, digest: Digest) -> bool:
+        """Return whether these bytes are stored and still have their digest; it reads all of them."""
+
     def get(self, digest: Digest) -> bytes:
         """Return the bytes.
 

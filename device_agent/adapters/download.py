@@ -178,13 +178,20 @@ class _Job:
         if size > limit:
             raise BundleError(f"{digest}: expected at most {limit} bytes, got {size}")
         wanted = Digest(digest)
-        if not self._store.has(wanted):
+        if not self._there(wanted):
             self._bring([Wanted(wanted, size, wanted, 0)], self._store.put)
         return self._store.get(wanted)
 
+    def _there(self, digest: Digest) -> bool:
+        """Return whether a blob need not be brought; one that the disk has damaged is brought anew."""
+        if self._store.intact(digest):
+            return True
+        self._store.delete(digest)
+        return False
+
     def blobs(self, blobs: Mapping[Digest, tuple[Chunk, ...]], held: Iterable[Digest]) -> Downloaded:
         """Bring the blobs that are not there, and say what that took."""
-        missing = {digest: parts for digest, parts in blobs.items() if not self._store.has(digest)}
+        missing = {digest: parts for digest, parts in blobs.items() if not self._there(digest)}
         with Assembly(self._store, missing) as assembly:
             assembly.reuse(held, self._check_stop)
             self._bring(assembly.open(), assembly.write)

@@ -111,3 +111,32 @@ def link(path: Path, target: str) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from error
+
+
+def hard_link(path: Path, target: Path) -> None:
+    """Give a file a second name, in place of what had that name.
+
+    Raises:
+        StorageError: the disk does not take it.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+        partial.hardlink_to(target)
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}") from error
+
+
+def rename(path: Path, name: Path) -> None:
+    """Give a file another name, durably, in place of what had that name.
+
+    Raises:
+        StorageError: the disk does not take it.
+    """
+    try:
+        path.replace(name)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Final
 
@@ -10,8 +11,10 @@ import msgspec
 from device_agent.adapters import files
 from device_agent.errors import StorageError
 from device_agent.update.data import UpdateData
-from fleet.ids import Name
+from fleet.ids import Digest, Name
 from fleet.wire.messages import UpdateEvent
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,7 +28,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FileJournal:
-    """Journal entries in a folder."""
+    """Journal entries in a folder, each with its digest; of every model the one before is kept too.
+
+    A disk may spoil what it was given. Then the entry before counts: it is what a power cut a moment earlier
+    would have left, and the machine goes on from there.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Use this folder, made when it is missing."""
@@ -37,18 +44,21 @@ class FileJournal:
         return sorted(path.stem for path in self._folder.glob("*.json"))
 
     def load(self, model: str) -> Entry:
-        """Return a model's entry, a fresh one when there is none.
+        """Return a model's newest entry that is whole, a fresh one when there is none.
 
         Raises:
-            StorageError: the file cannot be read, or was damaged.
+            StorageError: all there is was damaged, or cannot be read.
         """
         path = self._path(model)
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=Entry)
-        except FileNotFoundError:
+        if not path.exists():
             return Entry(data=UpdateData(model=model))
-        except (OSError, ValueError) as error:
-            raise StorageError(f"{path}: {error}") from error
+        try:
+            return _read(path)
+        except StorageError as error:
+            if not self._before(path).exists():
+                raise
+            _LOG.warning("%s; the entry before it counts", error)
+            return _read(self._before(path))
 
     def save(self, entry: Entry) -> None:
         """Replace a model's entry; after the return a power cut does not lose it.
@@ -56,7 +66,42 @@ class FileJournal:
         Raises:
             StorageError: the disk does not take it.
         """
-        files.write(self._path(entry.data.model), msgspec.json.encode(entry))
+        path, data = self._path(entry.data.model), msgspec.json.encode(entry)
+        if path.exists():
+            files.hard_link(self._before(path), path)
+        files.write(path, Digest.of(data).hex.encode() + b"\n" + data)
+
+    def set_damaged_aside(self) -> list[str]:
+        """Keep damaged entries out of the way, so that one model's harms no other; say what was wrong.
+
+        Raises:
+            StorageError: the disk does not take it.
+        """
+        return [said for model in self.models() if (said := self._set_aside(model))]
+
+    def _set_aside(self, model: str) -> str:
+        try:
+            self.load(model)
+        except StorageError as error:
+            path = self._path(model)
+            files.rename(path, path.with_suffix(".damaged"))
+            self._before(path).unlink(missing_ok=True)
+            return str(error)
+        return ""
+
+    @staticmethod
+    def _before(path: Path) -> Path:
+        return path.with_suffix(".before")
 
     def _path(self, model: str) -> Path:
         return self._folder / f"{Name(model)}.json"
+
+
+def _read(path: Path) -> Entry:
+    try:
+        digest, _, data = path.read_bytes().partition(b"\n")
+        if digest != Digest.of(data).hex.encode():
+            raise StorageError(f"{path}: damaged: it has not the digest that it was written with")
+        return msgspec.json.decode(data, type=Entry)
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path}: {error}") from error

@@ -124,7 +124,7 @@ class RefusalEvent(Message, frozen=True, kw_only=True, tag="refusal"):
     """The device refused something that does not verify: an attack, or a broken server.
 
     Attributes:
-        what: "metadata", "assignment", "chunk", "delta", "bundle" or "message".
+        what: "metadata", "assignment", "chunk", "delta", "bundle", "journal" or "message".
         reason: a short code, such as "bad_signature", "wrong_device", "rollback", "expired", "bad_digest".
         detail: one line for a person.
     """

@@ -383,6 +383,32 @@ def test_the_journal_reads_back_and_says_what_is_damaged(tmp_path: Path) -> None
             journal.load("m")
 
 
+def test_a_journal_entry_with_one_altered_bit_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    """The disk turns serial 8 into 9: still JSON, and not what was written."""
+    journal = FileJournal(tmp_path)
+    for serial in (7, 8):
+        journal.save(Entry(data=UpdateData(model="m", serial=serial)))
+    spoilt = (tmp_path / "m.json").read_bytes().replace(b'"serial":8', b'"serial":9')
+    (tmp_path / "m.json").unlink()
+    (tmp_path / "m.json").write_bytes(spoilt)
+    assert journal.load("m").data.serial == 7
+    assert journal.set_damaged_aside() == []
+    journal.save(Entry(data=UpdateData(model="m", serial=10)))
+    assert journal.load("m").data.serial == 10
+
+
+def test_one_models_damaged_journal_is_set_aside_and_harms_no_other(tmp_path: Path) -> None:
+    """Nothing is left of one model's journal; the others must still be served."""
+    journal = FileJournal(tmp_path)
+    for model in ("broken", "whole"):
+        journal.save(Entry(data=UpdateData(model=model, serial=3)))
+    (tmp_path / "broken.json").write_bytes(b"\0" * 64)
+    assert len(journal.set_damaged_aside()) == 1
+    assert journal.models() == ["whole"]
+    assert (tmp_path / "broken.damaged").exists()
+    assert journal.load("broken").data == UpdateData(model="broken")
+
+
 def test_secrets_are_for_their_owner(tmp_path: Path) -> None:
     state = StateFolder(tmp_path / "state")
     with pytest.raises(StateError):

@@ -87,6 +87,17 @@ def test_a_second_download_of_the_same_bytes_costs_nothing(world: World) -> None
     assert again.reused > SIZE
 
 
+def test_a_file_that_the_disk_has_damaged_is_brought_anew(world: World) -> None:
+    """The flash forgets a bit of a stored model: the same bundle, assigned again, comes whole."""
+    bundle, device = world.server.release("1", size=SIZE), world.device()
+    device.downloader.fetch(bundle)
+    largest = max(device.store.blobs, key=lambda digest: len(device.store.blobs[digest]))
+    device.store.blobs[largest] = b"?" + device.store.blobs[largest][1:]
+    again = device.downloader.fetch(bundle)
+    assert again.received == len(device.store.blobs[largest])
+    assert device.store.intact(Digest(largest))
+
+
 def test_only_whole_blobs_stay(world: World) -> None:
     """After the download, the store holds manifest, index and files: the chunks have gone into them."""
     bundle, device = world.server.release("1", size=SIZE), world.device()

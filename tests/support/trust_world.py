@@ -147,6 +147,10 @@ class MemoryStore:
         """Return whether these bytes are stored."""
         return digest in self.blobs
 
+    def intact(self, digest: Digest) -> bool:
+        """Return whether these bytes are stored as they were."""
+        return digest in self.blobs and Digest.of(self.blobs[digest]) == digest
+
     def get(self, digest: Digest) -> bytes:
         """Return the bytes."""
         if digest not in self.blobs:
