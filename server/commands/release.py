@@ -6,13 +6,15 @@ from typing import Any
 
 import click
 
+from fleet.options import FiniteRange
+from fleet.quantity import format_bytes
 from server.commands.shared import connect, moment, print_json, server_options, table
 from server.errors import ClientError
 
 
 @click.group()
 def release() -> None:
-    """List releases, and take one back."""
+    """List releases, take one back, and free what none needs."""
 
 
 @release.command("list")
@@ -62,6 +64,29 @@ def withdraw(model: str, version: str, reason: str, server: str, token: str, as_
         print_json(row)
         return
     click.echo(f"release {row['id']}: {row['model']} {row['version']} withdrawn")
+
+
+@release.command("collect")
+@click.option(
+    "--older-than",
+    "days",
+    type=FiniteRange(1 / 24),
+    default=7.0,
+    show_default=True,
+    help="Days for which nothing has named a file.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@server_options
+def collect(*, days: float, dry_run: bool, server: str, token: str, as_json: bool) -> None:
+    """Delete files that no release needs: uploads that were never released, and withdrawn releases'."""
+    with connect(server, token) as client:
+        went = client.post("/blobs/collect", {"older_than": days * 86400.0, "dry_run": dry_run})
+    if as_json:
+        print_json(went)
+        return
+    click.echo(
+        f"{went['blobs']} files, {format_bytes(went['bytes'])} {'to be freed' if dry_run else 'freed'}"
+    )
 
 
 def _state(row: dict[str, Any]) -> str:

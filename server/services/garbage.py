@@ -13,7 +13,7 @@ from fleet.errors import BundleError
 from fleet.ids import Digest
 from server.db.delivery_tables import RetainedParcel
 from server.db.engine import Database
-from server.db.tables import Blob, BundleRow
+from server.db.tables import Blob, BundleRow, Release, ReleaseBundle
 from server.errors import InvalidError, NotFoundError
 from server.ports.blobs import BlobStore
 from server.ports.clock import Clock
@@ -82,7 +82,13 @@ class Garbage:
         return freed
 
     def _of_bundles(self, session: Session) -> Iterable[str]:
-        for row in session.exec(select(BundleRow)):
+        offered = (
+            select(BundleRow)
+            .join(ReleaseBundle, col(ReleaseBundle.bundle_digest) == BundleRow.digest)
+            .join(Release, col(Release.id) == ReleaseBundle.release_id)
+            .where(col(Release.withdrawn_at).is_(None))
+        )
+        for row in session.exec(offered):
             yield row.digest
             yield row.index_digest
             try:

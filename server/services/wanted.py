@@ -109,7 +109,7 @@ class Wanted:
             select(Release, BundleRow)
             .join(ReleaseBundle, col(ReleaseBundle.release_id) == Release.id)
             .join(BundleRow, col(BundleRow.digest) == ReleaseBundle.bundle_digest)
-            .where(col(BundleRow.digest).in_(digests))
+            .where(col(BundleRow.digest).in_(digests), col(Release.withdrawn_at).is_(None))
             .order_by(col(Release.id))
         )
         found = {row.digest: assigned_bundle(release, row) for release, row in session.exec(query)}
