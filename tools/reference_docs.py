@@ -115,9 +115,9 @@ def wire_page() -> str:
             and function.__module__ == topics.__name__
             and re.match(r"[a-z]+$", name)
         ):
-            argument = next(iter(inspect.signature(function).parameters))
+            argument = next(iter(inspect.signature(function).parameters), "")
             kinds = {"device": f"{topics.DEVICE}/<id>/{name}", "digest": f"{topics.CHUNK}/<sha256>"}
-            topic = kinds.get(argument, f"{topics.TRUST}/<file>")
+            topic = kinds.get(argument, f"{topics.TRUST}/<file>") if argument else function()
             sentence = inspect.cleandoc(function.__doc__ or "").split("\n")[0].removeprefix("Return ")
             lines.append(f"| `{topic}` | {sentence} |")
     lines.append("\n## Messages (MessagePack)\n\n" + inspect.cleandoc(messages.__doc__ or ""))

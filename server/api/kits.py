@@ -23,7 +23,7 @@ PIECE = 4 * 1024 * 1024
 class KitIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A kit to be planned: for which devices, and for how many days it is to hold."""
 
-    which: KitSelection = KitSelection()
+    which: KitSelection = msgspec.field(default_factory=KitSelection)
     days: int = 14
 
 

@@ -119,7 +119,8 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def __str__(self) -> str:
         """Return it as `parse_grant` reads it."""
         words = [self.scope.value, *(f"model={model}" for model in self.models)]
-        return shlex.join([*words, *(f"label={key}={value}" for key, value in self.labels.items())])
+        words += [f"label={key}={value}" for key, value in self.labels.items()]
+        return " ".join(shlex.quote(word) if " " in word else word for word in words)
 
 
 def check_grants(grants: Iterable[Grant]) -> tuple[Grant, ...]:
