@@ -149,13 +149,17 @@ def reject(
     services.admission.reject(request.user, device_id, data.fingerprint)
 
 
-@get("/api/v1/device-keys", opt=OPERATOR, sync_to_thread=True, summary="List registered keys", tags=["devices"])
+@get(
+    "/api/v1/device-keys", opt=OPERATOR, sync_to_thread=True, summary="List registered keys", tags=["devices"]
+)
 def keys(services: ServicesDep, offset: Offset = 0, limit: Limit = 100) -> list[KeyOut]:
     """Return the keys of devices that may enrol, or have enrolled, without a claim."""
     return [_key(row) for row in services.admission.registered(offset, limit)]
 
 
-@post("/api/v1/device-keys", opt=OPERATOR, sync_to_thread=True, summary="Register device keys", tags=["devices"])
+@post(
+    "/api/v1/device-keys", opt=OPERATOR, sync_to_thread=True, summary="Register device keys", tags=["devices"]
+)
 def add_keys(request: AnyRequest, services: ServicesDep, data: JSONBody[KeysIn]) -> list[KeyOut]:
     """Let devices with these keys enrol without a claim."""
     return [_key(row) for row in services.admission.register(request.user, data.keys)]

@@ -293,7 +293,7 @@ def preregister(*, file: TextIO, server: str, token: str, as_json: bool) -> None
     """
     keys = [_registered(row, number) for number, row in enumerate(csv.DictReader(file), start=2)]
     with connect(server, token) as client:
-        made = client.post("/keys", {"keys": keys})
+        made = client.post("/device-keys", {"keys": keys})
     if as_json:
         print_json(made)
         return
