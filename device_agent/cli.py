@@ -323,7 +323,7 @@ def _imported(imported: Imported, ended: Sequence[UpdateData], written: Sequence
         for bundle in imported.bundles
     ]
     return {
-        "device_id": imported.device,
+        "device_id": str(imported.device),
         "assignment_version": imported.version,
         "copied_bytes": imported.copied,
         "known_bytes": imported.known,

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from datetime import datetime
+from functools import cache
 from typing import Final, NamedTuple
 
 from device_agent.adapters.download import Downloader
@@ -211,33 +212,62 @@ class SiteGateway:
                 self._over = set()  # what had no room may have some now
 
     def _serve(self, parcel: Parcel) -> None:
-        """Fetch a parcel, and publish it unless it is still there."""
-        listed = self._fetch(parcel)
-        sizes = _sizes(listed, parcel)
-        room = {**{index: dict(x) for index, x in self._parts.ledger.parcels().items()}, parcel.index: sizes}
-        if parcel.index not in fitting(room, self._parts.budget):
+        """Fetch a parcel, and publish it unless an earlier life has, and it is still there.
+
+        Raises:
+            UnreachableError: it does not come now, or the site's broker is gone.
+        """
+        before = parcel.index in self._parts.ledger.parcels()
+        room = cache(lambda: self._has_room(parcel))
+
+        def stop() -> bool:
+            # The index comes first, and says how large all of it is.
+            return self._stopped or (self._parts.store.has(Digest(parcel.index)) and not room())
+
+        try:
+            self._fetch(parcel, stop)
+        except UnreachableError:
+            if self._stopped or not stop():
+                raise
+        if stop():
+            self._leave_out(parcel)
+            return
+        sizes = self._sizes(parcel)
+        self._parts.ledger.add(parcel.index, sizes)
+        if not (before and self._retained(parcel)):
+            self._publish(parcel)
+        self._served[parcel.index] = sizes
+
+    def _has_room(self, parcel: Parcel) -> bool:
+        wanted = {index: dict(sizes) for index, sizes in self._parts.ledger.parcels().items()}
+        return parcel.index in fitting({**wanted, parcel.index: self._sizes(parcel)}, self._parts.budget)
+
+    def _leave_out(self, parcel: Parcel) -> None:
+        if not self._stopped:
             _LOG.warning("site: no room for %s within %d bytes", parcel.index, self._parts.budget)
             self._over.add(parcel.index)
             self._held.pop(parcel.index, None)
-            return
-        self._parts.ledger.add(parcel.index, sizes)
-        if not self._retained(parcel):
-            self._publish(parcel, listed)
-        self._served[parcel.index] = sizes
 
-    def _fetch(self, parcel: Parcel) -> chunks.ChunkIndex:
+    def _fetch(self, parcel: Parcel, stop: Callable[[], bool]) -> None:
         self._fetching = True
         try:
             with self._parts.downloading:
                 downloader = self._parts.downloader()
                 if parcel.bundle is not None:
-                    downloader.fetch(parcel.bundle, lambda: self._stopped)
+                    downloader.fetch(parcel.bundle, stop)
                     self._held[parcel.index] = parcel.bundle
                 else:
-                    downloader.fetch_parcel(Digest(parcel.index), parcel.index_size, lambda: self._stopped)
-            return chunks.decode(self._parts.store.get(Digest(parcel.index)))
+                    downloader.fetch_parcel(Digest(parcel.index), parcel.index_size, stop)
         finally:
             self._fetching = False
+
+    def _listed(self, index: str) -> chunks.ChunkIndex:
+        return chunks.decode(self._parts.store.get(Digest(index)))
+
+    def _sizes(self, parcel: Parcel) -> dict[Digest, int]:
+        listed = self._listed(parcel.index).blobs.values()
+        sizes = {piece.digest: piece.size for pieces in listed for piece in pieces}
+        return {**sizes, Digest(parcel.index): parcel.index_size}
 
     def _retained(self, parcel: Parcel) -> bool:
         """Return whether the broker still has the parcel: its index was published last."""
@@ -249,16 +279,23 @@ class SiteGateway:
         finally:
             self._parts.link.unsubscribe([topic])
 
-    def _publish(self, parcel: Parcel, listed: chunks.ChunkIndex) -> None:
-        """Publish every chunk, each acknowledged by the broker before the next, and the index last."""
+    def _publish(self, parcel: Parcel, only: Digest | None = None) -> None:
+        """Publish every chunk, each acknowledged by the broker before the next, and the index last.
+
+        Args:
+            parcel: what to publish.
+            only: just this one of its chunks.
+        """
         done: set[Digest] = set()
-        for blob, pieces in listed.blobs.items():
+        for blob, pieces in self._listed(parcel.index).blobs.items():
             offset = 0
             for piece in pieces:
-                if piece.digest not in done:
+                if piece.digest not in done and only in (None, piece.digest):
                     self._put(piece.digest, self._parts.store.read(Digest(blob), offset, piece.size))
                     done.add(piece.digest)
                 offset += piece.size
+        if only not in (None, Digest(parcel.index)):
+            return
         self._put(Digest(parcel.index), self._parts.store.get(Digest(parcel.index)))
 
     def _put(self, digest: Digest, data: bytes) -> None:
@@ -289,24 +326,6 @@ class SiteGateway:
     def _mend(self, missed: list[Digest]) -> None:
         """Publish again what a neighbour has missed or got spoilt, of what is served."""
         for digest in missed:
-            index = next((index for index, sizes in self._served.items() if digest in sizes), None)
-            if index is not None:
-                self._publish_one(Digest(index), digest)
-
-    def _publish_one(self, index: Digest, digest: Digest) -> None:
-        listed = chunks.decode(self._parts.store.get(index))
-        if digest == index:
-            self._put(digest, self._parts.store.get(digest))
-            return
-        for blob, pieces in listed.blobs.items():
-            offset = 0
-            for piece in pieces:
-                if piece.digest == digest:
-                    self._put(digest, self._parts.store.read(Digest(blob), offset, piece.size))
-                    return
-                offset += piece.size
-
-
-def _sizes(listed: chunks.ChunkIndex, parcel: Parcel) -> dict[Digest, int]:
-    sizes = {piece.digest: piece.size for pieces in listed.blobs.values() for piece in pieces}
-    return {**sizes, Digest(parcel.index): parcel.index_size}
+            found = [x for x in self._plan.wanted() if digest in self._served.get(x.index, ())]
+            for parcel in found[:1]:
+                self._publish(parcel, only=digest)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from fleet.errors import WireError
-from fleet.ids import DeviceId, Name
+from fleet.ids import DeviceId, Name, plain
 from fleet.wire import topics
 from server.errors import InvalidError, SettingsError
 from server.ports.clock import Clock
@@ -167,7 +167,7 @@ def write(
         write_file(out / "bridge.key.pem", issued.key, 0o600)
         write_file(files[0], files[0].read_bytes() + bridge.encode(), 0o644)
         sites.mkdir(parents=True, exist_ok=True)
-        write_file(sites / f"{site.name}.json", msgspec.json.encode(site), 0o644)
+        write_file(sites / f"{site.name}.json", msgspec.json.encode(site, enc_hook=plain), 0o644)
     except OSError as error:
         raise SettingsError(f"{out}: {error.strerror or error}") from error
     return (*files, out / "bridge.pem", out / "bridge.key.pem")
