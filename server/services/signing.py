@@ -272,7 +272,7 @@ class SigningService:
         self, overlay: Overlay, signers: Mapping[str, CryptoSigner], *, withdraw: bool
     ) -> None:
         """Sign the own project again if its keys have changed; others must hand in what they sign."""
-        for project in signing_adopt.unsigned_projects(overlay, self._store.read):
+        for project, wrong in signing_adopt.unsigned_projects(overlay, self._store.read):
             held = files_of(project, overlay.files)
             if project.name == RELEASES and RELEASES in signers:
                 parts = project_files.change(project, held, self._terms(), every=True, limits=self._limits)
@@ -281,10 +281,8 @@ class SigningService:
             elif withdraw and not set(held) & set(overlay.changed):
                 overlay.files = {role: part for role, part in overlay.files.items() if role not in held}
             else:
-                raise TrustError(
-                    f"project {project.name}: expected files signed by {project.signers.threshold} of the "
-                    f"{len(project.signers.keys)} keys that targets names for it"
-                )
+                why = f"project {project.name}: hand in files that its keys have signed: {wrong}"
+                raise TrustError(why, reason=wrong.reason) from wrong
 
     def _prove(self, overlay: Overlay, sealed: Sealed) -> None:
         versions = {ROOT: self._root.version, TARGETS: self._image.targets.version}

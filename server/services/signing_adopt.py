@@ -94,15 +94,16 @@ def _take_roots(overlay: Overlay, root: bytes, new: Mapping[int, bytes], now: da
 
 def _take(overlay: Overlay, image: Image, role: str, version: int, data: bytes) -> None:
     new = rules.parse(Targets, data, role).signed
-    old = image.targets if role == TARGETS else image.files.get(role)
     if new.version != version:
         raise TrustError(f"{version}.{role}.json: is version {new.version}", reason="malformed")
-    if old is not None and new.version <= old.version and new != old:
-        raise TrustError(
-            f"{role}: expected a version after {old.version}, got {new.version}", reason="rollback"
-        )
-    if old is not None and new == old:
+    if new == (image.targets if role == TARGETS else image.files.get(role)):
         return
+    # What is lost, or was delegated once, is listed all the same: devices may have seen it.
+    listed = image.snapshot.meta.get(filename(role))
+    if listed is not None and new.version <= listed.version:
+        raise TrustError(
+            f"{role}: expected a version after {listed.version}, got {new.version}", reason="rollback"
+        )
     overlay.changed[role] = data
     if role == TARGETS:
         overlay.targets = new
@@ -123,17 +124,20 @@ def _drop_strangers(overlay: Overlay) -> None:
     overlay.files = {role: part for role, part in overlay.files.items() if role in known}
 
 
-def unsigned_projects(overlay: Overlay, read: Callable[[str], bytes | None]) -> list[Project]:
-    """Return the projects whose present files their keys, as named now, have not signed.
+def unsigned_projects(
+    overlay: Overlay, read: Callable[[str], bytes | None]
+) -> list[tuple[Project, TrustError]]:
+    """Return the projects whose files do not verify with their keys as named now, and why.
 
     Args:
         overlay: with new files laid over.
         read: returns a published file by its name.
     """
-    return [project for project in overlay.projects if not _is_signed(overlay, project, read)]
+    found = ((project, _wrong(overlay, project, read)) for project in overlay.projects)
+    return [(project, wrong) for project, wrong in found if wrong is not None]
 
 
-def _is_signed(overlay: Overlay, project: Project, read: Callable[[str], bytes | None]) -> bool:
+def _wrong(overlay: Overlay, project: Project, read: Callable[[str], bytes | None]) -> TrustError | None:
     own = files_of(project, overlay.files)
     # Below keys that have not changed, what was signed is signed.
     looked_at = own if TARGETS in overlay.changed else {r: p for r, p in own.items() if r in overlay.changed}
@@ -144,9 +148,9 @@ def _is_signed(overlay: Overlay, project: Project, read: Callable[[str], bytes |
             rules.check_signatures(rules.parse(Targets, data, role), delegator, role)
         if looked_at:
             project_files.entries(project, own)
-    except TrustError:
-        return False
-    return True
+    except TrustError as error:
+        return error
+    return None
 
 
 def check_releases(image: Image, overlay: Overlay, *, withdraw: bool) -> list[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 import stat
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from disk_states import contents, restore, states_on_the_way
 from fake_link import FakeBroker
 from fleet.errors import TrustError
 from fleet.ids import DeviceId, Digest
@@ -35,10 +35,6 @@ OTHER = msgspec.structs.replace(BUNDLE, version="2", release_counter=2)
 
 def service(folder: Path, clock: ManualClock | None = None, passphrase: str = "") -> SigningService:
     return SigningService(folder / "keys", folder / "trust", clock or ManualClock(), passphrase)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_a_restart_changes_nothing(tmp_path: Path) -> None:
@@ -192,38 +188,12 @@ def test_lost_metadata_beside_living_keys_is_no_first_start(tmp_path: Path) -> N
         service(tmp_path).open()
 
 
-def states_on_the_way(
-    before: dict[str, bytes], after: dict[str, bytes], home: Path
-) -> Iterator[dict[str, bytes]]:
-    """Yield what lies on disk after each write. Each is atomic, so only whole files are cut off.
-
-    The ledger is written before each file, so it counts as first; a new key waits beside the old one until
-    the metadata is written; the rest lies there in the order of writing.
-    """
-    changed = [n for n in after if before.get(n) != after[n]]
-    keys = [n for n in changed if n.startswith("keys/")]
-    files = [n for n in changed if n.startswith("trust/") and n != "trust/versions"]
-    files.sort(key=lambda n: (home / n).stat().st_mtime_ns)
-    state = before | {"trust/versions": after["trust/versions"]}
-    yield dict(state)
-    state |= {n.replace(".pem", ".next.pem"): after[n] for n in keys}
-    yield dict(state)
-    for name in files:
-        state[name] = after[name]
-        yield dict(state)
-    yield after
-
-
 def test_power_is_cut_during_the_first_start(tmp_path: Path) -> None:
     """The very first start is cut off after any of its writes: the next one ends it, or begins anew."""
     whole = tmp_path / "whole"
     service(whole).open()
     for count, state in enumerate(states_on_the_way({}, contents(whole), whole)):
-        cut = tmp_path / f"cut-{count}"
-        for name, data in state.items():
-            (cut / name).parent.mkdir(parents=True, exist_ok=True)
-            (cut / name).write_bytes(data)
-        (cut / "keys").mkdir(parents=True, exist_ok=True)
+        cut = restore(tmp_path / f"cut-{count}", state)
         again = service(cut)
         again.open()
         assert again.verify() == []
@@ -245,10 +215,7 @@ def test_power_is_cut_after_any_write(tmp_path: Path, action: str) -> None:
     signing.add_bundles([OTHER]) if action == "add" else signing.rotate(action)
     after = contents(home)
     for count, state in enumerate(states_on_the_way(before, after, home)):
-        cut = tmp_path / f"cut-{count}"
-        for name, data in state.items():
-            (cut / name).parent.mkdir(parents=True, exist_ok=True)
-            (cut / name).write_bytes(data)
+        cut = restore(tmp_path / f"cut-{count}", state)
         again = service(cut, world.clock)
         again.open()
         assert bundle in again.bundles()
