@@ -4,7 +4,7 @@
 
 Each cut is a process of its own that ends, without any clean-up, right before its k-th call that changes the
 disk: open, write, fsync, rename, unlink, link, mkdir, rmdir, and every statement to SQLite. A second process
-then starts on what is there.
+then starts on what is there; after every other cut, what was not synced has turned into zeros.
 
 Prints one JSON object; `failures` names the cuts that the device did not survive.
 """
@@ -282,7 +282,7 @@ def _comes_back(root: Path, world: Fleet) -> None:
     assert told[-1].state is UpdateState.COMMITTED
 
 
-def _apart(work: Callable[[], None]) -> int:
+def apart(work: Callable[[], None]) -> int:
     """Run in a process of its own, and return how it ended: as a power cut, nothing is cleaned up."""
     child = os.fork()
     if child == 0:
@@ -295,21 +295,29 @@ def _apart(work: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def _lose_pages(root: Path) -> None:
+    """Turn what was written and not synced into zeros, as a power cut may, and a killed process cannot."""
+    for path in root.glob("blobs/sha256/.*"):
+        path.write_bytes(bytes(path.stat().st_size))
+
+
 def main(folder: Path) -> None:
     """Cut everywhere."""
     world = fleet()
     template, whole = folder / "template", folder / "whole"
-    assert _apart(lambda: _prepared(template, world)) == 0
+    assert apart(lambda: _prepared(template, world)) == 0
     shutil.copytree(template, whole, symlinks=True)
-    assert _apart(lambda: _cut(whole, world, Power())) == 0
+    assert apart(lambda: _cut(whole, world, Power())) == 0
     assert (whole / "patches.json").is_file(), "the delta was begun"
     calls = int((whole / "calls").read_text())
     failures = []
     for number in range(1, calls + 1):
         root = folder / f"cut-{number}"
         shutil.copytree(template, root, symlinks=True)
-        ended = _apart(lambda root=root, number=number: _cut(root, world, Power(number)))  # type: ignore[misc]  # a lambda's defaults
-        back = _apart(lambda root=root: _comes_back(root, world))  # type: ignore[misc]  # as above
+        ended = apart(lambda root=root, number=number: _cut(root, world, Power(number)))  # type: ignore[misc]  # a lambda's defaults
+        if number % 2:
+            _lose_pages(root)
+        back = apart(lambda root=root: _comes_back(root, world))  # type: ignore[misc]  # as above
         if back != 0 or ended not in (CUT, 0):
             failures.append({"cut": number, "ended": ended, "back": back})
         shutil.rmtree(root)
