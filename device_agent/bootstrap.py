@@ -40,14 +40,14 @@ from device_agent.adapters.site_ledger import SiteLedger
 from device_agent.adapters.state import Identity, Running, StateFolder
 from device_agent.adapters.store import FileStore
 from device_agent.adapters.trust_client import TrustClient
-from device_agent.adapters.trust_fetch import MqttFetcher
+from device_agent.adapters.trust_fetch import METADATA_PATH, FirstThatAnswers, HttpFetcher, MqttFetcher
 from device_agent.agent import Agent, Connected, Happening, Parts, poster
 from device_agent.errors import StateError, StorageError
 from device_agent.gateway import SiteGateway, SiteParts
 from device_agent.installer import Site
 from device_agent.observing import Offload, Telemetry
 from device_agent.parting import Parting
-from device_agent.ports import ChunkSource
+from device_agent.ports import ChunkSource, MetadataFetcher
 from device_agent.serving import grpc_server
 from device_agent.serving.engine import Answered, Engine
 from device_agent.serving.rest import RestApp
@@ -116,7 +116,7 @@ def wire(state: StateFolder, settings: Settings) -> System:
     engine = Engine(observe, boot_id[:12])
     telemetry = Telemetry(clock, boot_id, EnergyMeter(), lambda model: engine.slot(model).active)
     offload = Offload(outbox, clock, identity.offload, telemetry.count)
-    trust = TrustClient(state.trust, MqttFetcher(link), device, identity.target)
+    trust = TrustClient(state.trust, _metadata(link, identity), device, identity.target)
     store = FileStore(state.root)
     facts = SystemFacts(state.root, runtimes.installed())
 
@@ -228,6 +228,12 @@ def _link(
         will=Message(topics.status(DeviceId(identity.device_id)), codec.encode(will)),
         on_change=lambda up: happenings.put(Connected(up)),
     )
+
+
+def _metadata(link: MqttLink, identity: Identity) -> MetadataFetcher:
+    """Return where trust metadata comes from: the broker, and where it has none the server's own HTTP."""
+    http = HttpFetcher(httpx.Client(timeout=_HTTP_TIMEOUT), identity.server.rstrip("/") + METADATA_PATH)
+    return FirstThatAnswers((MqttFetcher(link), http))
 
 
 def _sources(link: MqttLink, identity: Identity, sign: Callable[[bytes], bytes]) -> tuple[ChunkSource, ...]:

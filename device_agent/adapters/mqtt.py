@@ -18,11 +18,14 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from device_agent.errors import StateError, UnreachableError
 from device_agent.ports import OnMessage
+from fleet.wire import codec
 from fleet.wire.enrolment import BrokerAccess
 
 _LOG: Final = logging.getLogger(__name__)
 _PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
 _KEEPALIVE: Final = 30
+#: The largest message, and what stands around it.
+_PACKET_LIMIT: Final = codec.LIMIT + 64 * 1024
 #: OpenSSL's X509_V_FLAG_NO_CHECK_TIME.
 _NO_CHECK_TIME: Final = 0x200000
 #: Seconds between attempts to connect: random bounds, so that a fleet does not come back at once.
@@ -43,6 +46,17 @@ class Message(NamedTuple):
 
     topic: str
     payload: bytes
+
+
+class _Client(paho.Client):
+    """Hangs up on packets that no honest broker sends: MQTT allows 256 MiB (3.1.1, section 2.2.3)."""
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        """Receive; paho asks for all that is left of a packet, before it has taken any memory for it."""
+        if bufsize > _PACKET_LIMIT:
+            _LOG.warning("the broker sends a packet of %d bytes; hanging up", bufsize)
+            raise ConnectionError(f"packet: expected at most {_PACKET_LIMIT} bytes, got {bufsize}")
+        return super()._sock_recv(bufsize)
 
 
 class MqttLink:
@@ -73,7 +87,7 @@ class MqttLink:
         self._lock: Final = threading.Lock()
         self._handlers: Final[dict[str, OnMessage]] = {}
         self.connected = False
-        self._client: Final = paho.Client(
+        self._client: Final = _Client(
             CallbackAPIVersion.VERSION2, client_id=client_id, protocol=paho.MQTTv311, clean_session=True
         )
         if will is not None:

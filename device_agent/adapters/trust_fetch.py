@@ -1,21 +1,28 @@
-"""Fetches trust metadata: from the broker's retained topics, or over HTTP."""
+"""Fetches trust metadata: from the broker's retained topics, over HTTP, or from one where the other fails."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import socket
 import threading
 import time
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import httpx
 
 from device_agent.errors import UnreachableError
-from device_agent.ports import Link
+from device_agent.ports import Link, MetadataFetcher
 from fleet.errors import TrustError
 from fleet.trust.metadata_set import TIMESTAMP
 from fleet.trust.workflow import filename
 from fleet.wire import topics
 
+_LOG: Final = logging.getLogger(__name__)
 _TIMESTAMP: Final = filename(TIMESTAMP)
+#: Where a server has the metadata.
+METADATA_PATH: Final = "/api/v1/trust"
 _NOT_THERE: Final = frozenset({403, 404})
 #: A timestamp that came along with the question for a newer root answers the next question, if that comes at
 #: once; a refresh asks for one right after the other.
@@ -92,21 +99,22 @@ def _checked(name: str, data: bytes | None, limit: int) -> bytes | None:
 
 
 class HttpFetcher:
-    """Reads `<base>/<file>`; implements `device_agent.ports.MetadataFetcher`."""
+    """Reads `<base>/<file>`; implements `device_agent.ports.MetadataFetcher`. One thread at a time."""
 
     def __init__(self, client: httpx.Client, base: str, timeout: float = 30.0) -> None:
         """Use this client.
 
         Args:
-            client: its timeout bounds the wait for each piece.
+            client: for this fetcher alone; its timeout bounds the wait for each piece.
             base: URL of the folder, such as `https://fleet.example/api/v1/trust`.
-            timeout: seconds that a whole file may take: slow retrieval ends here.
+            timeout: seconds that a whole answer may take, its headers included: slow retrieval ends here.
         """
         self._client: Final = client
         self._base: Final = base.rstrip("/")
         self._timeout: Final = timeout
-        self._tag = ""
-        self._timestamp = b""
+        self._socket: socket.socket | None = None
+        self._tag: str = ""
+        self._timestamp: bytes = b""
 
     def fetch(self, name: str, limit: int) -> bytes | None:
         """Return a file of the repository, None when the repository does not have it.
@@ -120,11 +128,35 @@ class HttpFetcher:
         headers = {"accept-encoding": "identity", "user-agent": "kedge"}
         if self._tag and name == _TIMESTAMP:
             headers["if-none-match"] = self._tag
+        late = threading.Event()
+        watchdog = threading.Timer(self._timeout, self._hang_up, (late,))
+        watchdog.daemon = True
+        watchdog.start()
         try:
-            with self._client.stream("GET", url, headers=headers) as response:
-                return self._answer(response, url, name, limit)
+            watched = {"trace": self._connected}
+            with self._client.stream("GET", url, headers=headers, extensions=watched) as response:
+                data = self._answer(response, url, name, limit)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise UnreachableError(f"{url}: {error}") from error
+            if not late.is_set():
+                raise UnreachableError(f"{url}: {error}") from error
+            data = None
+        finally:
+            watchdog.cancel()
+        if late.is_set():
+            raise UnreachableError(f"{url}: not whole after {self._timeout:g} s")
+        return data
+
+    def _connected(self, event: str, info: Mapping[str, Any]) -> None:
+        """Remember the connection's socket (httpcore tells of each connection that it makes)."""
+        if event == "connection.connect_tcp.complete":
+            self._socket = info["return_value"].get_extra_info("socket")
+
+    def _hang_up(self, late: threading.Event) -> None:
+        """End an answer that comes a byte at a time: a timeout between two bytes never would."""
+        late.set()
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def _answer(self, response: httpx.Response, url: str, name: str, limit: int) -> bytes | None:
         if response.status_code in _NOT_THERE:
@@ -133,19 +165,62 @@ class HttpFetcher:
             return self._timestamp
         if response.status_code != httpx.codes.OK:
             raise UnreachableError(f"{url}: expected status 200, got {response.status_code}")
-        data = self._read(response, name, limit)
-        if name == _TIMESTAMP:
-            # Most refreshes bring nothing new: then not even this one small file travels.
-            self._tag, self._timestamp = response.headers.get("etag", ""), data
-        return data
-
-    def _read(self, response: httpx.Response, name: str, limit: int) -> bytes:
-        deadline = time.monotonic() + self._timeout
         data = bytearray()
         for piece in response.iter_raw():
             data += piece
             if len(data) > limit:
                 raise TrustError(f"{name}: expected at most {limit} bytes, got more", reason="too_large")
-            if time.monotonic() > deadline:
-                raise UnreachableError(f"{name}: not whole after {self._timeout:g} s")
+        if name == _TIMESTAMP:
+            # Most refreshes bring nothing new: then not even this one small file travels.
+            self._tag, self._timestamp = response.headers.get("etag", ""), bytes(data)
         return bytes(data)
+
+
+class FirstThatAnswers:
+    """Asks one fetcher, and the next where it is not to be reached; implements `MetadataFetcher`.
+
+    What a fetcher gives is never compared with what another would: each file is verified, wherever it came
+    from. Whoever has answered is asked first for a while, so that a broker without metadata costs one wait.
+    """
+
+    def __init__(
+        self,
+        fetchers: Sequence[MetadataFetcher],
+        stay: float = 300.0,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Use these fetchers.
+
+        Args:
+            fetchers: the best first.
+            stay: seconds for which one that stood in for a better one is asked first.
+            monotonic: returns seconds that never go back.
+        """
+        self._fetchers: Final[tuple[MetadataFetcher, ...]] = tuple(fetchers)
+        self._stay: Final = stay
+        self._monotonic: Final = monotonic
+        self._first = 0
+        self._until = 0.0
+
+    def fetch(self, name: str, limit: int) -> bytes | None:
+        """Return a file of the repository, None when whoever is reached does not have it.
+
+        Raises:
+            TrustError: it is longer than `limit` bytes.
+            UnreachableError: nobody could be asked.
+        """
+        first = self._first if self._monotonic() < self._until else 0
+        order = [*range(first, len(self._fetchers)), *range(first)]
+        missed: list[str] = []
+        for number in order:
+            try:
+                data: bytes | None = self._fetchers[number].fetch(name, limit)
+            except UnreachableError as error:
+                missed.append(str(error))
+                continue
+            if number != first or missed:
+                _LOG.info("trust metadata comes another way: %s", "; ".join(missed))
+            if number != self._first:
+                self._first, self._until = number, self._monotonic() + self._stay
+            return data
+        raise UnreachableError("; ".join(missed))

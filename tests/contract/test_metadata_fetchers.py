@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from device_agent.adapters.trust_client import TrustClient
-from device_agent.adapters.trust_fetch import HttpFetcher, MqttFetcher
+from device_agent.adapters.trust_fetch import FirstThatAnswers, HttpFetcher, MqttFetcher
 from device_agent.errors import UnreachableError
 from device_agent.ports import MetadataFetcher
 from fake_link import FakeBroker
@@ -37,8 +38,20 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
                 time.sleep(0.02)
             return
+        if name == "slow-headers.json":
+            for _ in range(200):
+                self.wfile.write(b"HTTP/1.1 200 OK\r\n" if not _ else b"x: y\r\n")
+                self.wfile.flush()
+                time.sleep(0.02)
+            return
         data = self.files.get(name)
+        tag = f'"{zlib.crc32(data or b"")}"'
+        if data is not None and self.headers.get("if-none-match") == tag:
+            self.send_response(304)
+            self.end_headers()
+            return
         self.send_response(200 if data is not None else 500 if name == "broken.json" else 404)
+        self.send_header("etag", tag)
         self.end_headers()
         self.wfile.write(data or b"")
 
@@ -131,9 +144,102 @@ def test_nobody_answers_over_http() -> None:
         HttpFetcher(client, "http://127.0.0.1:9/trust").fetch("1.root.json", 100)
 
 
-@pytest.mark.parametrize(("name", "message"), [("slow.json", "not whole"), ("broken.json", "got 500")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("slow.json", "not whole"), ("slow-headers.json", "not whole"), ("broken.json", "got 500")],
+)
 @pytest.mark.parametrize("case", ["http"], indirect=True)
 def test_a_slow_or_broken_server_is_not_waited_for(case: Case, name: str, message: str) -> None:
     """Slow retrieval: a byte now and then keeps the connection alive, but not the patience."""
+    start = time.monotonic()
     with pytest.raises(UnreachableError, match=message):
         case.fetcher.fetch(name, 1000)
+    assert time.monotonic() - start < 2.0
+    case.put("timestamp.json", b"now")
+    assert case.fetcher.fetch("timestamp.json", 100) == b"now"
+
+
+def test_a_broker_that_never_gives_a_file_is_not_waited_for_long() -> None:
+    """Slow retrieval over MQTT: the broker keeps the connection, pings, and gives other topics only."""
+    broker = FakeBroker()
+    link = broker.link()
+    fetcher = MqttFetcher(link, timeout=0.3, grace=0.05)
+    stop = threading.Event()
+
+    def chatter() -> None:
+        while not stop.wait(0.01):
+            broker.take(topics.trust("other.json"), b"x" * 100, retain=False)
+            broker.take(
+                topics.trust("1.root.json"), b"", retain=False
+            )  # a topic being cleared, again and again
+
+    talker = threading.Thread(target=chatter)
+    talker.start()
+    start = time.monotonic()
+    with pytest.raises(UnreachableError):
+        fetcher.fetch("1.root.json", 100)
+    stop.set()
+    talker.join()
+    assert time.monotonic() - start < 2.0
+
+
+@pytest.mark.parametrize("case", ["http"], indirect=True)
+def test_a_timestamp_that_has_not_changed_does_not_travel_again(case: Case) -> None:
+    case.put("timestamp.json", b"now")
+    assert [case.fetcher.fetch("timestamp.json", 100) for _ in range(2)] == [b"now", b"now"]
+    case.put("timestamp.json", b"later")
+    assert case.fetcher.fetch("timestamp.json", 100) == b"later"
+
+
+def test_the_timestamp_that_came_along_answers_the_next_question_only() -> None:
+    broker = FakeBroker()
+    fetcher = MqttFetcher(broker.link(), timeout=0.3, grace=0.02)
+    broker.retained[topics.trust("timestamp.json")] = b"now"
+    assert fetcher.fetch("2.root.json", 100) is None
+    broker.retained[topics.trust("timestamp.json")] = b"later"
+    with pytest.raises(TrustError, match="at most 2 bytes"):
+        fetcher.fetch("timestamp.json", 2)
+    assert fetcher.fetch("timestamp.json", 100) == b"later"
+
+
+class Scripted:
+    """A fetcher that is there, or not."""
+
+    def __init__(self, name: bytes) -> None:
+        self.name = name
+        self.up = True
+        self.asked = 0
+
+    def fetch(self, name: str, limit: int) -> bytes | None:
+        """Return its own name."""
+        self.asked += 1
+        if not self.up:
+            raise UnreachableError(f"{self.name.decode()}: {name} and its {limit} bytes are out of reach")
+        return self.name
+
+
+def test_where_the_broker_gives_none_metadata_comes_over_http() -> None:
+    """The broker has lost what it retained: one wait, then HTTP for a while, then the broker again."""
+    broker, http, now = Scripted(b"broker"), Scripted(b"http"), [0.0]
+    fetcher = FirstThatAnswers((broker, http), stay=60.0, monotonic=lambda: now[0])
+    assert fetcher.fetch("timestamp.json", 1) == b"broker"
+    broker.up = False
+    assert [fetcher.fetch("timestamp.json", 1) for _ in range(3)] == [b"http"] * 3
+    assert broker.asked == 2
+    broker.up, http.up = True, False
+    assert fetcher.fetch("timestamp.json", 1) == b"broker"
+    http.up, now[0] = True, 100.0
+    assert fetcher.fetch("timestamp.json", 1) == b"broker"
+    broker.up = http.up = False
+    with pytest.raises(UnreachableError, match=r"broker: .*http: "):
+        fetcher.fetch("timestamp.json", 1)
+
+
+def test_what_is_too_large_is_refused_wherever_it_comes_from() -> None:
+    """An attack is no outage: the next fetcher is not asked to cover it up."""
+    broker = FakeBroker()
+    broker.retained[topics.trust("timestamp.json")] = b"x" * 100
+    spare = Scripted(b"spare")
+    with pytest.raises(TrustError):
+        FirstThatAnswers((MqttFetcher(broker.link(), 0.3, 0.02), spare)).fetch("timestamp.json", 10)
+    assert spare.asked == 0
