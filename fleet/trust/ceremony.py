@@ -19,7 +19,7 @@ from tuf.api.metadata import Key, Metadata, Root, Targets
 
 from fleet.errors import CeremonyError, TrustError
 from fleet.trust import metadata_set as rules
-from fleet.trust import policy, repository
+from fleet.trust import policy, repository, shapes
 from fleet.trust.holders import named
 from fleet.trust.metadata_set import ROOT, TARGETS, TrustedMetadata
 from fleet.trust.plan import Plan, name_clashes, plan_of
@@ -169,7 +169,10 @@ def read_proposal(trusted: Trusted, files: Mapping[str, bytes]) -> Proposal:
 
 def _read(kind: type[S], files: Mapping[str, bytes], role: str) -> Metadata[S] | None:
     data = files.get(filename(role))
-    return rules.parse(kind, data, f"proposed {role}") if data is not None else None
+    if data is None:
+        return None
+    shapes.check(data, f"proposed {role}")
+    return rules.parse(kind, data, f"proposed {role}")
 
 
 def _check_next(proposed: Metadata[S] | None, base: Metadata[S] | None, role: str) -> None:

@@ -19,7 +19,7 @@ from fleet.errors import CeremonyError
 from fleet.trust import ceremony, policy, repository
 from fleet.trust.assignment import DIRECTOR
 from fleet.trust.ceremony import Count, Proposal, Trusted
-from fleet.trust.holders import key_id, named, owner_of, short
+from fleet.trust.holders import OWNER, key_id, named, owner_of, short
 from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 from fleet.trust.plan import OFFLINE, Plan, name_clashes, plan_of
 from fleet.trust.repository import Project, RoleKeys
@@ -86,6 +86,8 @@ def _check_whole(proposal: Proposal, plan: Plan) -> None:
     for key in plan.keys().values():
         if key_id(key) != key.keyid:
             raise CeremonyError(f"{named(key)}: the key's id is {short(key_id(key))}: do not sign this")
+        if key.unrecognized_fields.keys() - {OWNER}:
+            raise CeremonyError(f"{named(key)}: the key says more than can be shown: do not sign this")
     made: list[tuple[Root | Targets, Root | Targets]] = []
     if proposal.root is not None:
         signed: Root = proposal.root.signed
@@ -167,8 +169,12 @@ def _expiries(trusted: Trusted, proposal: Proposal) -> Iterator[str]:
     pairs = ((ROOT, trusted.root, proposal.root), (TARGETS, trusted.targets, proposal.targets))
     for role, before, after in pairs:
         if after is not None:
-            was = f", before it was until {before.signed.expires:%Y-%m-%d}" if before is not None else ""
-            yield f"{role}: holds until {after.signed.expires:%Y-%m-%d}{was}"
+            was = f", before it was until {_time(before.signed.expires)}" if before is not None else ""
+            made = policy.signed_at(after.signed)
+            yield (
+                f"{role}: made {_time(made) if made is not None else 'nobody knows when'}, "
+                f"holds until {_time(after.signed.expires)}{was}"
+            )
 
 
 # --- warnings --------------------------------------------------------------------------------------
@@ -240,6 +246,12 @@ def _late(proposal: Proposal, now: datetime) -> Iterator[str]:
     for role, metadata in ((ROOT, proposal.root), (TARGETS, proposal.targets)):
         if metadata is None:
             continue
+        made = policy.signed_at(metadata.signed)
+        if made is not None and made > now + policy.TOLERANCE:
+            yield (
+                f"{role}: says that it was made {_time(made)}, and it is {_time(now)}: devices would believe "
+                "it, and take all that ends before for expired; is a clock wrong?"
+            )
         left = metadata.signed.expires - now
         if left < _SOON:
             yield f"{role}: holds for {max(0, left.days)} days only; nothing is installed after that"
@@ -249,6 +261,10 @@ def _late(proposal: Proposal, now: datetime) -> Iterator[str]:
 
 
 # --- words -----------------------------------------------------------------------------------------
+
+
+def _time(time: datetime) -> str:
+    return f"{time:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _threshold(signers: RoleKeys) -> str:

@@ -77,14 +77,14 @@ class CeremonyWorld:
             self.signers.setdefault(one.public_key.keyid, one)
             self.proposal = ceremony.sign(self.trusted, self.proposal, one)
 
-    def publish(self) -> None:
+    def publish(self, now: datetime = NOW) -> None:
         """Publish what enough have signed, as the server does: it seals it with snapshot and timestamp."""
         new = ceremony.finished(self.trusted, self.proposal)
         self.trusted = ceremony.adopted(self.trusted, self.proposal)
         self.proposal = Proposal()
-        self.files |= self.sealed(self.trusted, new)
+        self.files |= self.sealed(self.trusted, new, now)
 
-    def sealed(self, trusted: Trusted, new: Mapping[str, bytes]) -> dict[str, bytes]:
+    def sealed(self, trusted: Trusted, new: Mapping[str, bytes], now: datetime = NOW) -> dict[str, bytes]:
         """Return new files, with a snapshot and a timestamp that name them."""
         assert trusted.root is not None
         assert trusted.targets is not None
@@ -94,16 +94,16 @@ class CeremonyWorld:
         meta = MetaFile.from_data(targets.version, {**self.files, **new}[name], ["sha256"])
         snapshot = Snapshot(
             version=self._seals,
-            expires=NOW + timedelta(days=30),
+            expires=now + timedelta(days=30),
             meta={filename(TARGETS): meta},
-            unrecognized_fields=policy.stamp(NOW),
+            unrecognized_fields=policy.stamp(now),
         )
         data = repository.signed_file(snapshot, [self.signers[root.roles[SNAPSHOT].keyids[0]]])
         timestamp = Timestamp(
             version=self._seals,
-            expires=NOW + timedelta(days=7),
+            expires=now + timedelta(days=7),
             snapshot_meta=MetaFile.from_data(self._seals, data, ["sha256"]),
-            unrecognized_fields=policy.stamp(NOW),
+            unrecognized_fields=policy.stamp(now),
         )
         stamped = repository.signed_file(timestamp, [self.signers[root.roles[TIMESTAMP].keyids[0]]])
         return {**new, filename(SNAPSHOT, self._seals): data, filename(TIMESTAMP): stamped}

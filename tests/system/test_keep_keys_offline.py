@@ -43,6 +43,7 @@ class World:
     def begin(self) -> None:
         """Start the server, release a bundle and assign it to a device."""
         self.server.start()
+        layout(self.folder / "out" / "vision-parts", model="vision-parts")
         release = self.server.publish(layout(self.folder / "bundle"), "1.0")
         claim = self.server.api("POST", "/claims", {"quota": 1})["token"]
         self.porch = self.server.enrol("porch", claim)
@@ -88,7 +89,7 @@ class World:
         home = self.folder / "home" / person
         home.mkdir(parents=True, exist_ok=True)
         found = {"HOME": str(home), "KEDGE_KEY_PASSPHRASE": f"a long phrase of {person}'s"}
-        if person == "admin":
+        if person in ("admin", "ci"):
             found |= self.server.environment()
         if person in ("server", "ci"):
             del found["KEDGE_KEY_PASSPHRASE"]
@@ -103,6 +104,7 @@ class World:
         for written, real in (
             ("~/", f"{self.environment(person)['HOME']}/"),
             ("/media/", f"{self.folder}/media/"),
+            (" out/", f" {self.folder}/out/"),
             ("/var/lib/kedge-new", f"{self.folder}/new/data"),
             ("/var/lib/kedge", f"{self.server.folder}/data"),
         ):

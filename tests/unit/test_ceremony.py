@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import functools
+import json
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Root, TargetFile
 
 from ceremony_world import NOW, CeremonyWorld, holders, person, refresh
-from fleet.errors import CeremonyError, TrustError
-from fleet.trust import ceremony
+from fleet.errors import CeremonyError, KedgeError, TrustError
+from fleet.trust import ceremony, workflow
 from fleet.trust import holders as names
 from fleet.trust import plan as plans
 from fleet.trust.ceremony import Proposal, Trusted
@@ -128,10 +131,9 @@ def test_a_proposal_that_is_taken_back_is_none(world: CeremonyWorld) -> None:
 def test_expiry_is_extended_without_any_other_change(world: CeremonyWorld) -> None:
     world.propose(lambda p: p, renew=OFFLINE)
     found = review(world.trusted, world.proposal, NOW)
-    assert found.changes == (
-        "root: holds until 2028-01-15, before it was until 2028-01-15",
-        "targets: holds until 2028-01-15, before it was until 2028-01-15",
-    )
+    end = "2028-01-15T00:00:00Z"
+    terms = f"made 2027-01-15T00:00:00Z, holds until {end}, before it was until {end}"
+    assert found.changes == (f"root: {terms}", f"targets: {terms}")
     world.sign(ALICE, BOB)
     world.publish()
     assert refresh(world.device(), world.files).root.version == 2
@@ -269,6 +271,97 @@ def test_nothing_is_hidden_from_a_review(world: CeremonyWorld) -> None:
     twice.signed.add_key(again, ROOT)
     with pytest.raises(CeremonyError, match="the key's id is"):
         review(world.trusted, Proposal(twice, world.proposal.targets), NOW)
+
+
+def leaves(value: object, path: tuple[object, ...] = ()) -> Iterator[tuple[object, ...]]:
+    """Yield the path to every value in a JSON document."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in items:
+        yield from leaves(inner, (*path, name))
+
+
+def altered(document: Any, path: tuple[Any, ...], value: object) -> Any:  # noqa: ANN401 - JSON
+    """Return a document with another value in one place; None takes what is there away."""
+    again = json.loads(json.dumps(document))
+    place = again
+    for name in path[:-1]:
+        place = place[name]
+    if value is None:
+        del place[path[-1]]
+    elif isinstance(place[path[-1]], dict):
+        place[path[-1]]["x-more"] = value
+    elif isinstance(place[path[-1]], list):
+        place[path[-1]].append(value)
+    else:
+        place[path[-1]] = value
+    return again
+
+
+VALUES: tuple[object, ...] = (
+    None,
+    True,
+    0,
+    1,
+    3,
+    "",
+    "x",
+    "bundles/*/*/*",
+    "0" * 64,
+    "2031-01-01T00:00:00Z",
+    {},
+    [],
+    ["x"],
+)
+
+
+@functools.cache
+def proposed() -> tuple[CeremonyWorld, dict[str, Any], list[tuple[str, tuple[Any, ...]]]]:
+    """Return a proposal of both files as JSON, and every place in what is signed of them."""
+    world = CeremonyWorld(ALICE, BOB, CAROL)
+    world.propose(rotated(CAROL, DAVE), renew=(TARGETS,))
+    files = {name: json.loads(data) for name, data in ceremony.proposal_files(world.proposal).items()}
+    places = [
+        (name, ("signed", *path)) for name, file in files.items() for path in leaves(file["signed"]) if path
+    ]
+    return world, files, places
+
+
+@given(data=st.data())
+@settings(max_examples=400, deadline=None)
+def test_whatever_is_altered_in_a_proposal_is_refused_or_shown(data: st.DataObject) -> None:
+    """Somebody alters any value of a proposal on its way: it is refused, or the review says otherwise."""
+    world, files, places = proposed()
+    name, path = data.draw(st.sampled_from(places))
+    document = altered(files[name], path, data.draw(st.sampled_from(VALUES)))
+    if document["signed"] == files[name]["signed"]:
+        return
+    sent = {**files, name: document}
+    try:
+        other = ceremony.read_proposal(world.trusted, {n: json.dumps(x).encode() for n, x in sent.items()})
+        found = review(world.trusted, other, NOW)
+    except KedgeError:
+        return
+    shown = review(world.trusted, world.proposal, NOW)
+    assert (found.title, found.changes, found.warnings) != (shown.title, shown.changes, shown.warnings)
+
+
+def test_a_proposal_from_the_future_is_warned_of(world: CeremonyWorld) -> None:
+    """Devices never believe an earlier time than one that root says: the whole fleet would stand still."""
+    later = NOW + timedelta(days=365 * 70)
+    world.proposal = ceremony.propose(world.trusted, Proposal(), world.plan, later, renew=(ROOT,))
+    assert "root: says that it was made 2096-12-28T00:00:00Z" in words(world)
+
+
+def test_an_expired_root_is_mended_by_its_holders(world: CeremonyWorld) -> None:
+    """Nobody held the yearly ceremony. Devices install nothing; the next root brings them back."""
+    late = NOW + timedelta(days=400)
+    with pytest.raises(TrustError, match="root: version 1 expired"):
+        world.device().run(workflow.refresh(late), world.files)
+    world.proposal = ceremony.propose(world.trusted, Proposal(), world.plan, late, renew=OFFLINE)
+    world.sign(BOB, CAROL)
+    world.publish(late)
+    assert world.device().run(workflow.refresh(late), world.files).root.version == 2
 
 
 def test_expiries_that_are_odd_are_warned_of(world: CeremonyWorld) -> None:
