@@ -162,7 +162,7 @@ def test_a_release_never_changes() -> None:
     first = project_files.change(own, {}, SIGNING, add=[bundle(1)])
     other = AssignedBundle(
         **{name: getattr(bundle(1), name) for name in AssignedBundle.__struct_fields__} | {"manifest_size": 9}
-    )  # type: ignore[arg-type]  # the names are its own
+    )
     with pytest.raises(TrustError, match="another bundle already"):
         project_files.change(own, first, SIGNING, add=[other])
 
