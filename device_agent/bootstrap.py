@@ -63,6 +63,8 @@ from fleet.wire.messages import Status
 _LOG: Final = logging.getLogger(__name__)
 #: Seconds of silence after which a request for chunks has failed.
 _HTTP_TIMEOUT: Final = 20.0
+#: Seconds without a single chunk after which a device of a site goes past its gateway.
+_GATEWAY_FIRST: Final = 120.0
 
 
 class Doors(NamedTuple):
@@ -96,6 +98,9 @@ def wire(state: StateFolder, settings: Settings) -> System:
         StorageError: a journal or the outbox was damaged.
     """
     identity = state.identity()
+    if settings.broker:
+        access = msgspec.structs.replace(identity.broker, url=settings.broker)
+        identity = msgspec.structs.replace(identity, broker=access)
     device = DeviceId(identity.device_id)
     clock = SystemClock()
     boot_id = clock.unique()
@@ -128,12 +133,13 @@ def wire(state: StateFolder, settings: Settings) -> System:
     def held() -> list[Digest]:
         return agent.held()
 
+    wait = _GATEWAY_FIRST if settings.broker else 0.0
     sources = _sources(link, identity, device_key.signer(state.key))
     site = Site(
         target=identity.target,
         store=store,
         downloader=lambda: Downloader(
-            [Priced(source, cost) for cost, source in enumerate(sources)],
+            [Priced(source, cost, wait if cost else 0.0) for cost, source in enumerate(sources)],
             store,
             poster(happenings),
             held=held,

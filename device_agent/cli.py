@@ -206,6 +206,12 @@ def show_key(key: str, state: Path, as_json: bool) -> None:
     help="The outbox never takes more of the disk.",
 )
 @click.option(
+    "--broker",
+    default="",
+    metavar="URL",
+    help="Use this broker, of the device's site, instead of the fleet's.",
+)
+@click.option(
     "--site-broker",
     default="",
     metavar="URL",
@@ -228,6 +234,7 @@ def run(
     health_window: float,
     threads: int,
     outbox_mib: int,
+    broker: str,
     site_broker: str,
     site_budget_mib: int,
 ) -> None:
@@ -241,6 +248,7 @@ def run(
         health_window=health_window,
         threads=threads,
         outbox_bytes=outbox_mib * 2**20,
+        broker=broker,
         site_broker=site_broker,
         site_budget=site_budget_mib * 2**20,
     )

@@ -15,6 +15,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         outbox_bytes: the outbox's file never grows past it.
         tick: seconds between looks at what is due.
         resend: seconds after which a record without acknowledgement is sent again; doubles with each attempt.
+        broker: used instead of the broker that the server named, "" for that: the one of the device's site.
         site_broker: where this device serves chunks to its neighbours, "" for nowhere.
         site_budget: bytes that the site's broker may retain for that.
     """
@@ -25,6 +26,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     outbox_bytes: int = 64 * 1024 * 1024
     tick: float = 0.25
     resend: float = 3.0
+    broker: str = ""
     site_broker: str = ""
     site_budget: int = 1024 * 1024 * 1024
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shlex
 import subprocess
 import threading
 import time
@@ -41,6 +43,7 @@ from sim_devices import layout
 from trust_world import MemoryStore
 from wan import Wan
 
+HOW_TO = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "run-a-site-gateway.md"
 NEIGHBOURS = ("cam-1", "cam-2", "cam-3")
 SIZE = 1_000_000
 #: What may be lost of a download that is cut off: sixteen of the largest chunks.
@@ -55,12 +58,9 @@ class Site:
         self.cloud_port, self.site_port = free_port(), free_port()
         self.wan = Wan(self.cloud_port)
         self.data = folder / "data"
-        uplink = f"mqtts://127.0.0.1:{self.wan.port}"
-        everybody = [x for name in (*NEIGHBOURS, "box") for x in ("--device", name)]
-        self.config(
-            "site", self.site_port, "--site", "plant-7", "--uplink", uplink, *everybody, "--gateway", "box"
-        )
-        self.config("cloud", self.cloud_port)
+        site, cloud, self._mosquitto, self._gateway, self._neighbour = self.how_to()
+        for command in (site, cloud):
+            self.config(command)
         self.authority = FleetAuthority(self.data / "keys", SystemClock())
         self.ca = folder / "cloud" / "ca.pem"
         self.brokers = {name: self.start_broker(name) for name in ("cloud", "site")}
@@ -75,11 +75,26 @@ class Site:
         self.enrol(self.gateway.state, "box")
         self.devices = {name: Neighbour(self, name) for name in NEIGHBOURS}
 
-    def config(self, name: str, port: int, *more: str) -> None:
-        """Write a broker's set-up with the documented command."""
-        where = ["--data", str(self.data), "--out", str(self.folder / name), "--host", "127.0.0.1"]
-        command = [KEDGE, "broker", "config", *where, "--port", str(port), *more, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    def how_to(self) -> list[list[str]]:
+        """Return the how-to's commands, with this test's folders and addresses."""
+        blocks = re.findall(r"^```\n(.*?)^```", HOW_TO.read_text(), re.DOTALL | re.MULTILINE)
+        text = "".join(blocks)
+        for said, here in (
+            ("--host 10.7.0.2 --port 8883", f"--host 127.0.0.1 --port {self.site_port}"),
+            ("--host broker.example --port 8883", f"--host 127.0.0.1 --port {self.cloud_port}"),
+            ("10.7.0.2:8883", f"127.0.0.1:{self.site_port}"),
+            ("broker.example:8883", f"127.0.0.1:{self.wan.port}"),
+            ("/var/lib/kedge", str(self.data)),
+            ("/etc/kedge-site", str(self.folder / "site")),
+            ("/etc/kedge-broker", str(self.folder / "cloud")),
+            ("2048", "24"),
+        ):
+            text = text.replace(said, here)
+        return [shlex.split(line) for line in text.splitlines()]
+
+    def config(self, command: list[str]) -> None:
+        """Write a broker's set-up."""
+        done = subprocess.run([KEDGE, *command[1:], "--json"], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         config = Path(json.loads(done.stdout)["files"][0])
         # Started by root, mosquitto becomes a user who may not read a test's folder.
@@ -87,12 +102,18 @@ class Site:
 
     def start_broker(self, name: str) -> Process:
         """Start a broker and wait until it listens."""
-        command = [mosquitto_binary(), "-c", str(self.folder / name / "mosquitto.conf")]
+        command = [mosquitto_binary(), *self._mosquitto[1:]]
+        command[-1] = command[-1].replace("/site/", f"/{name}/")
         process = Process(command, self.folder / f"{name}.log")
         port = self.cloud_port if name == "cloud" else self.site_port
         wait_until(lambda: listens(port) or not process.running(), f"{name} listens")
         assert process.running(), process.output()
         return process
+
+    @property
+    def broker_of_neighbours(self) -> str:
+        """What the how-to gives a neighbour's agent."""
+        return self._neighbour[self._neighbour.index("--broker") + 1]
 
     def enrol(self, state: StateFolder, name: str) -> None:
         """Give a device its key and certificate."""
@@ -104,8 +125,7 @@ class Site:
 
     def start_gateway(self) -> None:
         """Run the gateway's agent."""
-        where = f"mqtts://127.0.0.1:{self.site_port}"
-        self.gateway.start(more=["--site-broker", where, "--site-budget-mib", "24"])
+        self.gateway.start(more=self._gateway[3:])
 
     def release(self, version: str, size: int = SIZE) -> AssignedBundle:
         """Publish a bundle of random bytes."""
@@ -118,7 +138,7 @@ class Site:
             self.fleet.assign(name, [bundle], bundle.version)
 
     def lie_as_gateway(self, digest: Digest) -> None:
-        """Put other bytes on a chunk's topic with the gateway's certificate, and wait until that is reported."""
+        """Put other bytes on a chunk's topic with the gateway's certificate, until that is reported."""
         tls = self.gateway.state.tls.read_bytes()
         with peer(self.site_port, self.ca, keep(self.folder / "ids", "liar", tls, tls), "box") as liar:
             liar.publish(topics.chunk(digest), b"rubbish", retain=True)
@@ -161,7 +181,7 @@ class Neighbour:
         self.store = MemoryStore()
         self.link = MqttLink(
             name,
-            BrokerAccess(url=f"mqtts://127.0.0.1:{site.site_port}"),
+            BrokerAccess(url=site.broker_of_neighbours),
             credentials=Credentials(key=state.tls, certificate=state.tls, ca=state.ca),
             will=Message(topics.status(self.name), b""),
             on_change=lambda _up: None,
