@@ -27,7 +27,7 @@ from device_agent.installer import Installer, Site
 from device_agent.observing import Offload, Telemetry
 from device_agent.parting import Parting
 from device_agent.ports import Clock
-from device_agent.refusals import RefusalFilter
+from device_agent.refusals import Pending, RefusalFilter
 from device_agent.settings import Settings
 from device_agent.stating import Statements
 from device_agent.update.data import Offer
@@ -127,6 +127,7 @@ class Agent:
         self.malformed = 0
         self._told_waiting = 0
         self._refusals: Final = RefusalFilter()
+        self._expired: Final[Pending[Refused]] = Pending()
         self._postponed: list[Happening] = []
         self._trouble = ""
         self._last_sign = 0.0
@@ -226,6 +227,8 @@ class Agent:
             self._connected(happening)
         elif isinstance(happening, Assignment):
             self._assigned(happening)
+        elif isinstance(happening, Refused) and happening.reason == "expired":
+            self._expired.hold(happening, self._parts.clock.monotonic())
         elif isinstance(happening, Refused):
             self._refused(happening)
         elif isinstance(happening, Kit):
@@ -300,6 +303,7 @@ class Agent:
     def _assigned(self, assignment: Assignment) -> None:
         if assignment.version < self._parts.trust.assignment_version:
             return  # it had to wait, and a newer one did not
+        self._expired.explain()
         if assignment.decommission:
             self._parts.parting.begin(assignment)
         if self._parts.parting.begun:
@@ -376,6 +380,9 @@ class Agent:
 
     def _tick(self) -> None:
         self._parts.parting.look()
+        expired = self._expired.due(self._parts.clock.monotonic())
+        if expired is not None:
+            self._refused(expired)
         self._report(self._parts.settings.window)
         for driver in self.drivers.values():
             driver.tell()
