@@ -14,7 +14,7 @@ from server.api.deps import ADMIN, PUBLIC, VIEWER, ServicesDep
 from server.db.tables import Token, User
 from server.services.roles import Principal, Role
 from server.services.scopes import Grant
-from server.services.tokens import TOKEN_SECONDS, grants_of
+from server.services.tokens import grants_of
 
 AnyRequest = Request[Principal, Any, Any]
 
@@ -71,7 +71,7 @@ class TokenIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     name: str
     role: Role | None = None
     scopes: list[Grant] = []
-    expires_in: float | None = TOKEN_SECONDS
+    expires_in: float | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class TokenOut(msgspec.Struct, frozen=True, kw_only=True):

@@ -62,9 +62,8 @@ def _scopes_help() -> str:
 @click.option(
     "--days",
     type=click.FloatRange(0, min_open=True),
-    default=90.0,
-    show_default=True,
-    help="How long it holds.",
+    default=None,
+    help="How long it holds. [default: 90]",
 )
 @click.option("--never-expires", is_flag=True, help="It holds until it is revoked.")
 @server_options
@@ -73,7 +72,7 @@ def add(
     name: str,
     role: str | None,
     scopes: tuple[str, ...],
-    days: float,
+    days: float | None,
     never_expires: bool,
     server: str,
     token: str,
@@ -81,14 +80,13 @@ def add(
 ) -> None:
     """Make a token of a role, or with scopes; prints its secret, once.
 
-    It can never do more than you can, and ends with the token that it was made with.
+    It can never do more than you can, nor hold longer than the token that it is made with, and ends with it.
+    One that is to hold longer is made on the console's page of people.
     """
-    body = {
-        "name": name,
-        "role": role,
-        "scopes": [msgspec.to_builtins(parse_grant(scope)) for scope in scopes],
-        "expires_in": None if never_expires else days * _DAY,
-    }
+    grants = [msgspec.to_builtins(parse_grant(scope)) for scope in scopes]
+    body: dict[str, object] = {"name": name, "role": role, "scopes": grants}
+    if never_expires or days is not None:
+        body["expires_in"] = None if never_expires or days is None else days * _DAY
     with connect(server, token) as client:
         made = client.post("/tokens", body)
     if as_json:

@@ -6,8 +6,9 @@ while they are locked out, and one made with another token ends with that one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 from sqlmodel import Session, col, select
@@ -25,6 +26,8 @@ from server.services.secrets import hashed, new_secret
 
 #: How long a token holds unless it is said otherwise.
 TOKEN_SECONDS: Final = 90 * 24 * 3600.0
+#: Seconds, None for never, or unset for the usual time.
+Lifetime: TypeAlias = "float | msgspec.UnsetType | None"
 #: What is to hold longer is to say so: it never expires.
 LONGEST: Final = 10 * 366 * 24 * 3600.0
 #: A token's last use is written down this often at most: reading must not become writing.
@@ -80,7 +83,7 @@ class Tokens:
         role: Role | None = None,
         *,
         grants: Iterable[Grant] = (),
-        expires_in: float | None = TOKEN_SECONDS,
+        expires_in: Lifetime = msgspec.UNSET,
     ) -> tuple[Token, str]:
         """Make a token and return it with its secret, which is shown once.
 
@@ -89,7 +92,7 @@ class Tokens:
             name: for people.
             role: what it may do, or None for one with scopes.
             grants: its scopes, where it has no role.
-            expires_in: seconds; None for never.
+            expires_in: seconds; None for never; unset: 90 days, or as long as the token that it is made with.
 
         Raises:
             InvalidError: a bad name, time or scope, or not exactly one of role and scopes.
@@ -107,11 +110,14 @@ class Tokens:
         secret: str,
         role: Role | None,
         grants: tuple[Grant, ...] = (),
-        expires_in: float | None = TOKEN_SECONDS,
+        expires_in: Lifetime = msgspec.UNSET,
     ) -> Token:
         """Make a token of a given secret, in a transaction; see `add`."""
         _check(name, role, grants, expires_in)
         _check_maker(actor, role, grants)
+        parent = session.get(Token, actor.token_id) if actor.token_id is not None else None
+        if parent is not None and parent.revoked_at is not None:
+            raise ForbiddenError(f"{actor.name}: was revoked just now")
         now = self._clock.now()
         token = Token(
             name=name,
@@ -182,14 +188,14 @@ def _principal(token: Token, owner: User | None) -> Principal:
     )
 
 
-def _check(name: str, role: Role | None, grants: tuple[Grant, ...], expires_in: float | None) -> None:
+def _check(name: str, role: Role | None, grants: tuple[Grant, ...], expires_in: Lifetime) -> None:
     try:
         Name(name)
     except WireError as error:
         raise InvalidError(str(error)) from error
     if (role is None) == (not grants):
         raise InvalidError("token: expected either a role or scopes")
-    if expires_in is not None and not 0 < expires_in <= LONGEST:
+    if isinstance(expires_in, (int, float)) and not 0 < expires_in <= LONGEST:
         raise InvalidError(f"expires_in: expected up to {LONGEST:.0f} seconds, got {expires_in:g}")
 
 
@@ -200,13 +206,16 @@ def _check_maker(actor: Principal, role: Role | None, grants: tuple[Grant, ...])
             raise ForbiddenError(f"scope {grant.scope.value}: {actor.name} may not do that either")
 
 
-def _until(actor: Principal, now: float, expires_in: float | None) -> float | None:
-    if actor.expires_at is None:
-        return None if expires_in is None else now + expires_in
-    if expires_in is None or now + expires_in > actor.expires_at:
-        # Asked for or by default: a token that is about to expire must not outlive itself through another.
-        return actor.expires_at
-    return now + expires_in
+def _until(actor: Principal, now: float, expires_in: Lifetime) -> float | None:
+    latest = math.inf if actor.expires_at is None else actor.expires_at
+    if isinstance(expires_in, msgspec.UnsetType):
+        return min(now + TOKEN_SECONDS, latest)
+    wanted = math.inf if expires_in is None else now + expires_in
+    if wanted > latest:
+        raise ForbiddenError(
+            f"{actor.name} holds for {latest - now:.0f} more seconds: expected no longer for one made with it"
+        )
+    return None if expires_in is None else wanted
 
 
 def _owner_id(session: Session, actor: Principal) -> int | None:

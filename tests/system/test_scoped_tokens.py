@@ -232,13 +232,18 @@ def test_a_token_made_with_a_token_ends_with_it_and_holds_no_longer(world: World
     first, secret = tokens.add(SYSTEM, "stolen", Role.OPERATOR, expires_in=DAY)
     thief = tokens.principal(secret)
     assert thief is not None
-    second, other = tokens.add(thief, "backdoor", Role.OPERATOR, expires_in=None)
+    for longer in (None, 2 * DAY):
+        with pytest.raises(ForbiddenError, match="no longer"):
+            tokens.add(thief, "backdoor", Role.OPERATOR, expires_in=longer)
+    second, other = tokens.add(thief, "backdoor", Role.OPERATOR)
     again = tokens.principal(other)
     assert again is not None
     _, third = tokens.add(again, "deeper", Role.VIEWER, expires_in=3600.0)
     assert second.expires_at == first.expires_at
     tokens.revoke(SYSTEM, first.id or 0)
     assert [tokens.principal(x) for x in (secret, other, third)] == [None, None, None]
+    with pytest.raises(ForbiddenError, match="revoked"):
+        tokens.add(again, "quick", Role.VIEWER)
 
 
 def test_nobody_changes_their_own_role_with_a_token_of_their_own(world: World) -> None:

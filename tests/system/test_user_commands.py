@@ -28,11 +28,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def user(server: Server, *arguments: str, code: int = 0) -> Any:  # noqa: ANN401 - JSON
     """Run `kedge user`; return the JSON that it prints, or the one line of its error."""
-    command = [KEDGE, "user", *arguments, "--json"]
+    return run(server, "user", *arguments, code=code)
+
+
+def run(server: Server, *arguments: str, code: int = 0, token: str = "") -> Any:  # noqa: ANN401 - JSON
+    """Run a command as the administrator, or with a token; return its JSON, or the one line of its error."""
+    command = [KEDGE, *arguments, "--json"]
     environment = {**os.environ, **server.environment()}
+    if token:
+        environment["KEDGE_TOKEN"] = token
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
     assert done.returncode == code, done.stdout + done.stderr
-    return json.loads(done.stdout) if code == 0 else done.stderr.strip()
+    return json.loads(done.stdout) if code == 0 else done.stderr.strip() or json.loads(done.stdout)
 
 
 def log_in(server: Server, name: str, password: str) -> httpx.Client | None:
@@ -102,3 +109,39 @@ def test_a_reset_that_cannot_be_is_one_line_and_changes_nothing(server: Server, 
     assert list(tmp_path.iterdir()) == []
     said = user(server, "reset", "nobody", "--data", str(server.folder / "data"), code=2)
     assert said.startswith("error: user nobody: expected one of admin")
+
+
+def test_a_token_of_scopes_is_made_used_and_revoked(server: Server) -> None:
+    """CI gets a token that reads two kinds of things: it does, and nothing else; then it is revoked."""
+    scopes = ["--scope", "devices:read label=site=north", "--scope", "audit:read"]
+    made = run(server, "token", "add", "ci", *scopes, "--days", "2")
+    assert made["expires_at"] - made["created_at"] == 2 * 86400
+    assert run(server, "device", "list", token=made["secret"])["items"] == []
+    assert "scopes" in run(server, "rollout", "list", token=made["secret"], code=2)
+    listed = {x["name"]: x for x in run(server, "token", "list")["items"]}
+    assert listed["ci"]["scopes"][0] == {"scope": "devices:read", "labels": {"site": "north"}}
+    assert listed["ci"]["last_used_at"] is not None
+    assert listed["first-start"]["secret"] is None
+    run(server, "token", "revoke", str(made["id"]))
+    assert "bearer token" in run(server, "device", "list", token=made["secret"], code=2)
+    assert "no longer" in run(server, "token", "add", "x", "--role", "viewer", "--never-expires", code=2)
+    assert "expected one of metrics:read" in run(server, "token", "add", "x", "--scope", "all", code=2)
+    assert "either a role or scopes" in run(server, "token", "add", "x", code=2)
+
+
+def test_the_audit_log_is_listed_checked_and_exported(server: Server, tmp_path: Path) -> None:
+    """An auditor takes the log out, checks it at home, and finds out when a line is changed on the way."""
+    assert run(server, "audit", "verify")["broken"] == ""
+    newest = run(server, "audit", "list", "--limit", "1")["items"][0]
+    file = tmp_path / "audit.jsonl"
+    run(server, "audit", "export", "--output", str(file))
+    found = run(server, "audit", "verify", str(file))
+    assert (found["broken"], found["entries"] >= newest["id"], len(found["key"])) == ("", True, 64)
+    file.write_text(file.read_text().replace('"actor":"kedge"', '"actor":"nobody"', 1))
+    broken = run(server, "audit", "verify", str(file), code=2)
+    assert broken["broken"] == "entry 1: its content is not what was written"
+    plain = subprocess.run(
+        [KEDGE, "audit", "verify", str(file)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (plain.returncode, plain.stdout) == (2, "")
+    assert plain.stderr.startswith("error: audit log: not whole: entry 1")
