@@ -14,7 +14,7 @@ from seed_fleet import PASSWORD, people
 
 
 def test_people_and_tokens_are_managed_without_scripts(browser: Browser, tmp_path: Path) -> None:
-    """A person is let in and locked out, a token made and revoked, and the log shows that it is whole or not."""
+    """A person is let in and locked out, a token made and revoked, and the log shows what was altered."""
     with serve(tmp_path / "data", people(tmp_path / "data")) as console:
         context = browser.new_context(java_script_enabled=False)
         page = context.new_page()
