@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -14,8 +15,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fleet.ids import DeviceId
 from mtls import request
-from server.errors import InvalidError, SettingsError
-from server.services.authority import FleetAuthority
+from server.commands.broker import broker
+from server.errors import ConflictError, InvalidError, SettingsError
+from server.services.authority import CertificateLifetimes, FleetAuthority
+from server.services.authority_folder import AuthorityFolder
 from trust_world import ManualClock
 
 
@@ -102,3 +105,85 @@ def test_the_broker_is_reached_by_its_names(tmp_path: Path) -> None:
     )
     assert names.value.get_values_for_type(x509.DNSName) == ["localhost", "broker.example"]
     assert [str(a) for a in names.value.get_values_for_type(x509.IPAddress)] == ["127.0.0.1", "10.1.2.3"]
+
+
+# --- from one authority to the next ---------------------------------------------------------------------
+
+
+def test_a_new_authority_is_trusted_before_it_signs_and_the_old_one_for_a_while_after(tmp_path: Path) -> None:
+    """First everybody learns of the next one, then it signs, then the old one is trusted no more."""
+    clock = ManualClock()
+    folder = AuthorityFolder(tmp_path, clock)
+    first = FleetAuthority(tmp_path, clock)
+    folder.add_next()
+    both = FleetAuthority(tmp_path, clock)
+    assert both.ca_pem.startswith(first.ca_pem)
+    assert both.key_id == first.key_id
+    folder.switch()
+    switched = FleetAuthority(tmp_path, clock)
+    assert switched.key_id != first.key_id
+    assert sorted(parsed(switched.ca_pem)) == sorted(parsed(both.ca_pem))
+    assert len({x.subject for x in x509.load_pem_x509_certificates(switched.ca_pem)}) == 2
+    old = x509.load_pem_x509_certificate(first.sign_device(request()[1], DeviceId("d1")).encode())
+    assert first.signed(old)
+    assert not switched.signed(old)
+    folder.drop_old()
+    last = FleetAuthority(tmp_path, clock)
+    assert len(parsed(last.ca_pem)) == 1
+    (link,) = x509.load_pem_x509_certificates(last.links_pem)
+    link.verify_directly_issued_by(x509.load_pem_x509_certificate(first.ca_pem))
+    assert link.public_key() == x509.load_pem_x509_certificate(last.ca_pem).public_key()
+
+
+def parsed(pem: bytes) -> list[str]:
+    """Return the fingerprints of certificates."""
+    return [x.fingerprint(hashes.SHA256()).hex() for x in x509.load_pem_x509_certificates(pem)]
+
+
+def test_steps_out_of_order_are_refused(tmp_path: Path) -> None:
+    folder = AuthorityFolder(tmp_path, ManualClock())
+    for step, says in ((folder.switch, "no next one"), (folder.drop_old, "no old one")):
+        with pytest.raises(ConflictError, match=says):
+            step()
+    folder.add_next()
+    with pytest.raises(ConflictError, match="under way"):
+        folder.add_next()
+    folder.switch()
+    with pytest.raises(ConflictError, match="under way"):
+        folder.add_next()
+
+
+def test_a_power_cut_leaves_one_authority_or_the_other(tmp_path: Path) -> None:
+    """The power goes between the two files of the next authority, then between the two of the switch."""
+    clock = ManualClock()
+    folder = AuthorityFolder(tmp_path, clock)
+    folder.add_next()
+    (tmp_path / "ca-next.key.pem").rename(tmp_path / "kept")
+    assert FleetAuthority(tmp_path, clock).ca_pem.count(b"BEGIN") == 1
+    assert not (tmp_path / "ca-next.pem").exists()
+    folder.add_next()
+    expected = x509.load_pem_x509_certificate((tmp_path / "ca-next.pem").read_bytes())
+    for name in ("ca.key.pem", "ca.pem"):
+        (tmp_path / name.replace("ca", "ca-old", 1)).write_bytes((tmp_path / name).read_bytes())
+    (tmp_path / "ca-next.key.pem").replace(tmp_path / "ca.key.pem")
+    switched = FleetAuthority(tmp_path, clock)
+    assert x509.load_pem_x509_certificates(switched.ca_pem)[0] == expected
+    assert switched.ca_pem.count(b"BEGIN") == 2
+
+
+def test_lifetimes_are_a_setting(tmp_path: Path) -> None:
+    clock = ManualClock()
+    authority = FleetAuthority(tmp_path, clock, CertificateLifetimes(device=timedelta(hours=8)))
+    made = x509.load_pem_x509_certificate(authority.sign_device(request()[1], DeviceId("d1")).encode())
+    assert made.not_valid_after_utc == clock.wall() + timedelta(hours=8)
+
+
+def test_the_steps_are_commands(tmp_path: Path) -> None:
+    """An administrator goes from one authority to the next by what the documentation says."""
+    data = ["--data", str(tmp_path / "data")]
+    runner = CliRunner()
+    assert isinstance(runner.invoke(broker, ["authority", "add", *data]).exception, SettingsError)
+    FleetAuthority(tmp_path / "data" / "keys", ManualClock())
+    for step, says in (("add", "authority switch"), ("switch", "authority drop"), ("drop", "broker config")):
+        done = runner.invoke(broker, ["authority", step, *data], catch_exceptions=False)
+        assert says in done.output
