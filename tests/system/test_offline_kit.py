@@ -16,6 +16,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from device_agent.adapters import outbox
+from device_agent.adapters.inbox import Inbox
+from device_agent.adapters.journal import FileJournal
 from device_agent.adapters.state import StateFolder
 from fleet.wire import kit
 from fleet_side import digits_bundle
@@ -26,13 +29,14 @@ HOW_TO = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "update-witho
 
 
 class Carried:
-    """One server, one stick, and agents that were enrolled and then lost their network for good."""
+    """One server, one stick, and an agent that was enrolled and then lost its network for good."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.stick = folder / "stick"
         self.server = Server(folder).start()
-        self.agents: dict[str, Process] = {}
+        self.state = StateFolder(folder / "d1")
+        self.agent: Process | None = None
 
     def kedge(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
@@ -41,64 +45,48 @@ class Carried:
             [KEDGE, *arguments], capture_output=True, text=True, timeout=90, env=environment, check=False
         )
 
-    def told(self, *arguments: str) -> Any:
+    def told(self, *arguments: str) -> dict[str, Any]:
         """Run a command that prints JSON."""
         done = self.kedge(*arguments, "--json")
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
 
-    def state(self, name: str) -> StateFolder:
-        """Return a device's state folder."""
-        return StateFolder(self.folder / name)
-
-    def enrol(self, name: str, group: str) -> None:
-        """Enrol a device, and take its network away."""
-        claim = self.kedge("device", "claim", "--label", f"group={group}").stdout.strip()
-        where = ["--server", self.server.served.url, "--state", str(self.folder / name)]
-        done = self.kedge(
-            "agent", "enroll", *where, "--claim", claim, "--name", name, "--target", "laptop-x86"
-        )
+    def enrol(self) -> None:
+        """Enrol the device, take its network away, and run its agent."""
+        claim = self.server.api("POST", "/claims", {"name": "kit", "labels": {"group": "plant-7"}})["token"]
+        where = ["--server", self.server.served.url, "--state", str(self.state.root)]
+        who = ["--claim", claim, "--name", "d1", "--target", "laptop-x86"]
+        done = self.kedge("agent", "enroll", *where, *who)
         assert done.returncode == 0, done.stderr
-        state = self.state(name)
-        identity = state.identity()
+        identity = self.state.identity()
         nowhere = msgspec.structs.replace(identity.broker, url="mqtt://127.0.0.1:1")
-        state.save_identity(msgspec.structs.replace(identity, broker=nowhere, server="http://127.0.0.1:1"))
-
-    def start(self, name: str) -> None:
-        """Run the device's agent."""
-        options = [
-            "--state",
-            str(self.folder / name),
-            "--health-window",
-            "0.3",
-            "--threads",
-            "1",
-            "--window",
-            "1",
-        ]
-        command = [sys.executable, "-m", "kedge", "agent", "run", *options]
-        self.agents[name] = Process(command, self.folder / f"{name}.log")
-        wait_until(lambda: self.state(name).in_use, f"{name} runs")
-
-    def stop(self, name: str) -> None:
-        """Kill the device's agent."""
-        self.agents.pop(name).kill()
+        self.state.save_identity(
+            msgspec.structs.replace(identity, broker=nowhere, server="http://127.0.0.1:1")
+        )
+        options = ["--state", str(self.state.root), "--health-window", "0.3", "--threads", "1"]
+        command = [sys.executable, "-m", "kedge", "agent", "run", *options, "--window", "1"]
+        self.agent = Process(command, self.folder / "d1.log")
+        wait_until(lambda: self.state.in_use, "the agent runs")
 
     def roll_out(self, kind: str) -> int:
         """Release a bundle, and assign it to everybody."""
         release = self.server.publish(digits_bundle(kind))["id"]
-        plan = ["rollout", "create", str(release), "--groups", "100%", "--approve"]
-        rollout = int(self.told(*plan)["id"])
-        wait_until(
-            lambda: all(x["assigned_at"] for x in self.server.api("GET", f"/rollouts/{rollout}/actions")),
-            "everything is assigned",
+        policy = {"groups": [{"percent": 100.0}]}
+        rollout = self.server.api(
+            "POST", "/rollouts", {"release": release, "policy": policy, "approve": True}
         )
-        return rollout
+        wait_until(lambda: self.action(rollout["id"]) == "assigned", "it is assigned")
+        return int(rollout["id"])
+
+    def action(self, rollout: int) -> str:
+        """Return how the device's part in a rollout stands."""
+        return str(self.server.api("GET", f"/rollouts/{rollout}/actions")[0]["status"])
 
     def close(self) -> None:
         """Kill everything."""
-        for process in self.agents.values():
-            process.kill()
+        if self.agent is not None:
+            self.agent.kill()
         self.server.kill()
 
 
@@ -106,8 +94,7 @@ class Carried:
 def carried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Carried]:
     made = Carried(tmp_path_factory.mktemp("carried"))
     try:
-        for name in ("d1", "d2"):
-            made.enrol(name, "plant-7")
+        made.enrol()
         yield made
     finally:
         made.close()
@@ -120,32 +107,63 @@ def commands(stick: Path) -> list[list[str]]:
     return [shlex.split(line.replace("/media/stick", str(stick)))[1:] for line in lines]
 
 
+def strace() -> str:
+    """Return strace's path, or skip the test by name."""
+    path = shutil.which("strace")
+    if path is None:
+        pytest.skip("strace is not installed: apt-get install strace")
+    return path
+
+
 def test_the_how_to_brings_an_update_there_and_the_reports_back(carried: Carried) -> None:
-    """Export, import while the agent runs, collect; then again, for the receipt."""
-    carried.start("d1")
+    """Export, import while the agent runs, collect; then once more, which changes nothing."""
     rollout = carried.roll_out("int8")
     export, take, collect = commands(carried.stick)
-    told = carried.told(*export)
-    assert set(told["devices"]) == {"d1", "d2"}
-    taken = carried.told(*take, "--state", str(carried.folder / "d1"))
+    assert carried.told(*export)["devices"] == {"d1": ["digits 1"]}
+    taken = carried.told(*take, "--state", str(carried.state.root))
     assert [(x["model"], x["state"]) for x in taken["models"]] == [("digits", "committed")]
-    assert taken["reports"]
     collected = carried.told(*collect)
     assert [(x["device"], x["repeated"]) for x in collected["taken"]] == [("d1", False)]
-    actions = {x["device"]: x["status"] for x in carried.server.api("GET", f"/rollouts/{rollout}/actions")}
-    assert actions["d1"] == "succeeded"
+    assert carried.action(rollout) == "succeeded"
     shown = carried.server.api("GET", "/devices/d1")
     assert shown["models"][0]["active"] == taken["models"][0]["bundle"]
     assert not shown["online"]
     assert [x["repeated"] for x in carried.told(*collect)["taken"]] == [True]
-    again = carried.told(*take, "--state", str(carried.folder / "d1"))
-    assert (again["copied_bytes"], again["models"][0]["state"]) == (0, "committed")
-    waiting = {x["id"] for x in _waiting(carried, "d1")}
-    assert waiting.isdisjoint(collected["taken"][0]["digest"])
-    assert not (carried.stick / kit.REPORTS / "d1" / collected["taken"][0]["digest"][7:]).exists()
 
 
-def _waiting(carried: Carried, name: str) -> list[dict[str, Any]]:
-    from device_agent.adapters import outbox
-
-    return [{"id": x.id} for x in outbox.waiting(carried.state(name).outbox, 0.0)]
+def test_a_stick_that_is_pulled_out_and_a_bad_model_change_nothing(carried: Carried) -> None:
+    """The stick goes while a blob is read; then all of a bad model comes, and is thrown out."""
+    rollout = carried.roll_out("bad")
+    export, take, collect = commands(carried.stick)
+    carried.told(*export)
+    blob = max((carried.stick / kit.BLOBS).iterdir(), key=lambda path: path.stat().st_size)
+    where = ["--state", str(carried.state.root)]
+    fault = [
+        "-qq",
+        "-f",
+        "-o",
+        "/dev/null",
+        "-P",
+        str(blob),
+        "-e",
+        "trace=read",
+        "-e",
+        "inject=read:error=EIO",
+    ]
+    pulled = subprocess.run(
+        [strace(), *fault, KEDGE, *take, *where], capture_output=True, text=True, timeout=90, check=False
+    )
+    assert pulled.returncode == 2
+    assert pulled.stderr.splitlines()[-1].startswith(f"error: {blob}: Input/output error; is the stick in")
+    assert not Inbox(carried.state.inbox).waiting
+    taken = carried.told(*take, *where)
+    assert taken["models"][0]["state"] == "rolled_back"
+    assert taken["models"][0]["reason"] == "golden_mismatch"
+    assert FileJournal(carried.state.journal).load("digits").data.active is not None
+    before = {x.id for x in outbox.waiting(carried.state.outbox, 0.0)}
+    carried.told(*collect)
+    assert carried.action(rollout) == "failed"
+    carried.told(*take, *where)  # brings the receipt
+    after = {x.id for x in outbox.waiting(carried.state.outbox, 0.0)}
+    assert before
+    assert before.isdisjoint(after)
