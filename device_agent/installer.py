@@ -166,7 +166,8 @@ class Installer:
     def _brought(self, offer: Offer, stop: Callable[[], bool]) -> Downloaded:
         """Bring what a delta makes, where there is one, and then whatever is still missing."""
         downloader, rate = self._site.downloader(), offer.delivery.rate
-        patch = self._site.deltas.bring(offer.delta, downloader, stop, rate) if offer.delta else None
+        delta = None if self._whole(offer.bundle) else offer.delta
+        patch = self._site.deltas.bring(delta, downloader, stop, rate) if delta else None
         rest = downloader.fetch(offer.bundle, stop, rate)
         if patch is None:
             return rest
@@ -178,6 +179,13 @@ class Installer:
             seconds=rest.seconds + patch.seconds,
             by_source={**by_source, "delta": patch.received},
         )
+
+    def _whole(self, bundle: AssignedBundle) -> bool:
+        """Return whether all of a bundle is here already, by a kit or from before."""
+        try:
+            return all(self._site.store.has(digest) for digest in self._parts(bundle))
+        except BundleError:
+            return False
 
     def _verify(self, offer: Offer) -> Outcome:
         bundle = self._bundle(offer.bundle)

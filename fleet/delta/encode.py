@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import struct
-from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Final, TypeAlias
 
-import numpy as np
-
-from fleet.delta import form, generic, rans, residual, sides
+from fleet.delta import coding, form, generic, residual, sides
+from fleet.delta.coding import Plan
 from fleet.delta.form import Coded, Copy, Head, Literal
 from fleet.delta.generic import Gap, Piece
-from fleet.delta.rans import Bytes, Coder
-from fleet.delta.residual import LEVELS, Ints, Place, Side
 from fleet.delta.tensor import Kind, Tensor
 
-_LENGTH: Final = struct.Struct("<I")
 #: Coded differences that would take more of a tensor than this are not worth it.
 _WORTH: Final = 0.97
+#: Elements of a tensor that are looked at together.
+_SLICE: Final = 1 << 22
 #: Bytes of which one kind of elements is assumed where nothing says what they are, and the least of them.
 _PART, _ALIGNED = 1 << 18, 1024
 _EVEN: Final = 4
@@ -28,18 +25,7 @@ _WIDTH: Final = 256
 _NEAR: Final = 1 << 16
 
 
-class _Plan(NamedTuple):
-    """A tensor that is coded, and all that is known of it."""
-
-    new: Tensor
-    old: Tensor
-    expected: Ints
-    differences: Ints
-    side: Side
-    width: int
-
-
-Parts: TypeAlias = "list[Copy | _Plan | Piece]"
+Part: TypeAlias = Copy | Plan | Piece
 
 
 def encode(
@@ -54,12 +40,13 @@ def encode(
         new_tensors: where the new weights lie.
     """
     parts = _parts(old, new, old_tensors, new_tensors)
-    plans = [part for part in parts if isinstance(part, _Plan)]
-    tables = {kind: _tables([x for x in plans if x.new.kind == kind]) for kind in {x.new.kind for x in plans}}
-    coded = {part.new.start: _coded(part, tables[part.new.kind]) for part in plans}
+    plans = [part for part in parts if isinstance(part, Plan)]
+    kinds = {x.new.kind for x in plans}
+    tables = {kind: coding.tables(old, new, [x for x in plans if x.new.kind == kind]) for kind in kinds}
+    coded = {part.new.start: coding.coded(old, new, part, tables[part.new.kind]) for part in plans}
     steps: list[Copy | Literal | Coded] = []
     for part in parts:
-        if isinstance(part, _Plan):
+        if isinstance(part, Plan):
             steps.append(coded[part.new.start][0])
         elif isinstance(part, Copy):
             steps.append(part)
@@ -70,27 +57,31 @@ def encode(
     return b"".join([form.encode(head), *packed, *(blocks for _, blocks in coded.values())])
 
 
-def _parts(old: bytes, new: bytes, before: Sequence[Tensor], after: Sequence[Tensor]) -> Parts:
+def _parts(old: bytes, new: bytes, before: Sequence[Tensor], after: Sequence[Tensor]) -> list[Part]:
     """Return what the new file consists of, in order: tensors, and what lies between them."""
-    found: Parts = []
+    found: list[Part] = []
     index = generic.Index(old)
     end = old_end = 0
     for tensor, partner in zip(after, _partners(old, new, before, after), strict=True):
-        part = _match(old, new, tensor, partner)
-        if part is None or partner is None:
+        if partner is None or partner.size != tensor.size:
             continue
-        if tensor.start > end:
-            found += _between(old, new, Gap(end, tensor.start, old_end, max(old_end, partner.start)), index)
-        found.append(part)
-        end, old_end = tensor.start + tensor.size, partner.start + partner.size
+        for slice_, old_slice in _slices(tensor, partner):
+            part = _match(old, new, slice_, old_slice)
+            if part is None:
+                continue
+            if slice_.start > end:
+                gap = Gap(end, slice_.start, old_end, max(old_end, old_slice.start))
+                found += _between(old, new, gap, index)
+            found.append(part)
+            end, old_end = slice_.start + slice_.size, old_slice.start + old_slice.size
     if end < len(new):
         found += _between(old, new, Gap(end, len(new), old_end, len(old)), index)
     return found
 
 
-def _between(old: bytes, new: bytes, gap: Gap, index: generic.Index) -> Parts:
+def _between(old: bytes, new: bytes, gap: Gap, index: generic.Index) -> list[Part]:
     """Return what a gap consists of; a piece in the place of old bytes may be coded like a tensor."""
-    found: Parts = []
+    found: list[Part] = []
     for part in generic.parts(new, old, gap, index):
         if isinstance(part, Copy):
             found.append(part)
@@ -99,9 +90,9 @@ def _between(old: bytes, new: bytes, gap: Gap, index: generic.Index) -> Parts:
     return found
 
 
-def _aligned(old: bytes, new: bytes, piece: Piece) -> Parts:
+def _aligned(old: bytes, new: bytes, piece: Piece) -> list[Part]:
     """Return a piece as it is, or, where it is short by its differences from the old bytes, as tensors."""
-    found: Parts = []
+    found: list[Part] = []
     # Elements of whatever kind begin at a multiple of their size, as a rule.
     uneven = min(-piece.old % _EVEN, piece.end - piece.start)
     if uneven:
@@ -120,9 +111,9 @@ def _aligned(old: bytes, new: bytes, piece: Piece) -> Parts:
     return found
 
 
-def _guess(old: bytes, new: bytes, part: Piece, size: int) -> _Plan | None:
+def _guess(old: bytes, new: bytes, part: Piece, size: int) -> Plan | None:
     """Return a piece coded as whatever elements make it short, None when it is shorter compressed."""
-    best: _Plan | None = None
+    best: Plan | None = None
     near = old[max(0, part.old - _NEAR) : part.old + size + _NEAR]
     bits = 8.0 * len(form.compress(new[part.start : part.start + size], near, level=6))
     for kind in (Kind.BYTE, Kind.HALF, Kind.FLOAT):
@@ -133,7 +124,7 @@ def _guess(old: bytes, new: bytes, part: Piece, size: int) -> _Plan | None:
         chosen = sides.choose(residual.ordered(a, kind), residual.ordered(b, kind), kind, shape)
         if chosen.bits < bits:
             old_tensor = tensor._replace(start=part.old)
-            best = _Plan(tensor, old_tensor, chosen.expected, chosen.differences, chosen.side, chosen.width)
+            best = Plan(tensor, old_tensor, chosen.side, chosen.width)
             bits = chosen.bits
     return best
 
@@ -166,10 +157,25 @@ def _digest(data: bytes, tensor: Tensor) -> bytes:
     return hashlib.sha256(memoryview(data)[tensor.start : tensor.start + tensor.size]).digest()
 
 
-def _match(old: bytes, new: bytes, tensor: Tensor, partner: Tensor | None) -> Copy | _Plan | None:
+def _slices(tensor: Tensor, partner: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a large tensor's rows in parts, so that what is known of each element fits into memory."""
+    rows = tensor.shape[0] if tensor.shape else 1
+    row = tensor.size // rows
+    step = max(1, _SLICE * tensor.kind.size // row)
+    if rows <= step:
+        yield tensor, partner
+        return
+    for start in range(0, rows, step):
+        shape = (min(step, rows - start), *tensor.shape[1:])
+        new, old = (
+            x._replace(start=x.start + start * row, size=shape[0] * row, shape=shape)
+            for x in (tensor, partner)
+        )
+        yield new, old
+
+
+def _match(old: bytes, new: bytes, tensor: Tensor, partner: Tensor) -> Copy | Plan | None:
     """Return how a tensor is made from an old one, None when that is not worth it."""
-    if partner is None or partner.size != tensor.size:
-        return None
     a = old[partner.start : partner.start + partner.size]
     b = new[tensor.start : tensor.start + tensor.size]
     if a == b:
@@ -178,50 +184,4 @@ def _match(old: bytes, new: bytes, tensor: Tensor, partner: Tensor | None) -> Co
     chosen = sides.choose(residual.ordered(a, kind), residual.ordered(b, kind), kind, tensor.shape)
     if chosen.bits > 8 * tensor.size * _WORTH:
         return None
-    return _Plan(tensor, partner, chosen.expected, chosen.differences, chosen.side, chosen.width)
-
-
-def _tables(plans: Iterable[_Plan]) -> form.Tables:
-    """Return the frequency tables that all tensors of a kind share."""
-    counts = np.zeros((LEVELS, rans.SYMBOLS), np.int64)
-    for plan in plans:
-        found = sides.levels(plan.expected, plan.new.kind, plan.side, plan.width).astype(np.int64)
-        symbols = residual.split(plan.differences, plan.new.kind).symbols
-        both = np.bincount(found * rans.SYMBOLS + symbols, minlength=counts.size)
-        counts += both.reshape(counts.shape)
-    chosen, merged = sides.merge(counts)
-    return form.Tables(chosen.tobytes(), rans.tables(merged).encode())
-
-
-def _coded(plan: _Plan, tables: form.Tables) -> tuple[Coded, bytes]:
-    """Return the step of a tensor, and its bytes: what is sent beside, then its blocks."""
-    kind, side = plan.new.kind, plan.side
-    coder = Coder(rans.Tables.decode(tables.tables))
-    chosen: Bytes = np.frombuffer(tables.levels, np.uint8)
-    contexts = chosen[sides.levels(plan.expected, kind, side, plan.width)]
-    raw = side.rows.tobytes() + side.columns.tobytes() + side.ratios.astype("<i2").tobytes()
-    raw += side.factors.encode()
-    beside = form.compress(raw) if raw else b""
-    out = [beside]
-    count = len(plan.expected)
-    for start in range(0, count, form.BLOCK[kind]):
-        place = Place(start, min(form.BLOCK[kind], count - start), plan.width)
-        part = slice(place.start, place.start + place.size)
-        found = residual.split(plan.differences[part], kind)
-        block = coder.encode(found.symbols, contexts[part])
-        widths = residual.widths(found.symbols, kind)
-        out += [_LENGTH.pack(len(block)), block, residual.pack(found.rest, widths)]
-    step = Coded(
-        kind=kind,
-        start=plan.old.start,
-        count=count,
-        width=plan.width,
-        base=side.base,
-        rows=len(side.rows),
-        columns=len(side.columns),
-        ratios=len(side.ratios) if side.ratios_by_row else -len(side.ratios),
-        ratio=side.ratio,
-        side=len(beside),
-        rank=len(side.factors.weights),
-    )
-    return step, b"".join(out)
+    return Plan(tensor, partner, chosen.side, chosen.width)

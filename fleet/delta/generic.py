@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Final, NamedTuple, TypeAlias
 
@@ -59,24 +60,27 @@ class Index:
     """The old file's words, to be found again anywhere in the new one."""
 
     def __init__(self, old: bytes) -> None:
-        """Hash the old file's words; of those that stand there twice, the first counts."""
+        """Hash the old file's words when they are first looked for."""
         self._old: Final = old
+
+    @functools.cached_property
+    def _words(self) -> tuple[Hashes, npt.NDArray[np.intp]]:
+        """Their hashes in order, and where each stands; of those that stand there twice, the first counts."""
+        old = self._old
         whole = np.frombuffer(old, np.uint64, len(old) // _WORD * (_WORD // 8)).reshape(-1, _WORD // 8)
         with np.errstate(over="ignore"):
             hashes = np.asarray(sum(whole[:, k] * mix for k, mix in enumerate(_MIX)), np.uint64)
-        found, places = np.unique(hashes, return_index=True)
-        self._hashes: Final[Hashes] = found
-        self._places: Final = places
+        return np.unique(hashes, return_index=True)
 
     def matches(self, new: bytes, start: int, end: int) -> Iterator[Match]:
         """Yield runs of old bytes in a part of the new file, from front to back."""
-        done = start
-        for begin in range(start, end - _WORD + 1, _STRIDE) if len(self._hashes) else ():
+        done, (known, places) = start, self._words
+        for begin in range(start, end - _WORD + 1, _STRIDE) if len(known) else ():
             part = new[begin : min(end, begin + _STRIDE + _WORD - 1)]
             hashes = _rolling(part)
-            found = np.searchsorted(self._hashes, hashes).clip(0, len(self._hashes) - 1)
-            for offset in np.flatnonzero(self._hashes[found] == hashes).tolist():
-                at, old = begin + offset, int(self._places[found[offset]]) * _WORD
+            found = np.searchsorted(known, hashes).clip(0, len(known) - 1)
+            for offset in np.flatnonzero(known[found] == hashes).tolist():
+                at, old = begin + offset, int(places[found[offset]]) * _WORD
                 if at < done or new[at : at + _WORD] != self._old[old : old + _WORD]:
                     continue
                 back = _alike_back(new, self._old, at, old, at - done)
