@@ -41,17 +41,25 @@ class HttpSource:
 
     name = "http"
 
-    def __init__(self, client: Callable[[], httpx.Client], server: str, prove: Prove) -> None:
+    def __init__(
+        self,
+        client: Callable[[], httpx.Client],
+        server: str,
+        prove: Prove,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         """Use this server.
 
         Args:
             client: makes a client, one per thread.
             server: the server's address.
             prove: says who asks; models are for enrolled devices only.
+            clock: seconds since the Unix epoch; it may be wrong.
         """
         self._client: Final = client
         self._server: Final = server.rstrip("/")
         self._prove: Final = prove
+        self._clock: Final = clock
         self._lock: Final = threading.Lock()
         self._waiting: Final[deque[tuple[list[Wanted], OnArrival]]] = deque()
         self._dropped: Final[set[Digest]] = set()
@@ -154,7 +162,7 @@ class HttpSource:
         with self._lock:
             proof, made = self._proof
             if not proof or time.monotonic() - made > blob_access.REUSE_SECONDS:
-                proof = self._prove(blob_access.PURPOSE, time.time() + self._ahead)
+                proof = self._prove(blob_access.PURPOSE, self._clock() + self._ahead)
                 self._proof = (proof, time.monotonic())
             return proof
 
@@ -168,7 +176,7 @@ class HttpSource:
         except (KeyError, ValueError):
             return
         with self._lock:
-            self._ahead, self._proof = told - time.time(), ("", 0.0)
+            self._ahead, self._proof = told - self._clock(), ("", 0.0)
         _LOG.info("the server's clock is %.0f s ahead of this device's", self._ahead)
 
 

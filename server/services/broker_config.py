@@ -49,12 +49,7 @@ acl_file {out}/acl
 max_connections {connections}
 set_tcp_nodelay true
 
-# A device has at most 16 chunks under way; a flood stops at the queue.
-max_inflight_messages 20
-max_queued_messages 1000
-max_queued_bytes {queue}
-max_packet_size {limit}
-max_keepalive 600
+{limits}max_keepalive 600
 persistent_client_expiration 7d
 
 # Retained chunks survive a restart; after a kill the server publishes what is missing again.
@@ -68,6 +63,15 @@ log_type warning
 log_type notice
 connection_messages true
 """
+
+
+def limits() -> str:
+    """Return the lines that keep a client which reads nothing, or asks for all, from harming others."""
+    return (
+        "# A device has at most 16 chunks under way; a flood stops at the queue.\n"
+        "max_inflight_messages 20\nmax_queued_messages 1000\n"
+        f"max_queued_bytes {_QUEUE_LIMIT}\nmax_packet_size {_PACKET_LIMIT}\n"
+    )
 
 
 def acl(rules: Iterable[str] = ()) -> str:
@@ -149,9 +153,7 @@ def _lists(path: Path, authority: FleetAuthority, issued_at: int) -> bytes:
 
 def _config(out: Path, port: int, host: str, connections: int) -> str:
     bind = f" {host.strip('[]')}" if _is_address(host) else ""
-    return _CONFIG.format(
-        out=out, port=port, host=bind, limit=_PACKET_LIMIT, queue=_QUEUE_LIMIT, connections=connections
-    )
+    return _CONFIG.format(out=out, port=port, host=bind, limits=limits(), connections=connections)
 
 
 def _is_address(host: str) -> bool:

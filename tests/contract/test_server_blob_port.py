@@ -1,23 +1,58 @@
-"""The blob store port's suite, on memory and on a folder."""
+"""The blob store port's suite: on memory, on a folder, and through obstore on memory, a folder and S3."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from fleet.errors import BundleError
 from fleet.ids import Digest
+from processes import free_port, listens, running, wait_until
 from server.adapters.blobs_folder import FolderBlobStore
-from server.errors import NotFoundError, TooLargeError
+from server.adapters.blobs_object_store import ObjectBlobStore
+from server.errors import NotFoundError, SettingsError, TooLargeError
 from server.ports.blobs import BlobStore
 from trust_world import MemoryBlobs
 
 
-@pytest.fixture(params=["memory", "folder"])
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run a real S3-compatible server, where one is installed."""
+    binary = shutil.which("minio")
+    if binary is None:
+        pytest.skip("no S3-compatible server is installed: minio")
+    folder, port = tmp_path_factory.mktemp("minio"), free_port()
+    (folder / "data" / "models").mkdir(parents=True)
+    secret = {"MINIO_ROOT_USER": "kedge-test", "MINIO_ROOT_PASSWORD": "kedge-test-secret"}
+    command = [binary, "server", str(folder / "data"), "--address", f"127.0.0.1:{port}"]
+    with (
+        running(command, folder / "log", env={**os.environ, **secret}),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        wait_until(lambda: listens(port), "minio listens")
+        patch.setenv("AWS_ACCESS_KEY_ID", "kedge-test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "kedge-test-secret")
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        patch.setenv("AWS_ALLOW_HTTP", "true")
+        yield "s3://models"
+
+
+@pytest.fixture(params=["memory", "folder", "object store in memory", "object store in a folder", "s3"])
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
-    return MemoryBlobs() if request.param == "memory" else FolderBlobStore(tmp_path / "blobs")
+    if request.param == "memory":
+        return MemoryBlobs()
+    if request.param == "folder":
+        return FolderBlobStore(tmp_path / "blobs")
+    if request.param == "object store in memory":
+        return ObjectBlobStore("memory:///")
+    (tmp_path / "objects").mkdir()
+    local = f"file://{tmp_path / 'objects'}"
+    return ObjectBlobStore(local if "folder" in request.param else f"{request.getfixturevalue('bucket')}/a")
 
 
 @pytest.mark.parametrize("data", [b"", b"x", bytes(3_000_000)])
@@ -31,8 +66,41 @@ def test_what_was_written_is_read(blobs: BlobStore, data: bytes) -> None:
     assert blobs.write(digest, [data], len(data)) == len(data)
 
 
+def test_a_piece_of_what_was_written_is_read(blobs: BlobStore) -> None:
+    data = bytes(range(256)) * 9000
+    digest = Digest.of(data)
+    blobs.write(digest, [data], len(data))
+    assert blobs.read_range(digest, 0, 10) == data[:10]
+    assert blobs.read_range(digest, 1_000_000, 300_000) == data[1_000_000:1_300_000]
+    assert blobs.read_range(digest, len(data) - 3, 10) == data[-3:]
+
+
+def test_what_was_deleted_is_gone(blobs: BlobStore) -> None:
+    digest = Digest.of(b"old")
+    blobs.write(digest, [b"old"], 10)
+    blobs.delete(digest)
+    blobs.delete(digest)
+    assert not blobs.has(digest)
+    blobs.write(digest, [b"old"], 10)
+    assert blobs.read(digest) == b"old"
+
+
+def test_an_address_serves_the_bytes_without_the_server(blobs: BlobStore) -> None:
+    """Only an object store has addresses; whoever is given one needs nothing else."""
+    digest = Digest.of(b"model")
+    blobs.write(digest, [b"model"], 10)
+    address = blobs.address(digest)
+    if address:
+        assert httpx.get(address, headers={"range": "bytes=1-3"}).content == b"ode"
+
+
 def test_what_is_not_there_is_not_found(blobs: BlobStore) -> None:
-    for ask in (blobs.read, blobs.size, lambda digest: list(blobs.stream(digest))):
+    for ask in (
+        blobs.read,
+        blobs.size,
+        lambda digest: list(blobs.stream(digest)),
+        lambda digest: blobs.read_range(digest, 0, 1),
+    ):
         with pytest.raises(NotFoundError):
             ask(Digest.of(b"nothing"))
 
@@ -52,6 +120,28 @@ def test_endless_data_ends_at_the_limit(blobs: BlobStore) -> None:
     with pytest.raises(TooLargeError):
         blobs.write(Digest.of(b"good"), endless(), 10_000)
     assert not blobs.has(Digest.of(b"good"))
+
+
+@pytest.mark.parametrize("url", ["", "ftp://bucket", "blobs", "s3//bucket"])
+def test_what_is_no_object_store_is_refused(url: str) -> None:
+    with pytest.raises(SettingsError, match="expected one of"):
+        ObjectBlobStore(url)
+
+
+def test_addresses_of_a_bucket_are_signed_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a server: what devices are given names the object, a time, and no secret."""
+    for name, value in {
+        "ACCESS_KEY_ID": "who",
+        "SECRET_ACCESS_KEY": "secret",
+        "REGION": "eu-north-1",
+    }.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    digest = Digest.of(b"model")
+    address = ObjectBlobStore("s3://models/kedge").address(digest)
+    assert f"kedge/sha256/{digest.hex}?" in address
+    assert "X-Amz-Expires=900" in address
+    assert "X-Amz-Signature=" in address
+    assert "secret" not in address
 
 
 def test_a_folder_forgets_half_an_upload_at_the_next_start(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from server.adapters.mqtt import BrokerLogin, MqttConnection
 class RealBroker:
     """Starts a broker and connects devices and servers to it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.mosquitto = Mosquitto(folder / "broker", "autosave_on_changes false\n").start()
+    def __init__(self, folder: Path, extra: str = "") -> None:
+        self.mosquitto = Mosquitto(folder / "broker", f"autosave_on_changes false\n{extra}").start()
         self._folder = folder
         self._links: list[MqttLink] = []
         self._connections: list[MqttConnection] = []
