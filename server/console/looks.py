@@ -100,6 +100,12 @@ POOL: Final = _table(
     ("open", "rests after failures", "bad", "bad"),
     ("probing", "tries again", "warn", "busy"),
 )
+#: Signed metadata, by what the nearest expiry or signature means.
+TRUST: Final = _table(
+    ("ok", "well", "ok", "ok"),
+    ("soon", "needs you", "warn", "late"),
+    ("bad", "holds devices up", "bad", "bad"),
+)
 
 
 def look(table: dict[str, Look], name: str) -> Look:

@@ -13,7 +13,7 @@ from litestar.response import Redirect, Template
 
 from fleet.errors import KedgeError
 from server.api.auth import COOKIE
-from server.console.views import overview
+from server.console.views import overview, trust
 from server.console.words import hints
 from server.errors import RequestError, UnauthenticatedError
 from server.services.container import Services
@@ -36,6 +36,7 @@ MENU: Final = (
     ("rollouts", "/rollouts", "Rollouts"),
     ("live", "/live", "Live"),
     ("offload", "/offload", "Offload"),
+    ("trust", "/trust", "Trust"),
     ("people", "/people", "People"),
 )
 ADMIN_MENU: Final = (("audit", "/audit", "Audit"),)
@@ -115,8 +116,9 @@ def needs_count(request: AnyRequest, services: Services, counted: int | None = N
         number, until = state.get("needs", (0, 0.0))
         if began < until:
             return int(number)
+        waiting = trust.needs(services.trust.attention())
         with services.database.read() as session:
-            counted = len(overview.needs(session, services.clock.now()))
+            counted = len(overview.needs(session, services.clock.now(), waiting))
     ended = time.monotonic()
     state["needs"] = (counted, ended + (ended - began) * _COUNT_AGAIN)
     return counted

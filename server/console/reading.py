@@ -8,7 +8,7 @@ from litestar.response import Template
 
 from server.console.looks import ACTION, DEVICE, POOL, ROLLOUT, Look, look
 from server.console.pages import ADMIN, VIEWER, AnyRequest, ServicesDep, needs_count, page
-from server.console.views import audit, devices, offload, overview, releases, rollouts
+from server.console.views import audit, devices, offload, overview, releases, rollouts, trust
 from server.console.words import ASKS
 from server.errors import NotFoundError
 from server.services.offload_views import PoolView
@@ -17,8 +17,9 @@ from server.services.offload_views import PoolView
 @get("/", opt=VIEWER, sync_to_thread=True, include_in_schema=False)
 def overview_page(request: AnyRequest, services: ServicesDep) -> Template:
     """What needs me now?"""
+    waiting = trust.needs(services.trust.attention())
     with services.database.read() as session:
-        view = overview.page(session, services.clock.now())
+        view = overview.page(session, services.clock.now(), waiting)
     needs_count(request, services, len(view.needs))
     return page(request, services, "overview.html", "overview", view=view)
 
@@ -26,8 +27,9 @@ def overview_page(request: AnyRequest, services: ServicesDep) -> Template:
 @get("/needs", opt=VIEWER, sync_to_thread=True, include_in_schema=False)
 def needs_part(request: AnyRequest, services: ServicesDep) -> Template:
     """Return the navigation's count, which every page asks for again when something happened."""
+    waiting = trust.needs(services.trust.attention())
     with services.database.read() as session:
-        counted = len(overview.needs(session, services.clock.now()))
+        counted = len(overview.needs(session, services.clock.now(), waiting))
     return Template(
         template_name="needs.html", context={"needs_count": needs_count(request, services, counted)}
     )
@@ -101,6 +103,13 @@ def _pool_look(line: PoolView) -> Look:
     return look(POOL, breaker if breaker != "closed" else line.pool.state.value)
 
 
+@get("/trust", opt=VIEWER, sync_to_thread=True, include_in_schema=False)
+def trust_page(request: AnyRequest, services: ServicesDep) -> Template:
+    """Whose signatures do devices believe, and until when?"""
+    view = trust.page(services.trust.status(), services.clock.now())
+    return page(request, services, "trust.html", "trust", view=view)
+
+
 @get("/audit", opt=ADMIN, sync_to_thread=True, include_in_schema=False)
 def audit_page(request: AnyRequest, services: ServicesDep) -> Template:
     """Who did what?"""
@@ -112,5 +121,5 @@ def audit_page(request: AnyRequest, services: ServicesDep) -> Template:
 
 HANDLERS = (
     overview_page, needs_part, devices_page, device_page, releases_page, rollouts_page, rollout_page,
-    offload_page, audit_page,
+    offload_page, trust_page, audit_page,
 )  # fmt: skip

@@ -26,6 +26,7 @@ PAGES: Final = {
     "new rollout": "/rollouts/new?release=4",
     "live": "/live",
     "offload": "/offload",
+    "trust": "/trust",
     "audit": "/audit",
     "people": "/people",
     "what is not there": "/devices/nobody",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -67,12 +67,12 @@ class Overview:
     adoption: dict[str, reports.Series]
 
 
-def page(session: Session, now: float) -> Overview:
-    """Return the overview."""
+def page(session: Session, now: float, trust: Sequence[Need] = ()) -> Overview:
+    """Return the overview; `trust` is what the signed metadata needs of a person."""
     lines = [line for line in devices.lines(session, now) if line.row.revoked_at is None]
     figures = reports.fleet(session, now, DAY)
     return Overview(
-        needs=_needs(session, now, lines, figures),
+        needs=_needs(session, now, lines, figures, trust),
         tally=devices.tally(lines),
         online=sum(line.row.online for line in lines),
         total=len(lines),
@@ -86,15 +86,19 @@ def page(session: Session, now: float) -> Overview:
     )
 
 
-def needs(session: Session, now: float) -> list[Need]:
+def needs(session: Session, now: float, trust: Sequence[Need] = ()) -> list[Need]:
     """Return what needs a person now, worst first."""
-    return _needs(session, now, devices.lines(session, now), reports.fleet(session, now, DAY))
+    return _needs(session, now, devices.lines(session, now), reports.fleet(session, now, DAY), trust)
 
 
 def _needs(
-    session: Session, now: float, lines: list[devices.DeviceLine], figures: reports.Fleet
+    session: Session,
+    now: float,
+    lines: list[devices.DeviceLine],
+    figures: reports.Fleet,
+    trust: Sequence[Need],
 ) -> list[Need]:
-    security = [*_refusals(session, now), *_signed(session, now)]
+    security = [*_refusals(session, now), *_signed(session, now), *trust]
     return [*_rollouts(session), *security, *_waiting(session), *_devices(lines), *_models(figures)]
 
 
