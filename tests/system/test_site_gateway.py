@@ -30,6 +30,7 @@ from device_agent.adapters.trust_fetch import MqttFetcher
 from device_agent.update.chunk_plan import Patience
 from fleet.ids import DeviceId, Digest
 from fleet.trust.assignment import AssignedBundle
+from fleet.trust.delta_offer import DeltaOffer
 from fleet.wire import codec, topics
 from fleet.wire.enrolment import BrokerAccess
 from fleet.wire.messages import RefusalEvent
@@ -39,6 +40,7 @@ from processes import KEDGE, Process, free_port, listens, wait_until
 from server.adapters.clock import SystemClock
 from server.adapters.mqtt import BrokerLogin
 from server.services.authority import SERVER_NAME, FleetAuthority
+from server.services.distribution import Parcel, parcel_of, write_index
 from sim_devices import layout
 from trust_world import MemoryStore
 from wan import Wan
@@ -326,6 +328,26 @@ def test_a_bundle_that_has_no_room_is_not_served_and_said_so(site: Site) -> None
     wait_until(lambda: large.index in site.gateway.status()["site"]["over_budget"], "it is told")
     assert not site.devices["cam-1"].store.has(Digest(large.digest))
     assert site.wan.bytes_in - crossed < 6 * 2**20  # it is not brought for nothing
+
+
+def test_what_can_be_patched_is_brought_as_a_patch_and_the_whole_when_somebody_asks(site: Site) -> None:
+    """A delta is offered; the neighbour, which cannot use it, misses the bundle, and gets it after all."""
+    patch = random.Random("patch").randbytes(100_000)
+    site.fleet.blobs.write(Digest.of(patch), [patch], len(patch))
+    index, size = write_index(site.fleet.blobs, [Digest.of(patch)])
+    bundle = site.release("patched", SIZE)
+    site.fleet.distribution.arrange([parcel_of(bundle), Parcel("patch", index)])
+    offer = DeltaOffer(base=bundle.digest, index=str(index), index_size=size)
+    site.fleet.assign("cam-3", [bundle], "patched", deltas={bundle.model: offer})
+    served: list[list[str]] = []
+
+    def both() -> bool:
+        served.append(site.gateway.status()["site"]["served"])
+        return {str(index), bundle.index} <= set(served[-1])
+
+    wait_until(both, "the patch and the bundle are served", 30)
+    assert any(str(index) in now and bundle.index not in now for now in served)
+    site.all_have(bundle, "cam-3")
 
 
 def test_a_neighbour_that_spoils_chunks_cannot(site: Site) -> None:
