@@ -41,6 +41,7 @@ from fleet.wire import topics
 from fleet.wire.enrolment import BrokerAccess
 from processes import wait_until
 from real_transport import RealBroker
+from relay import Relay
 from server.app import create_app
 from server.bootstrap import build
 from server.db.tables import BundleRow, Device, DeviceAssignment, DeviceModel
@@ -138,40 +139,6 @@ def _sign_plainly(server: Parts, document: bytes) -> float:
 
 
 # --- a device ------------------------------------------------------------------------------------------
-
-
-class Relay:
-    """Passes TCP on to a port of this machine, and counts the bytes both ways."""
-
-    def __init__(self, port: int) -> None:
-        self.count = 0
-        self._to = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return  # closed
-            far = socket.create_connection(("127.0.0.1", self._to))
-            for one, other in ((near, far), (far, near)):
-                threading.Thread(target=self._pass, args=(one, other), daemon=True).start()
-
-    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while data := source.recv(65536):
-                self.count += len(data)
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            return  # the other side went first
-
-    def close(self) -> None:
-        """Accept nobody any more."""
-        self._listener.close()
 
 
 class Counting:

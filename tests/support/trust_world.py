@@ -12,7 +12,7 @@ from device_agent.adapters.chunk_mqtt import MqttSource
 from device_agent.adapters.download import Downloader, Priced
 from device_agent.adapters.trust_client import TrustClient
 from device_agent.adapters.trust_fetch import MqttFetcher
-from device_agent.ports import Link
+from device_agent.ports import Link, MetadataFetcher
 from device_agent.update.chunk_plan import Patience
 from fleet.bundle import chunks, description, manifest
 from fleet.errors import BundleError
@@ -235,6 +235,11 @@ class Server:
         """Publish the trust metadata."""
         self.distribution.publish_metadata(self.signing.files())
 
+    def publish_metadata_again(self) -> None:
+        """Publish it all, whatever an attacker has put in its place."""
+        for name, data in self.signing.files().items():
+            self.connection.publish(topics.trust(name), data, retain=True)
+
     def release(self, version: str, *, counter: int = 1, size: int = 1000, seed: int = 0) -> AssignedBundle:
         """Publish a bundle and its metadata."""
         bundle = prepare(
@@ -278,6 +283,7 @@ class Device:
         self.store = MemoryStore()
         self.refusals: list[tuple[str, str]] = []
         self.fetcher = MqttFetcher(link, timeout=2.0, grace=0.1)
+        self.folder = folder
         self.trust = TrustClient(folder, self.fetcher, name, TARGET)
         self.downloader = Downloader(
             [Priced(MqttSource(link))],
@@ -286,6 +292,10 @@ class Device:
             Patience(first=patience, longest=4 * patience, between_bad=0.01),
             give_up=20 * patience,
         )
+
+    def through(self, fetcher: MetadataFetcher) -> TrustClient:
+        """Return a client of the same trusted state that takes its metadata from elsewhere."""
+        return TrustClient(self.folder, fetcher, self.name, TARGET)
 
     def accept(self, data: bytes, counters: dict[str, int] | None = None) -> Assignment:
         """Verify an assignment."""
