@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from types import FrameType
 
 import click
@@ -23,6 +19,7 @@ from server.bootstrap import Runtime, build
 from server.console.pages import error_page
 from server.console.routes import handlers, template_config
 from server.errors import SettingsError
+from server.services.data_lock import alone
 from server.settings import Settings, in_url, is_loopback
 
 
@@ -43,22 +40,8 @@ def run(settings: Settings, *, as_json: bool) -> None:
     # uvicorn stops on the signal, then raises it again: this makes that an orderly end.
     signal.signal(signal.SIGTERM, _exit)
     settings.prepare()
-    with _alone(settings.data):
+    with alone(settings.data):
         _serve(settings, as_json=as_json)
-
-
-@contextlib.contextmanager
-def _alone(data: Path) -> Iterator[None]:
-    """Hold the data folder: two servers on it would send each device two minds.
-
-    The lock goes with the process, however it ends.
-    """
-    with (data / "lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SettingsError(f"data folder {data}: another server is running on it") from error
-        yield
 
 
 def _serve(settings: Settings, *, as_json: bool) -> None:

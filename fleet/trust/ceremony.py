@@ -128,10 +128,14 @@ def read_trusted(files: Mapping[str, bytes]) -> Trusted:
 
 
 def _newest_targets(files: Mapping[str, bytes], root: Root) -> Metadata[Targets] | None:
-    found = [
-        rules.parse(Targets, data, name) for name, data in files.items() if name.endswith("targets.json")
-    ]
-    newest = max(found, key=lambda x: x.signed.version, default=None)
+    found = []
+    for name, data in files.items():
+        if name.endswith(filename(TARGETS)):
+            metadata = rules.parse(Targets, data, name)
+            if name != filename(TARGETS, metadata.signed.version):
+                raise TrustError(f"{name}: is version {metadata.signed.version}", reason="malformed")
+            found.append(metadata)
+    newest = max(found, key=lambda metadata: metadata.signed.version, default=None)
     if newest is not None:
         rules.check_signatures(newest, root, TARGETS)
     return newest

@@ -134,7 +134,7 @@ def init(
     offline = _offline(where, holders, threshold, targets_holders, targets_threshold)
     if data is not None:
         settings = Settings(data=data)
-        if any(settings.trust.glob("*.json")):
+        if online_keys.has_begun(settings.trust):
             raise CeremonyError(f"{settings.trust}: the server has begun already; use --server")
         if not offline:
             raise CeremonyError("a fleet begins with the people who sign for it: give --holder")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import msgspec
+from securesystemslib.signer import Key
 from tuf.api.metadata import Metadata, Root, Targets
 
 from fleet.errors import CeremonyError
@@ -22,11 +23,15 @@ from server.commands.keys_shared import change, folder_argument, json_option
 from server.commands.shared import connect, print_json, server_options, table
 from server.offline import online_keys, published
 from server.offline.folder import CeremonyFolder, write_public_key
+from server.services.data_lock import alone
 from server.services.signing_keys import PASSPHRASE_VARIABLE
 from server.settings import Settings
 
 _ANY_SERVER = click.option(
     "--server", envvar="KEDGE_SERVER", default="", metavar="URL", help="The server. [env: KEDGE_SERVER]"
+)
+_DATA = click.option(
+    "--data", type=click.Path(path_type=Path), help="The data folder of a server that does not run."
 )
 
 
@@ -108,26 +113,44 @@ def _print(roles: list[Json], more: dict[str, object], *, as_json: bool) -> None
     type=click.Path(path_type=Path),
     help="Propose it in this ceremony's folder: needed where people hold the keys that must name it.",
 )
+@_DATA
 @server_options
-def renew(role: str, folder: Path | None, server: str, token: str, as_json: bool) -> None:
+def renew(role: str, folder: Path | None, data: Path | None, server: str, token: str, as_json: bool) -> None:
     """Give a role whose key lies on the server a new one: what a thief of the old one signs counts no more.
 
     ROLE is timestamp, snapshot, director or releases; root and targets too, while they are on the server.
     """
+    if data is not None and folder is None:
+        raise click.UsageError(
+            "--data needs --folder: the server does not run, so people have to name the key"
+        )
     if folder is None:
         with connect(server, token) as client:
             _print(client.post(f"/keys/{role}/rotate"), {}, as_json=as_json)
         return
     CeremonyFolder(folder).check()
-    with connect(server, token) as client:
-        answer = msgspec.json.encode(client.post(f"/keys/{role}/prepare"))
-    key = holders.decode(answer, server, owner=f"server-{role}")
+    key = _coming(role, data, server, token)
 
     def edit(where: CeremonyFolder, plan: Plan) -> Plan:
         write_public_key(where.keys, key, replace=True)
         return plans.with_only_key(plan, role, key)
 
     change(folder, edit, as_json=as_json)
+
+
+def _coming(role: str, data: Path | None, server: str, token: str) -> Key:
+    """Return the public half of the server's next key for a role."""
+    if data is not None:
+        with alone(data):
+            key = online_keys.prepare(Settings(data=data).keys, _server_secret(), role)
+        return holders.with_owner(key, f"server-{role}")
+    with connect(server, token) as client:
+        answer = msgspec.json.encode(client.post(f"/keys/{role}/prepare"))
+    return holders.decode(answer, server, owner=f"server-{role}")
+
+
+def _server_secret() -> str:
+    return os.environ.get(PASSPHRASE_VARIABLE, "")
 
 
 @click.command()
@@ -149,9 +172,7 @@ def fetch(folder: Path, server: str, as_json: bool) -> None:
 
 @click.command()
 @folder_argument
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="The data folder of a server that has never started."
-)
+@_DATA
 @server_options
 def upload(folder: Path, data: Path | None, server: str, token: str, as_json: bool) -> None:
     """Hand in what is signed by enough: the server checks it as devices do, and publishes it."""
@@ -159,9 +180,7 @@ def upload(folder: Path, data: Path | None, server: str, token: str, as_json: bo
     trusted = where.trusted()
     files = ceremony.finished(trusted, where.proposal(trusted))
     if data is not None:
-        settings = Settings(data=data)
-        secret = os.environ.get(PASSPHRASE_VARIABLE, "")
-        online_keys.install(settings.keys, settings.trust, secret, files, SystemClock())
+        _put(Settings(data=data), files)
     else:
         with connect(server, token) as client:
             client.post(
@@ -170,6 +189,14 @@ def upload(folder: Path, data: Path | None, server: str, token: str, as_json: bo
     published_now = where.trust(files)
     where.propose(Proposal())
     _tell(where, published_now, as_json=as_json)
+
+
+def _put(settings: Settings, files: dict[str, bytes]) -> None:
+    with alone(settings.data):
+        if online_keys.has_begun(settings.trust):
+            online_keys.hand_in(settings.keys, settings.trust, _server_secret(), files)
+        else:
+            online_keys.install(settings.keys, settings.trust, _server_secret(), files, SystemClock())
 
 
 def _tell(where: CeremonyFolder, trusted: Trusted, *, as_json: bool) -> None:

@@ -13,7 +13,9 @@ from fleet.trust.metadata_set import ROOT, TARGETS
 from fleet.trust.plan import ONLINE, Plan, plan_of
 from fleet.trust.repository import RELEASES
 from fleet.trust.workflow import filename
+from server.offline import published
 from server.ports.clock import Clock
+from server.services.durable import write_file
 from server.services.signing_keys import KeyFolder
 from server.services.signing_seal import Lifetimes, Sealer
 from server.services.signing_store import MetadataFolder
@@ -50,8 +52,8 @@ def install(keys: Path, trust: Path, passphrase: str, files: Mapping[str, bytes]
     """
     if set(files) != {filename(ROOT, 1), filename(TARGETS, 1)}:
         raise CeremonyError(f"expected the first root and the first targets, got {', '.join(sorted(files))}")
-    if trust.is_dir() and any(trust.glob("*.json")):
-        raise CeremonyError(f"{trust}: the server has begun already; hand it in with --server")
+    if has_begun(trust):
+        raise CeremonyError(f"{trust}: the server has begun already")
     trusted = ceremony.read_trusted(files)
     if trusted.root is None or trusted.targets is None:
         raise RuntimeError("both files are there")
@@ -67,6 +69,60 @@ def install(keys: Path, trust: Path, passphrase: str, files: Mapping[str, bytes]
     for name, data in sealed.writes.items():
         store.write(name, data)
     store.write(filename(ROOT, 1), files[filename(ROOT, 1)])  # the last: with it, the server has begun
+
+
+def has_begun(trust: Path) -> bool:
+    """Return whether a server has metadata; one whose beginning was cut off has none yet.
+
+    Args:
+        trust: the server's metadata folder.
+    """
+    return (trust / filename(ROOT, 1)).exists()
+
+
+def prepare(keys: Path, passphrase: str, role: str) -> Key:
+    """Make the next key of a role of a server that does not run, or return the one that waits already.
+
+    Args:
+        keys: the server's key folder.
+        passphrase: what its key files are encrypted with, "" for nothing.
+        role: snapshot, timestamp, director or releases.
+
+    Raises:
+        CeremonyError: the role's key is not a server's.
+        SettingsError: a file there holds no key, or the passphrase is not its own.
+    """
+    if role not in (*ONLINE, RELEASES):
+        raise CeremonyError(f"role: expected one of {', '.join((*ONLINE, RELEASES))}, got {role!r}")
+    folder = KeyFolder(keys, passphrase)
+    return (folder.load(role, coming=True) or folder.create(role, coming=True)).public_key
+
+
+def hand_in(keys: Path, trust: Path, passphrase: str, files: Mapping[str, bytes]) -> None:
+    """Give a server that does not run the next root and targets; it takes them in when it starts.
+
+    This is how a server that has lost its keys, and cannot start, gets new ones.
+
+    Args:
+        keys: the server's key folder.
+        trust: its metadata folder.
+        passphrase: what its key files are encrypted with, "" for nothing.
+        files: the new root, the new targets, or both.
+
+    Raises:
+        CeremonyError: they name keys that the server does not have.
+        TrustError: they do not follow what the server has.
+        SettingsError: a key of the server cannot be read.
+    """
+    have = published.read_folder(trust)
+    roots = {name: data for name, data in {**have, **files}.items() if name.endswith(filename(ROOT))}
+    new = {name: data for name, data in files.items() if name.endswith(filename(TARGETS))}
+    trusted = ceremony.read_trusted({**roots, **(new or published.newest_targets(have))})
+    if trusted.root is None or trusted.targets is None:
+        raise CeremonyError("expected root and targets")
+    _signers(KeyFolder(keys, passphrase), plan_of(trusted.root.signed, trusted.targets.signed))
+    for name, data in sorted(files.items(), reverse=True):  # root last: what it vouches for is there by then
+        write_file(trust / name, data)
 
 
 def _signers(folder: KeyFolder, plan: Plan) -> dict[str, CryptoSigner]:

@@ -5,7 +5,7 @@ Nothing here looks at an expiry: to sign the next root is how an expired one is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -61,6 +61,25 @@ def _have(read: Read, name: str) -> bytes:
     if data is None:
         raise CeremonyError(f"{name} is not there: the server has not started yet, or has lost it")
     return data
+
+
+def read_folder(folder: Path) -> dict[str, bytes]:
+    """Return all roots and targets in the metadata folder of a server on this machine.
+
+    Raises:
+        CeremonyError: a file cannot be read.
+    """
+    names = [path.name for path in folder.glob("*.json")]
+    read = of_folder(folder)
+    wanted = [name for name in names if name.endswith((f".{filename(ROOT)}", f".{filename(TARGETS)}"))]
+    return {name: data for name in wanted if (data := read(name)) is not None}
+
+
+def newest_targets(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the newest targets file among these."""
+    found = [name for name in files if name.endswith(filename(TARGETS))]
+    newest = max(found, key=lambda name: int(name.partition(".")[0]), default="")
+    return {newest: files[newest]} if newest else {}
 
 
 def of_folder(folder: Path) -> Read:

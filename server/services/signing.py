@@ -152,7 +152,8 @@ class SigningService:
         if role not in self._signers:
             raise SettingsError(
                 f"{why}, and the keys of {role} are not on this server: restore {self._store.folder} and "
-                f"{self._keys.path(role).parent} from a backup"
+                f"{self._keys.path(role).parent} from a backup, or have people name new keys "
+                "(kedge keys renew --data)"
             )
 
     def _replace_keys(self, roles: Sequence[str]) -> None:

@@ -6,10 +6,13 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +20,36 @@ import pytest
 from click.testing import CliRunner
 
 from fleet.errors import KedgeError
-from fleet.trust import ceremony
+from fleet.ids import Digest
+from fleet.trust import ceremony, workflow
+from fleet.trust.assignment import AssignedBundle
+from fleet.trust.metadata_set import TrustedMetadata
 from kedge.cli import cli
 from processes import KEDGE, wait_until
+from pure_repository import PureClient
+from server.errors import SettingsError
+from server.offline import online_keys
 from server.offline.folder import CeremonyFolder
+from server.services.data_lock import alone
 from server.services.signing import SigningService
 from trust_world import ManualClock
 
 SECRET = "correct horse battery"
+BUNDLE = AssignedBundle(
+    model="digits",
+    version="1",
+    target="laptop-x86",
+    digest=str(Digest.of(b"manifest")),
+    manifest_size=8,
+    index=str(Digest.of(b"index")),
+    index_size=5,
+    release_counter=1,
+)
+
+
+def refresh(device: PureClient, files: Mapping[str, bytes]) -> TrustedMetadata:
+    """Bring a device up to date."""
+    return device.run(workflow.refresh(datetime.now(timezone.utc)), files)
 
 
 class People:
@@ -72,6 +97,10 @@ class People:
             key = str(self.folder / name / f"{name}.pem")
             self.kedge("sign", str(stick or self.stick), "--key", key, "--yes")
 
+    def signing(self) -> SigningService:
+        """Return the server's signing service, not opened yet."""
+        return SigningService(self.data / "keys", self.data / "trust", ManualClock(time.time()), SECRET)
+
     def adopt(self) -> None:
         """Hand a change in, as the server takes it."""
         folder = CeremonyFolder(self.stick)
@@ -104,14 +133,105 @@ def refused(people: People, *arguments: str) -> str:
 
 def test_a_server_begins_with_what_the_ceremony_has_signed(people: People) -> None:
     """The server never has root or targets keys, and signs all the rest."""
-    signing = SigningService(people.data / "keys", people.data / "trust", ManualClock(), SECRET)
+    signing = people.signing()
     assert signing.open() == []
     rows = {row.role: row for row in signing.describe()}
     assert [role for role, row in rows.items() if row.offline] == ["root", "targets"]
     assert (len(rows["root"].keyids), rows["root"].threshold) == (3, 2)
     assert signing.root_fingerprint() == CeremonyFolder(people.stick).fingerprint()
-    again = SigningService(people.data / "keys", people.data / "trust", ManualClock(), SECRET)
-    assert again.open() == []
+    assert people.signing().open() == []
+
+
+def test_a_server_that_lost_its_keys_gets_new_ones(people: People) -> None:
+    """The disk with the key files is gone, and the backup holds the metadata only.
+
+    The server cannot start: who may name new keys is not there. It makes the next ones, people name them, and
+    it goes on with every release; a device that knew the old keys follows.
+    """
+    signing = people.signing()
+    signing.open()
+    signing.add_bundles([BUNDLE])
+    device = PureClient(signing.first_root())
+    refresh(device, signing.files())
+    for path in (people.data / "keys").glob("*.pem"):
+        path.unlink()
+    with pytest.raises(SettingsError, match="kedge keys renew"):
+        people.signing().open()
+    for role in ("timestamp", "snapshot", "director", "releases"):
+        people.kedge("renew", role, "--folder", str(people.stick), "--data", str(people.data))
+    people.sign("alice", "carol")
+    people.kedge("upload", str(people.stick), "--data", str(people.data))
+    again = people.signing()
+    again.open()
+    assert again.bundles() == (BUNDLE,)
+    assert again.verify() == []
+    trusted = refresh(device, again.files())
+    assert trusted.root.version == 2
+    assert device.run(workflow.find_target(trusted, BUNDLE.path), again.files()) is not None
+
+
+def test_a_beginning_that_was_cut_off_begins_again(people: People) -> None:
+    """Power fails while the first metadata is written, before the root, which is the last."""
+    trust = people.data / "trust"
+    files = {name: (trust / name).read_bytes() for name in ("1.root.json", "1.targets.json")}
+    (trust / "1.root.json").unlink()
+    with pytest.raises(SettingsError):
+        people.signing().open()
+    online_keys.install(people.data / "keys", trust, SECRET, files, ManualClock())
+    assert people.signing().open() == []
+
+
+def test_a_server_gets_no_keys_that_are_not_its_own(people: People) -> None:
+    """Somebody names another server's timestamp key: this one could never sign again."""
+    people.kedge("rotate", str(people.stick), "--role", "timestamp", timestamp_key(people), "dave")
+    people.sign("alice", "bob")
+    said = refused(people, "upload", str(people.stick), "--data", str(people.data))
+    assert said == "timestamp: the ceremony names keys that are not this server's"
+    assert people.signing().open() == []
+
+
+def timestamp_key(people: People) -> str:
+    """Return the beginning of the timestamp key's id."""
+    rows = people.json("list", str(people.stick))["roles"]
+    return str(next(row["keyids"][0] for row in rows if row["role"] == "timestamp"))
+
+
+def test_a_running_server_is_left_alone(people: People) -> None:
+    with alone(people.data):
+        said = refused(
+            people, "renew", "timestamp", "--folder", str(people.stick), "--data", str(people.data)
+        )
+    assert "another server is running on it" in said
+
+
+def test_a_lying_server_changes_nothing_in_the_folder(people: People) -> None:
+    """What `fetch` finds is another chain, a root that too few have signed, or targets that nobody has."""
+    folder = CeremonyFolder(people.stick)
+    before, name = folder.trusted_files(), "2.root.json"
+    first, targets = before["1.root.json"], before["1.targets.json"]
+    for lie in (
+        {"1.root.json": first.replace(b"2027", b"2037")},
+        {name: first},
+        {name: re.sub(rb'"version": ?1', b'"version":2', first)},
+        {"2.targets.json": re.sub(rb'"version": ?1', b'"version":2', targets)},
+        {"2.targets.json": targets},
+    ):
+        with pytest.raises(KedgeError):
+            folder.trust(lie)
+        assert folder.trusted_files() == before
+
+
+def test_what_was_published_meanwhile_leaves_the_proposal(people: People, tmp_path: Path) -> None:
+    """The answer to an upload was lost: `fetch` finds that it was published after all."""
+    for change in (("rotate", "carol", "dave"), ("extend", "--file", "targets")):
+        people.kedge(change[0], str(people.stick), *change[1:])
+    people.sign("alice", "bob")
+    copy = tmp_path / "copy"
+    shutil.copytree(people.stick, copy)
+    people.adopt()
+    folder = CeremonyFolder(copy)
+    trusted = folder.trust(CeremonyFolder(people.stick).trusted_files())
+    assert ceremony.remaining(trusted, folder.proposed_files()) == ceremony.Proposal()
 
 
 def test_a_server_that_has_begun_is_not_begun_again(people: People) -> None:
