@@ -117,7 +117,7 @@ class _Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     activate_before: Time
     allow_rollback: bool = False
     decommission: bool = False
-    delivery: Delivery = Delivery()
+    delivery: Delivery | None = None
     deltas: dict[str, DeltaOffer] = {}
 
 
@@ -184,7 +184,7 @@ def build(
         activate_before=activate_before,
         allow_rollback=allow_rollback,
         decommission=decommission,
-        delivery=delivery,
+        delivery=delivery if delivery != Delivery() else None,
         deltas=dict(deltas or {}),
     )
     return Targets(
@@ -253,7 +253,7 @@ def read(
         expires=signed.expires,
         allow_rollback=terms.allow_rollback,
         decommission=terms.decommission,
-        delivery=terms.delivery,
+        delivery=terms.delivery or Delivery(),
         deltas=terms.deltas,
     )
     _check(assignment, state, trusted.now)

@@ -19,6 +19,8 @@ from fleet.errors import TrustError
 from fleet.ids import DeviceId, Digest
 from fleet.trust import assignment, policy
 from fleet.trust.assignment import AssignedBundle, Assignment, DeviceState
+from fleet.trust.delivery import Delivery
+from fleet.trust.delta_offer import DeltaOffer
 from fleet.trust.metadata_set import TrustedMetadata
 from fleet.trust.repository import signed_file
 from fleet.trust.workflow import refresh
@@ -165,6 +167,51 @@ def test_a_bundle_has_one_digest(trusted: TrustedMetadata, hashes: dict[str, str
 
 def test_an_entry_comes_back_as_the_bundle_that_it_was_made_of() -> None:
     assert assignment.bundle_of(BUNDLE.path, assignment.entry(BUNDLE)) == BUNDLE
+
+
+def test_an_assignment_of_one_model_is_under_a_kilobyte() -> None:
+    """100,000 devices hear of each change: what is not said costs nothing, and what can be said is little."""
+    bundle = msgspec.structs.replace(
+        BUNDLE,
+        model="surface-defects-v3",
+        version="2026.11.21-rc1",
+        target="jetson-orin",
+        manifest_size=41_234,
+        index_size=123_456,
+        release_counter=1234,
+    )
+    offer = DeltaOffer(base=str(Digest.of(b"base")), index=str(Digest.of(b"delta")), index_size=123_456)
+
+    def signed(**terms: Any) -> bytes:  # noqa: ANN401 - the terms are of many types
+        made = assignment.build(
+            device=DeviceId("harbour-line-4-camera-17"),
+            rollout="123456",
+            version=1234,
+            bundles=[bundle],
+            activate_before=LATER,
+            expires=LATER,
+            **terms,
+        )
+        return signed_file(made, [DIRECTOR])
+
+    plain = signed()
+    assert set(json.loads(plain)["signed"][policy.FIELD]) == {"device", "rollout", "activate_before"}
+    assert len(plain) < 750
+    most = signed(
+        allow_rollback=True, delivery=Delivery(rate=1_250_000, jitter=3600), deltas={bundle.model: offer}
+    )
+    assert {"allow_rollback", "delivery", "deltas"} < set(json.loads(most)["signed"][policy.FIELD])
+    assert len(most) < 1024
+    order = assignment.build(
+        device=DeviceId("d1"),
+        rollout="",
+        version=3,
+        bundles=[],
+        activate_before=LATER,
+        expires=LATER,
+        decommission=True,
+    )
+    assert len(signed_file(order, [DIRECTOR])) < 512
 
 
 def test_one_model_twice(trusted: TrustedMetadata) -> None:
