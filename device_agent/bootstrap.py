@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import httpx
 import msgspec
@@ -65,6 +65,8 @@ _LOG: Final = logging.getLogger(__name__)
 _HTTP_TIMEOUT: Final = 20.0
 #: Seconds without a single chunk after which a device of a site goes past its gateway.
 _GATEWAY_FIRST: Final = 120.0
+#: Where the outbox lies when the disk takes nothing: what waits is lost with the process.
+_MEMORY: Final = Path(":memory:")
 
 
 class Doors(NamedTuple):
@@ -106,7 +108,7 @@ def wire(state: StateFolder, settings: Settings) -> System:
     boot_id = clock.unique()
     happenings: queue.SimpleQueue[Happening] = queue.SimpleQueue()
     link = _link(state, identity, boot_id, clock, happenings)
-    outbox = Outbox(state.outbox, settings.outbox_bytes)
+    outbox = Outbox(_MEMORY if state.read_only else state.outbox, settings.outbox_bytes)
     uplink = Uplink(device, outbox, link, clock, settings.resend)
 
     def observe(seen: list[Answered]) -> None:
@@ -267,6 +269,8 @@ def run(state: StateFolder, settings: Settings, doors: Doors) -> None:
         if state.decommissioned:
             wipe.wipe(state)  # a power cut may have stopped it
             raise StateError(f"state folder {state.root}: was decommissioned, and is wiped")
+        if state.read_only:
+            _LOG.error("%s cannot be written: models are served, nothing is installed or kept", state.root)
         if state.enrolled or _let_in(state):
             asyncio.run(_run(state, settings, doors))
     finally:
@@ -311,7 +315,7 @@ async def _run(state: StateFolder, settings: Settings, doors: Doors) -> None:
             limit_concurrency=grpc_server.MOST_REQUESTS,
         )
     )
-    grpc = grpc_server.bind(system.engine, doors.path, version, doors.group)
+    grpc = _grpc(system.engine, doors, version)
     loop = asyncio.get_running_loop()
 
     def at_end() -> None:
@@ -355,6 +359,35 @@ async def _run(state: StateFolder, settings: Settings, doors: Doors) -> None:
     if system.parts.parting.ended:
         wipe.wipe(state)
         _LOG.warning("decommissioned: everything in %s is wiped", state.root)
+
+
+class _Served(Protocol):
+    """What answers on the Unix socket."""
+
+    async def start(self) -> None:
+        """Begin."""
+
+    async def stop(self, grace: float | None) -> None:
+        """End, and give requests that many seconds."""
+
+
+class _NoSocket:
+    """Answers nobody."""
+
+    async def start(self) -> None:
+        """Begin."""
+
+    async def stop(self, grace: float | None) -> None:
+        """End."""
+
+
+def _grpc(engine: Engine, doors: Doors, version: str) -> _Served:
+    """Return the server on the Unix socket, where the disk takes one."""
+    if doors.path.parent.is_dir() and not os.access(doors.path.parent, os.W_OK):
+        _LOG.error("socket: none at %s, its folder cannot be written; REST answers", doors.path)
+        return _NoSocket()
+    served: _Served = grpc_server.bind(engine, doors.path, version, doors.group)
+    return served
 
 
 def _loopback(port: int) -> socket.socket:

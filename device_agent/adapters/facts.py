@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shutil
 from collections.abc import Iterable, Mapping
@@ -84,6 +85,7 @@ class SystemFacts:
         found = {
             "low memory": memory is not None and memory < FEWEST_MEMORY,
             "low disk": self.free_disk() < FEWEST_DISK,
+            "read-only disk": not os.access(self._folder, os.W_OK),
             "too hot": heat is not None and heat > HOTTEST,
             "low battery": charge is not None and charge < LOWEST_BATTERY,
         }

@@ -71,7 +71,7 @@ class Outbox:
     """Records that wait, questions that were asked, and what was spent on them. Safe across threads."""
 
     def __init__(self, path: Path, max_bytes: int, *, keep_questions: int = 2000) -> None:
-        """Open or make the file; it never grows past `max_bytes`.
+        """Open or make the file, or keep everything in memory (`:memory:`); it never grows past `max_bytes`.
 
         Raises:
             StorageError: it is no outbox, or damaged.

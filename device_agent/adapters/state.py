@@ -108,6 +108,11 @@ class StateFolder:
         except OSError as error:
             raise StateError(f"state folder {self.root}: {error.strerror}") from error
 
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be written here: a failing disk is often mounted so by the kernel."""
+        return not os.access(self.root, os.W_OK)
+
     def blob(self, digest: Digest) -> Path:
         """Return where the agent's store (`FileStore` on this folder) keeps these bytes."""
         return self.root / "blobs" / "sha256" / digest.hex
@@ -119,7 +124,8 @@ class StateFolder:
             StateError: another agent has it, or it cannot be written.
         """
         try:
-            handle = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            how = os.O_RDONLY if self.read_only else os.O_RDWR | os.O_CREAT
+            handle = os.open(self.root / "lock", how, 0o600)
         except OSError as error:
             raise StateError(f"state folder {self.root}: {error.strerror}") from error
         try:
@@ -211,10 +217,13 @@ class StateFolder:
 
     def save_running(self, running: Running) -> None:
         """Write where the agent answers."""
-        files.write(self._running, msgspec.json.encode(running))
+        if not self.read_only:
+            files.write(self._running, msgspec.json.encode(running))
 
     def take_clean_mark(self) -> bool:
         """Return whether the last agent stopped because it was asked to, and forget it."""
+        if self.read_only:
+            return True  # crashes cannot be counted here, so none is held against a model
         try:
             self._clean.unlink()
         except FileNotFoundError:
@@ -224,5 +233,7 @@ class StateFolder:
 
     def leave_clean_mark(self) -> None:
         """Say that the agent stops because it was asked to."""
+        if self.read_only:
+            return
         self._running.unlink(missing_ok=True)
         files.write(self._clean, b"")

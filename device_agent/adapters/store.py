@@ -117,7 +117,8 @@ class FileStore:
         files.make_folder(self._bundles)
         files.make_folder(self._slots)
         for partial in self._blobs.glob(".*.partial"):
-            partial.unlink()
+            with contextlib.suppress(OSError):  # on a failing disk it stays, and harms nothing
+                partial.unlink()
 
     def path(self, digest: Digest) -> Path:
         """Return where the bytes lie, for a runtime that opens files itself."""

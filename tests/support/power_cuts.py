@@ -87,8 +87,12 @@ class Power:
             return
         with self._lock:
             self.calls += 1
-            if self.calls == self._cut:
-                os._exit(CUT)
+            self.counted()
+
+    def counted(self) -> None:
+        """End the process, if this is the call."""
+        if self.calls == self._cut:
+            os._exit(CUT)
 
     def _durable(self, called: Any) -> bool:  # noqa: ANN401 - any function
         if called in _CALLS:
@@ -188,14 +192,14 @@ def _npz(**arrays: Array) -> bytes:
 class Device:
     """Everything on the device that touches the disk, wired as the agent wires it."""
 
-    def __init__(self, root: Path, broker: FakeBroker) -> None:
+    def __init__(self, root: Path, broker: FakeBroker, facts: SystemFacts | None = None) -> None:
         clock = SystemClock()
         link = broker.link("d1")
         self.store = FileStore(root)
         self.outbox = Outbox(root / "outbox.db", 2**20)
         self.engine = Engine(lambda _seen: None, "boot")
         uplink = Uplink(DeviceId("d1"), self.outbox, link, clock, 3.0)
-        self._outcomes: Final[queue.SimpleQueue[Outcome]] = queue.SimpleQueue()
+        self.outcomes: Final[queue.SimpleQueue[Outcome]] = queue.SimpleQueue()
         site = Site(
             target=TARGET,
             store=self.store,
@@ -203,7 +207,7 @@ class Device:
             deltas=Deltas(self.store, lambda: 2**40, root / "patches.json", lambda _why, _detail: None),
             runtime=lambda _name: Constant(),
             engine=self.engine,
-            facts=SystemFacts(root, {}, root / "nothing"),
+            facts=facts or SystemFacts(root, {}, root / "nothing"),
             settings=Settings(health_window=0.0, threads=1),
             now=clock.now,
             needed=self._needed,
@@ -215,7 +219,7 @@ class Device:
             clock=clock,
             boot_id="boot",
             report=uplink.put_event,
-            post=self._outcomes.put,
+            post=self.outcomes.put,
         )
         self.driver: Final = Driver("m", Installer("m", site), ties)
 
@@ -233,8 +237,8 @@ class Device:
         )
         self.driver.feed(Offered(offer))
         while self.driver.data.installing:
-            self.driver.take(self._outcomes.get(timeout=20))
-        self._outcomes.get(timeout=20)  # the links are drawn
+            self.driver.take(self.outcomes.get(timeout=20))
+        self.outcomes.get(timeout=20)  # the links are drawn
 
     def answer(self) -> float:
         """Ask the model that is in place."""
@@ -243,7 +247,8 @@ class Device:
         return float(active.run({"x": np.zeros((1, 4), np.float32)})["y"][0, 0])
 
 
-def _prepared(root: Path, world: Fleet) -> None:
+def prepared(root: Path, world: Fleet) -> None:
+    """Install the first release, and switch the device off."""
     device = Device(root, world.broker)
     device.driver.start(clean=True)
     device.update(world.bundles[0])
@@ -305,7 +310,7 @@ def main(folder: Path) -> None:
     """Cut everywhere."""
     world = fleet()
     template, whole = folder / "template", folder / "whole"
-    assert apart(lambda: _prepared(template, world)) == 0
+    assert apart(lambda: prepared(template, world)) == 0
     shutil.copytree(template, whole, symlinks=True)
     assert apart(lambda: _cut(whole, world, Power())) == 0
     assert (whole / "patches.json").is_file(), "the delta was begun"
