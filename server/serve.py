@@ -105,3 +105,7 @@ def _announce(runtime: Runtime, port: int, *, as_json: bool) -> None:
         click.echo("\nThe first administrator, shown this once:")
         for name, value in credential._asdict().items():
             click.echo(f"  {name:<8}  {value}")
+        if runtime.services.trust.status().online:
+            click.echo(
+                "\nAll signing keys lie on this server; have people sign root and targets: kedge keys init"
+            )

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from click.testing import CliRunner
 from securesystemslib.signer import CryptoSigner
@@ -161,6 +162,13 @@ def test_two_keys_sign_before_devices_see_the_release(
     )
     assert waits.status_code == 409
     assert any("kws 1 waits" in need["what"] for need in server.api("GET", "/trust")["attention"])
+    shown = httpx.get(
+        f"{server.served.url}/trust",
+        headers={"Authorization": f"Bearer {server.served.token}", "Accept": "text/html"},
+        trust_env=False,
+    ).text
+    assert "Project careful" in shown
+    assert "1 of 2 signatures are there" in shown
     again = publish(server, bundle, keys["audit-1"], "--model-version", "1")
     assert again["missing_signatures"] == 1
     other = layout(tmp_path / "c", weights=b"meanwhile", model="kws")
