@@ -122,7 +122,7 @@ class _Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class _Custom(msgspec.Struct, frozen=True, kw_only=True):
-    """The field `custom` of an entry: what its path, length and hashes do not say already."""
+    """The field `custom` of an entry: what its path, length and hashes do not say; `index` is in hex."""
 
     index: str
     index_size: int
@@ -131,7 +131,9 @@ class _Custom(msgspec.Struct, frozen=True, kw_only=True):
 
 def entry(bundle: AssignedBundle) -> TargetFile:
     """Return the image repository's entry of a bundle."""
-    custom = _Custom(index=bundle.index, index_size=bundle.index_size, release_counter=bundle.release_counter)
+    custom = _Custom(
+        index=Digest(bundle.index).hex, index_size=bundle.index_size, release_counter=bundle.release_counter
+    )
     hashes = {"sha256": Digest(bundle.digest).hex}
     return TargetFile(bundle.manifest_size, hashes, bundle.path, {"custom": msgspec.to_builtins(custom)})
 
@@ -145,8 +147,8 @@ def bundle_of(path: str, target: TargetFile) -> AssignedBundle:
     try:
         custom = msgspec.convert(target.custom, _Custom)
         _, model, version, compiled_for = path.split("/")
-        Name(model), Name(version), Name(compiled_for), Digest(custom.index)
-        digest = Digest.from_hex(target.hashes["sha256"])
+        Name(model), Name(version), Name(compiled_for)
+        digest, index = Digest.from_hex(target.hashes["sha256"]), Digest.from_hex(custom.index)
     except (msgspec.ValidationError, WireError, ValueError, KeyError) as error:
         raise TrustError(f"{path}: {error}", reason="malformed") from error
     bundle = AssignedBundle(
@@ -155,7 +157,7 @@ def bundle_of(path: str, target: TargetFile) -> AssignedBundle:
         target=compiled_for,
         digest=str(digest),
         manifest_size=target.length,
-        index=custom.index,
+        index=str(index),
         index_size=custom.index_size,
         release_counter=custom.release_counter,
     )
