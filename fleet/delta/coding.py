@@ -71,7 +71,7 @@ def coded(old: bytes, new: bytes, plan: Plan, shared: form.Tables) -> tuple[Code
         side=len(beside),
         rank=len(side.factors.weights),
     )
-    coder = Coder(rans.Tables.decode(shared.tables))
+    coder = Coder(rans.Tables.decode(shared.tables), form.PER_LANE[kind])
     blocks = [
         _block(
             coder, residual.split(differences[at : at + size], plan.new.kind), contexts[at : at + size], plan

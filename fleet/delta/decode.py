@@ -1,6 +1,6 @@
 """Making a new file from an old one and a delta, piece by piece.
 
-Memory stays under some 32 MB whatever the files' sizes: the old file and the delta are read by ranges, and
+Memory stays under some 20 MB whatever the files' sizes: the old file and the delta are read by ranges, and
 the new file comes out front to back. A delta is not trusted: whoever calls this checks the new file's digest.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from fleet.delta import form, low_rank, residual
 from fleet.delta.form import Coded, Copy, Frame, Head
-from fleet.delta.rans import Bytes, Coder, Tables, lane_count
+from fleet.delta.rans import Bytes, Coder, Tables
 from fleet.delta.residual import LEVELS, Place, Side
 from fleet.delta.tensor import Kind
 from fleet.errors import DeltaError
@@ -114,7 +114,7 @@ class _Coders:
         """Return which table each level uses, and the tables."""
         if kind not in self._ready:
             given = self._head.tables[kind]
-            coder = Coder(Tables.decode(given.tables))
+            coder = Coder(Tables.decode(given.tables), form.PER_LANE[kind])
             chosen = np.frombuffer(given.levels, np.uint8)
             if len(chosen) != LEVELS or int(chosen.max()) >= coder.contexts:
                 raise DeltaError("delta: expected a frequency table for each level")
@@ -144,7 +144,7 @@ class _Tensor:
         expected = residual.predict(old, kind, self._side, place)
         contexts = self._tables[residual.levels(expected, kind, self._side, place)]
         (length,) = _LENGTH.unpack(self._cursor.take(_LENGTH.size))
-        if length > 4 * (place.size + lane_count(place.size)):
+        if length > 4 * (place.size + self._coder.lanes(place.size)):
             raise DeltaError("delta: a block is longer than its elements can take")
         symbols = self._coder.decode(self._cursor.take(length), contexts)
         widths = residual.widths(symbols, kind)

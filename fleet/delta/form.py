@@ -30,14 +30,9 @@ DICTIONARY: Final = 4 * 1024 * 1024
 STEPS: Final = 65536
 #: Rows and columns that a tensor may have levels or ratios for.
 SIDES: Final = 1 << 19
-#: Elements of a block of a tensor.
-BLOCK: Final = {
-    Kind.BYTE: 1 << 19,
-    Kind.INT32: 1 << 18,
-    Kind.HALF: 1 << 18,
-    Kind.BRAIN: 1 << 18,
-    Kind.FLOAT: 1 << 18,
-}
+#: Elements of a block of a tensor, and of them those that one lane of the entropy coder takes.
+BLOCK: Final = {kind: 1 << (18 if kind == Kind.BYTE else 17) for kind in Kind}
+PER_LANE: Final = {kind: 2048 if kind == Kind.BYTE else 512 for kind in Kind}
 
 
 class Copy(msgspec.Struct, frozen=True, array_like=True, tag=0):

@@ -22,8 +22,6 @@ Counts: TypeAlias = npt.NDArray[np.int64]
 _BITS: Final = 12
 _TOTAL: Final = 1 << _BITS
 _LOW: Final = 1 << 16
-#: Symbols that one lane takes: fewer cost bytes, more cost time.
-_PER_LANE: Final = 2048
 #: Symbols of an alphabet, and tables: what a decoder's memory bears.
 SYMBOLS: Final = 256
 TABLES: Final = 64
@@ -129,8 +127,14 @@ def cost(counts: Counts) -> float:
 class Coder:
     """Tables made ready for coding."""
 
-    def __init__(self, frequencies: Tables) -> None:
-        """Lay the tables out for look-ups by context and slot."""
+    def __init__(self, frequencies: Tables, per_lane: int = 2048) -> None:
+        """Lay the tables out for look-ups by context and slot.
+
+        Args:
+            frequencies: the tables.
+            per_lane: symbols that one lane takes: fewer cost bytes, more cost time.
+        """
+        self._per_lane: Final = per_lane
         freq = frequencies.frequencies.astype(np.uint32)
         starts = np.cumsum(freq, axis=1, dtype=np.uint32) - freq
         symbols = np.repeat(np.tile(np.arange(SYMBOLS, dtype=np.uint8), len(freq)), freq.reshape(-1))
@@ -145,7 +149,7 @@ class Coder:
 
     def encode(self, symbols: Bytes, contexts: Bytes) -> bytes:
         """Return the bytes of some symbols, of which each has a context below `contexts`."""
-        lanes = lane_count(len(symbols))
+        lanes = self.lanes(len(symbols))
         states = np.full(lanes, _LOW, np.uint64)
         freq, starts = self._freq[contexts, symbols], self._starts[contexts, symbols]
         words: list[Words] = []
@@ -166,7 +170,7 @@ class Coder:
             DeltaError: too few or too many bytes.
         """
         count = len(contexts)
-        lanes = lane_count(count)
+        lanes = self.lanes(count)
         if len(data) < 4 * lanes or len(data) % 2:
             raise DeltaError("delta: a block's coded bytes are cut off")
         states = np.frombuffer(data, "<u4", lanes).astype(np.uint32)
@@ -191,7 +195,6 @@ class Coder:
             raise DeltaError("delta: a block's coded bytes do not come out even")
         return np.asarray(self._symbols[slots], np.uint8)
 
-
-def lane_count(symbols: int) -> int:
-    """Return how many lanes code so many symbols."""
-    return max(1, symbols // _PER_LANE)
+    def lanes(self, symbols: int) -> int:
+        """Return how many lanes code so many symbols."""
+        return max(1, symbols // self._per_lane)

@@ -148,7 +148,7 @@ def test_symbols_survive_the_entropy_coder_at_its_theoretical_size(
     coder = rans.Coder(rans.Tables.decode(rans.tables(counts).encode()))
     coded = coder.encode(symbols, contexts)
     assert (coder.decode(coded, contexts) == symbols).all()
-    assert len(coded) <= 1.05 * sum(map(rans.cost, counts)) / 8 + 8 + 4 * rans.lane_count(count)
+    assert len(coded) <= 1.05 * sum(map(rans.cost, counts)) / 8 + 8 + 4 * coder.lanes(count)
 
 
 def test_outer_products_come_out_the_same_in_any_pieces() -> None:
@@ -248,7 +248,7 @@ def test_memory_does_not_grow_with_the_file() -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert size == len(new)
-    assert max(peaks) < 32 * 1024 * 1024
+    assert max(peaks) < 20 * 1024 * 1024
     assert peaks[1] < 1.2 * peaks[0]
 
 
