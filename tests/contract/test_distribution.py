@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from pathlib import Path
 
 import msgspec
@@ -12,17 +13,17 @@ from device_agent.adapters.chunk_mqtt import MqttSource
 from device_agent.adapters.download import Downloader, Priced
 from device_agent.errors import UnreachableError
 from fake_link import FakeBroker
-from fleet.bundle import chunks
+from fleet.bundle import catalogue, chunks
 from fleet.bundle.cutting import CHUNK_MAX
 from fleet.errors import BundleError
 from fleet.ids import Digest
 from fleet.trust.assignment import AssignedBundle
 from fleet.wire import topics
 from server.errors import BrokerError
-from server.services.distribution import prepare
-from trust_world import World, chunk_digests, make_bundle
+from server.services.distribution import Distribution, MemoryLedger, parcel_of, prepare
+from trust_world import MemoryBlobs, World, chunk_digests, make_bundle
 
-SIZE = 40 * CHUNK_MAX + 17
+SIZE = 20 * CHUNK_MAX + 17
 
 
 @pytest.fixture
@@ -200,7 +201,7 @@ def test_publishing_goes_on_after_the_broker_was_away(world: World, broker: Fake
     with pytest.raises(BrokerError):
         world.server.distribution.add([bundle])
     broker.up = True
-    assert world.server.distribution.reconcile() > 40
+    assert world.server.distribution.reconcile() > 20
 
 
 def test_metadata_that_is_gone_is_cleared(world: World, broker: FakeBroker) -> None:
@@ -238,3 +239,172 @@ def test_a_device_that_reports_without_end_costs_little(world: World, broker: Fa
         world.server.distribution.report("nonsense")
     world.server.distribution.mend()
     assert len(published(broker)) - before <= 16
+
+
+# --- versions that share bytes -------------------------------------------------------------------------
+
+
+def two_versions(world: World) -> tuple[AssignedBundle, AssignedBundle]:
+    """Publish a model, and again with its last 100 kB, a layer, trained anew."""
+    weights = random.Random(1).randbytes(6_000_000)
+    layer = random.Random(2).randbytes(100_000)
+    bundles = []
+    for number, data in enumerate((weights, weights[: -len(layer)] + layer), 1):
+        made = make_bundle(world.server.blobs, weights=data)
+        bundle = prepare(made, world.server.blobs, version=str(number), release_counter=number)
+        world.server.signing.add_bundles([bundle])
+        bundles.append(bundle)
+    return bundles[0], bundles[1]
+
+
+def test_a_new_version_publishes_only_the_chunks_that_changed(world: World) -> None:
+    first, second = two_versions(world)
+    assert world.server.distribution.add([first]) > 30
+    # The manifest, the index, and the chunks in which the changed layer lies.
+    assert world.server.distribution.add([second]) <= 5
+
+
+def test_a_device_downloads_only_what_its_last_version_has_not(world: World) -> None:
+    first, second = two_versions(world)
+    world.server.distribution.add([first, second])
+    device = world.device()
+    device.held = [Digest(first.index)]
+    device.downloader.fetch(first)
+    took = device.downloader.fetch(second)
+    assert took.received < 3 * CHUNK_MAX + second.index_size
+    assert took.reused > 5_000_000
+
+
+def test_what_a_damaged_old_version_has_is_not_copied(world: World) -> None:
+    """The disk has rotted where the new version would copy from: those chunks come over the air."""
+    first, second = two_versions(world)
+    world.server.distribution.add([first, second])
+    device = world.device()
+    device.held = [Digest(first.index)]
+    device.downloader.fetch(first)
+    for digest, data in device.store.blobs.items():
+        if len(data) > 5_000_000:
+            device.store.blobs[digest] = bytes(1_000_000) + data[1_000_000:]
+    took = device.downloader.fetch(second)
+    assert 900_000 < took.received < 2_000_000
+
+
+def test_an_empty_file_needs_no_message(world: World) -> None:
+    """A retained message without bytes would be none: an empty file is made on the device."""
+    made = make_bundle(world.server.blobs, weights=b"")
+    bundle = prepare(made, world.server.blobs, version="1", release_counter=1)
+    world.server.distribution.add([bundle])
+    device = world.device()
+    device.downloader.fetch(bundle)
+    assert device.store.get(Digest.of(b"")) == b""
+
+
+# --- the budget ----------------------------------------------------------------------------------------
+
+
+def arranged(world: World, ledger: MemoryLedger, budget: int | None) -> Distribution:
+    return Distribution(world.broker.connection(), world.server.blobs, 0.1, budget, ledger)
+
+
+def three(world: World) -> list[AssignedBundle]:
+    return [
+        prepare(
+            make_bundle(world.server.blobs, size=1_000_000, seed=seed),
+            world.server.blobs,
+            version=f"{seed}.0",
+            release_counter=seed,
+        )
+        for seed in (1, 2, 3)
+    ]
+
+
+def retained_bytes(broker: FakeBroker) -> int:
+    return sum(len(data) for topic, data in broker.retained.items() if topic.startswith(topics.CHUNK))
+
+
+def told(broker: FakeBroker) -> catalogue.Catalogue:
+    return catalogue.decode(broker.retained[topics.catalogue()])
+
+
+def test_the_most_wanted_are_retained_and_the_catalogue_says_so(world: World, broker: FakeBroker) -> None:
+    one, two, last = three(world)
+    distribution = arranged(world, MemoryLedger(), 2_100_000)
+    distribution.arrange(map(parcel_of, (one, two, last)))
+    assert retained_bytes(broker) < 2_100_000
+    assert [Digest(x.index) in told(broker) for x in (one, two, last)] == [True, True, False]
+    distribution.arrange(map(parcel_of, (last, one, two)))
+    assert retained_bytes(broker) < 2_100_000
+    assert [Digest(x.index) in told(broker) for x in (one, two, last)] == [True, False, True]
+
+
+def test_devices_are_told_before_a_topic_is_empty(world: World, broker: FakeBroker) -> None:
+    one, two, _ = three(world)
+    distribution = arranged(world, MemoryLedger(), None)
+    distribution.arrange(map(parcel_of, (one, two)))
+    before = len(broker.published)
+    distribution.arrange([parcel_of(one)])
+    topic, data = broker.published[before]
+    assert topic == topics.catalogue()
+    assert Digest(two.index) not in catalogue.decode(data)
+    assert all(not data for _, data in broker.published[before + 1 :])
+
+
+def test_a_server_that_starts_again_clears_what_its_earlier_life_retained(
+    world: World, broker: FakeBroker
+) -> None:
+    """The budget was lowered while the server was down; the broker still has everything."""
+    one, two, last = three(world)
+    ledger = MemoryLedger()
+    arranged(world, ledger, None).arrange(map(parcel_of, (one, two, last)))
+    assert retained_bytes(broker) > 3_000_000
+    again = arranged(world, ledger, 1_100_000)
+    again.reconcile()
+    again.arrange(map(parcel_of, (two, one)))
+    assert retained_bytes(broker) < 1_100_000
+    assert Digest(two.index) in told(broker)
+    assert ledger.indexes() == [two.index]
+
+
+def test_a_crash_in_the_middle_leaves_nothing_behind_for_good(world: World, broker: FakeBroker) -> None:
+    """The server dies after half of a bundle's chunks; it is not wanted any more when it is back."""
+    one, two, _ = three(world)
+    ledger = MemoryLedger()
+    distribution = arranged(world, ledger, None)
+    some = iter(range(3))
+    real = distribution._blobs.read_range
+
+    class Dying(MemoryBlobs):
+        def read_range(self, digest: Digest, start: int, size: int) -> bytes:
+            if next(some, None) is None:
+                raise KeyboardInterrupt
+            return real(digest, start, size)
+
+    dying = Dying()
+    dying.blobs = world.server.blobs.blobs
+    with pytest.raises(KeyboardInterrupt):
+        Distribution(world.broker.connection(), dying, 0.1, None, ledger).arrange([parcel_of(one)])
+    assert 0 < retained_bytes(broker) < 1_000_000
+    arranged(world, ledger, None).arrange([parcel_of(two)])
+    kept = set(chunk_digests(world.server.blobs, two)) | {Digest(two.index).hex}
+    assert on_broker(broker) == kept
+
+
+def test_a_broker_that_lost_everything_gets_the_budget_and_no_more(world: World, broker: FakeBroker) -> None:
+    one, two, last = three(world)
+    distribution = arranged(world, MemoryLedger(), 1_100_000)
+    distribution.arrange(map(parcel_of, (one, two, last)))
+    before = on_broker(broker)
+    broker.restart()
+    distribution.reconcile()
+    assert on_broker(broker) == before
+    assert Digest(one.index) in told(broker)
+
+
+def test_a_spoilt_blob_is_not_published(world: World) -> None:
+    """The server's disk has rotted: better no chunk than one that devices refuse."""
+    bundle = three(world)[0]
+    blobs = world.server.blobs.blobs
+    (weights,) = [digest for digest, data in blobs.items() if len(data) == 1_000_000][:1]
+    blobs[weights] = b"rust" + blobs[weights][4:]
+    with pytest.raises(BundleError, match="stored bytes"):
+        arranged(world, MemoryLedger(), None).arrange([parcel_of(bundle)])

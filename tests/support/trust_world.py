@@ -101,7 +101,7 @@ class MemoryPartial:
         self._store = store
         self._digest = digest
         self.resumed = len(store.coming.get(digest, b"")) == size
-        if not self.resumed:
+        if digest not in store.coming or not self.resumed:
             store.coming[str(digest)] = bytearray(size)
 
     def write(self, offset: int, data: bytes) -> None:
@@ -177,10 +177,17 @@ class MemoryStore:
 
 
 def make_bundle(
-    blobs: MemoryBlobs, *, size: int = 1000, seed: int = 0, model: str = "digits", target: str = TARGET
+    blobs: MemoryBlobs,
+    *,
+    size: int = 1000,
+    seed: int = 0,
+    model: str = "digits",
+    target: str = TARGET,
+    weights: bytes | None = None,
 ) -> manifest.Bundle:
-    """Put a bundle with a model of random bytes among the blobs."""
-    weights = random.Random(seed).randbytes(size)
+    """Put a bundle with a model of these, or of random, bytes among the blobs."""
+    if weights is None:
+        weights = random.Random(seed).randbytes(size)
     about = description.BundleDescription(
         model=model,
         target=target,
@@ -282,6 +289,7 @@ class Device:
         self.clock = clock
         self.store = MemoryStore()
         self.refusals: list[tuple[str, str]] = []
+        self.held: list[Digest] = []
         self.fetcher = MqttFetcher(link, timeout=2.0, grace=0.1)
         self.folder = folder
         self.trust = TrustClient(folder, self.fetcher, name, TARGET)
@@ -291,6 +299,7 @@ class Device:
             lambda reason, detail: self.refusals.append((reason, detail)),
             Patience(first=patience, longest=4 * patience, between_bad=0.01),
             give_up=20 * patience,
+            held=lambda: self.held,
         )
 
     def through(self, fetcher: MetadataFetcher) -> TrustClient:
