@@ -282,6 +282,15 @@ def expires(data: bytes) -> datetime:
     return rules.parse(Targets, data, "assignment").signed.expires
 
 
+def signed_by(data: bytes) -> tuple[str, ...]:
+    """Return the ids of the keys that an assignment of ours says it is signed by, verifying nothing.
+
+    Raises:
+        TrustError: it is none.
+    """
+    return tuple(rules.parse(Targets, data, "assignment").signatures)
+
+
 def _check(assignment: Assignment, state: DeviceState, now: datetime) -> None:
     if assignment.device != state.device:
         raise TrustError(

@@ -16,12 +16,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from sqlalchemy import ColumnElement, Table, bindparam
+from sqlalchemy import ColumnElement, Table, bindparam, exists
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col, or_, select, update
 
 from fleet.ids import DeviceId
-from fleet.trust.assignment import AssignedBundle, expires
+from fleet.trust import repository
+from fleet.trust.assignment import AssignedBundle, expires, signed_by
 from fleet.trust.delivery import Delivery
 from fleet.trust.delta_offer import DeltaOffer
 from fleet.wire import topics
@@ -188,13 +189,18 @@ class Assignments:
 
         A device for which a delta is being made comes later.
         """
-        held = select(DeltaHold.device_id).where(DeltaHold.until > self._clock.now())
+        waits = exists().where(
+            col(DeltaHold.device_id) == DeviceAssignment.device_id,
+            # Who is to have something else meanwhile does not wait.
+            col(DeltaHold.wanted) == DeviceAssignment.wanted,
+            col(DeltaHold.until) > self._clock.now(),
+        )
         query = (
             select(DeviceAssignment)
             .join(Device)
             .where(
                 col(DeviceAssignment.stale).is_(True),
-                col(DeviceAssignment.device_id).not_in(held),
+                ~waits,
                 or_(col(Device.revoked_at).is_(None), col(DeviceAssignment.decommission).is_(True)),
             )
             .order_by(col(Device.online).desc())
@@ -203,7 +209,7 @@ class Assignments:
         with self._database.read() as session:
             rows = list(session.exec(query.limit(_BATCH)))
             bundles = self._bundles(session, [row.device_id for row in rows])
-        looked = self._look([row.device_id for row in rows if not row.decommission])
+        looked = self._look({row.device_id: row.wanted for row in rows if not row.decommission})
         made = [
             self._made(row, bundles[row.device_id], looked.offers.get(row.device_id))
             for row in rows
@@ -214,11 +220,11 @@ class Assignments:
                 self._keep(session, made)
         return len(rows)
 
-    def _look(self, device_ids: Sequence[str]) -> Looked:
-        if self._deltas is None or not device_ids:
+    def _look(self, wanted: Mapping[str, int]) -> Looked:
+        if self._deltas is None or not wanted:
             return Looked({}, frozenset())
         with self._database.write() as session:
-            return self._deltas.look(session, device_ids)
+            return self._deltas.look(session, wanted)
 
     def _made(
         self,
@@ -342,6 +348,27 @@ class Assignments:
         Those of devices that are away follow too: what the broker retains for them must not look forged.
         """
         self._mark_all(session, col(DeviceAssignment.signed_at) > 0)
+
+    def follow_director(self) -> bool:
+        """Have every assignment signed again when the director's key changed while nobody could say so.
+
+        That is after a crash between the two, or after people have named a new key for a server that had lost
+        its own. All that is not stale was signed by one key, so one assignment tells of all.
+
+        Returns:
+            Whether it has changed.
+        """
+        query = select(DeviceAssignment.document).where(
+            col(DeviceAssignment.stale).is_(False), col(DeviceAssignment.signed_at) > 0
+        )
+        with self._database.write() as session:
+            document = session.exec(query.limit(1)).first()
+            if not document or set(signed_by(document)) & set(
+                repository.director_of(self._signing.image().targets).keyids
+            ):
+                return False
+            self.sign_all(session)
+        return True
 
     def seen(self, session: Session, row: DeviceAssignment) -> None:
         """Have a device's assignment signed again if it is old: the device has just been heard of."""

@@ -114,5 +114,6 @@ class Delivery:
         self._projects.settle()
         self._releases.sign_pending()
         self._signing.refresh()
+        self._assignments.follow_director()
         self._assignments.renew()
         self.wake()
