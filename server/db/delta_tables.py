@@ -34,8 +34,13 @@ class DeltaRow(SQLModel, table=True):
 
 
 class DeltaHold(SQLModel, table=True):
-    """A device whose assignment is not published before a delta is made, or this time has come."""
+    """A device whose assignment is not signed before a delta is made, or this time has come.
+
+    Attributes:
+        wanted: of the assignment (`server.db.tables.DeviceAssignment`): another one does not wait.
+    """
 
     __tablename__ = "delta_hold"
     device_id: str = Field(primary_key=True, foreign_key="device.id", max_length=63)
+    wanted: int
     until: float

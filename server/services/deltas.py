@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
@@ -110,16 +110,16 @@ class Deltas:
 
     # --- asking --------------------------------------------------------------------------------------
 
-    def look(self, session: Session, device_ids: Sequence[str]) -> Looked:
+    def look(self, session: Session, wanted: Mapping[str, int]) -> Looked:
         """Return what these devices are offered; have made, and waited for, what there is not.
 
         Args:
             session: the caller's transaction.
-            device_ids: as many as one query may name.
+            wanted: what their assignments count, by device; as many as one query may name.
         """
         offers: dict[str, dict[str, DeltaOffer]] = {}
         until: dict[str, float] = {}
-        for device_id, model, pair in _needed(session, device_ids):
+        for device_id, model, pair in _needed(session, list(wanted)):
             row = self._asked(session, pair)
             if row.state == State.READY:
                 offer = DeltaOffer(base=pair.base, index=row.index_digest, index_size=row.index_size)
@@ -127,8 +127,8 @@ class Deltas:
             elif row.state == State.ASKED:
                 until[device_id] = max(until.get(device_id, 0.0), row.requested_at + self._patience)
         waiting = {x: time for x, time in until.items() if time > self._clock.now()}
-        session.exec(delete(DeltaHold).where(col(DeltaHold.device_id).in_(device_ids)))
-        session.add_all(DeltaHold(device_id=x, until=time) for x, time in waiting.items())
+        session.exec(delete(DeltaHold).where(col(DeltaHold.device_id).in_(wanted)))
+        session.add_all(DeltaHold(device_id=x, wanted=wanted[x], until=time) for x, time in waiting.items())
         session.flush()
         return Looked(offers, frozenset(waiting))
 

@@ -166,6 +166,16 @@ def test_a_rollout_waits_a_bounded_time(server: Server) -> None:
     assert server.signed("a") == {}
 
 
+def test_who_is_told_something_else_meanwhile_does_not_wait(server: Server) -> None:
+    """The rollout is aborted while the delta is being made: the device is told so at once."""
+    server.want("a")
+    server.sign()
+    assert server.signed("a") is None
+    server.want("a", 0)
+    server.sign()
+    assert server.signed("a") == {}
+
+
 def test_what_cannot_be_made_is_not_tried_again(server: Server) -> None:
     server.maker.trouble = "delta: not made within 600 s"
     server.want("a")

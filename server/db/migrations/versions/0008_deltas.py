@@ -31,5 +31,6 @@ def upgrade() -> None:
     op.create_table(
         "delta_hold",
         sa.Column("device_id", sa.String(length=63), sa.ForeignKey("device.id"), primary_key=True),
+        sa.Column("wanted", sa.Integer(), nullable=False),
         sa.Column("until", sa.Float(), nullable=False),
     )
