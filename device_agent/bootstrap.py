@@ -135,7 +135,7 @@ def wire(state: StateFolder, settings: Settings) -> System:
     def held() -> list[Digest]:
         return agent.held()
 
-    wait = _GATEWAY_FIRST if settings.broker else 0.0
+    wait = max(settings.http_after, _GATEWAY_FIRST if settings.broker else 0.0)
     sources = _sources(link, identity, device_key.signer(state.key))
     site = Site(
         target=identity.target,

@@ -212,6 +212,13 @@ def show_key(key: str, state: Path, as_json: bool) -> None:
     help="Use this broker, of the device's site, instead of the fleet's.",
 )
 @click.option(
+    "--http-after",
+    type=FiniteRange(min=0.0),
+    default=_DEFAULTS.http_after,
+    show_default=True,
+    help="Seconds without a chunk from the broker before the server is asked over HTTP; for metered lines.",
+)
+@click.option(
     "--site-broker",
     default="",
     metavar="URL",
@@ -235,6 +242,7 @@ def run(
     threads: int,
     outbox_mib: int,
     broker: str,
+    http_after: float,
     site_broker: str,
     site_budget_mib: int,
 ) -> None:
@@ -249,6 +257,7 @@ def run(
         threads=threads,
         outbox_bytes=outbox_mib * 2**20,
         broker=broker,
+        http_after=http_after,
         site_broker=site_broker,
         site_budget=site_budget_mib * 2**20,
     )

@@ -16,6 +16,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tick: seconds between looks at what is due.
         resend: seconds after which a record without acknowledgement is sent again; doubles with each attempt.
         broker: used instead of the broker that the server named, "" for that: the one of the device's site.
+        http_after: seconds without a chunk from the broker before chunks are asked for over HTTP: for devices
+            on whose line that costs money.
         site_broker: where this device serves chunks to its neighbours, "" for nowhere.
         site_budget: bytes that the site's broker may retain for that.
     """
@@ -27,6 +29,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     tick: float = 0.25
     resend: float = 3.0
     broker: str = ""
+    http_after: float = 0.0
     site_broker: str = ""
     site_budget: int = 1024 * 1024 * 1024
 

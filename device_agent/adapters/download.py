@@ -83,7 +83,8 @@ class Downloader:
         self._store: Final = store
         self._refused: Final = refused
         self._patience: Final = patience
-        self._give_up: Final = give_up
+        # Who is held back must have had its chance.
+        self._give_up: Final = give_up + max(offered.hold_back for offered in sources)
         self._held: Final = held
 
     def fetch(self, bundle: AssignedBundle, stop: Stop = lambda: False, rate: int = 0) -> Downloaded:

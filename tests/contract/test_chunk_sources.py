@@ -18,12 +18,17 @@ import pytest
 from device_agent.adapters import device_key
 from device_agent.adapters.chunk_http import HttpSource, prover, spans
 from device_agent.adapters.chunk_mqtt import MqttSource
+from device_agent.adapters.download import Downloader, Priced
 from device_agent.ports import Arrival, ChunkSource, Wanted
+from device_agent.update.chunk_plan import Patience
+from fake_link import FakeBroker
 from fleet.bundle.cutting import cut
 from fleet.ids import DeviceId, Digest
 from fleet.wire import blob_access, topics
 from http_side import HttpSide
 from real_transport import RealBroker
+from server.services.distribution import prepare
+from trust_world import MemoryBlobs, MemoryStore, make_bundle
 
 BLOB = random.Random(3).randbytes(1_000_000)
 
@@ -230,3 +235,19 @@ def test_an_object_store_gets_the_range_and_never_the_proof() -> None:
         server.shutdown()
         server.server_close()
     assert [blob_access.HEADER in headers for headers in seen] == [True, False, False]
+
+
+def test_on_a_metered_line_the_server_is_asked_last_and_still_asked(http: HttpSide) -> None:
+    """The broker has nothing: HTTP costs money, so it is asked only after a while, within one download."""
+    blobs = MemoryBlobs()
+    bundle = prepare(make_bundle(blobs, size=300_000), blobs, version="1", release_counter=1)
+    for data in blobs.blobs.values():
+        http.put(data)
+    sources = [
+        Priced(MqttSource(FakeBroker().link("d1"), patience=0.05)),
+        Priced(http.source("metered"), cost=1.0, hold_back=1.0),
+    ]
+    patience = Patience(first=0.1, longest=0.2)
+    took = Downloader(sources, MemoryStore(), lambda _why, _what: None, patience, give_up=0.5).fetch(bundle)
+    assert set(took.by_source) == {"http"}
+    assert took.seconds > 1.0
