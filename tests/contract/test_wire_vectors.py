@@ -87,6 +87,14 @@ VECTORS: list[tuple[str, messages.Message, str]] = [
         ),
     ),
     (
+        "event",
+        messages.Decommissioned(id="e5", assignment_version=7, time=1_800_000_000.0, boot_id="b1"),
+        (
+            "85a474797065ae6465636f6d6d697373696f6e6564a26964a26535b261737369676e6d656e745f76657273696f6e07a47469"
+            "6d65cb41dad27480000000a7626f6f745f6964a26231"
+        ),
+    ),
+    (
         "report",
         messages.ModelReport(
             id="p1",
