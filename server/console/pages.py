@@ -141,7 +141,7 @@ def error_page(request: AnyRequest, status: int, title: str, problem: str) -> Re
         # No route, no middleware: who asks is found out here.
         secret = request.cookies.get(COOKIE)
         known = services.accounts.by_cookie(secret) if secret else None
-    if known is None:
+    if known is None or known.role is None:
         return Template(template_name="failed.html", context=context, status_code=status)
     request.scope["user"] = known
     shown = page(request, services, "error.html", "", **context)

@@ -73,7 +73,11 @@ class Tokens:
         with self._database.read() as session:
             query = select(Token).order_by(col(Token.id).desc())
             if not reader.has(Role.ADMIN):
-                query = query.where(col(Token.owner_id) == _owner_id(session, reader))
+                # Of nobody's, the one that asks: to compare with no owner would find all that have none.
+                mine = _owner_id(session, reader)
+                query = query.where(
+                    col(Token.id) == reader.token_id if mine is None else col(Token.owner_id) == mine
+                )
             return list(session.exec(query))
 
     def add(

@@ -15,6 +15,7 @@ from litestar.testing import TestClient
 from server.app import create_app
 from server.bootstrap import Runtime, build
 from server.client.bundles import Layout
+from server.console.pages import error_page
 from server.console.routes import handlers, template_config
 from server.db.tables import Device
 from server.errors import ConflictError, ForbiddenError, InvalidError
@@ -58,7 +59,9 @@ class World(NamedTuple):
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("tokens")
     runtime = build(Settings(data=folder / "data"))
-    app = create_app(runtime.services, console=handlers(), templates=template_config("test"))
+    app = create_app(
+        runtime.services, console=handlers(), templates=template_config("test"), error_page=error_page
+    )
     with TestClient(app, raise_server_exceptions=False) as client:
         made = World(runtime, client, folder)
         sites = {
@@ -268,6 +271,23 @@ def test_people_see_and_revoke_their_own_tokens_and_administrators_all(world: Wo
     assert revoke(f"/api/v1/tokens/{theirs.id}", headers=world.bearer(secret)).status_code == 404
     assert revoke(f"/api/v1/tokens/{mine.id}", headers=world.bearer(secret)).status_code == 204
     assert world.client.get("/api/v1/me", headers=world.bearer(secret)).status_code == 401
+
+
+def test_a_token_of_nobody_lists_itself_and_no_other_of_nobody(world: World) -> None:
+    """The server's own tokens have no owner; that they have this in common makes them nobody's together."""
+    tokens = world.runtime.services.accounts.tokens
+    row, secret = tokens.add(SYSTEM, "lonely", Role.VIEWER)
+    listed = world.client.get("/api/v1/tokens", headers=world.bearer(secret)).json()
+    assert [x["id"] for x in listed] == [row.id]
+    assert world.client.delete("/api/v1/tokens/1", headers=world.bearer(secret)).status_code == 404
+
+
+def test_a_page_of_errors_tells_a_token_of_scopes_nothing_of_the_fleet(world: World) -> None:
+    """The console's frame counts what needs a person: not for somebody who may read one site's devices."""
+    token = world.token("devices:read label=site=north")
+    answer = world.client.get("/nothing", headers={**token, "Accept": "text/html"})
+    assert answer.status_code == 404
+    assert "/rollouts" not in answer.text
 
 
 def test_a_token_expires_in_ninety_days_unless_it_is_said_otherwise(world: World) -> None:
