@@ -79,7 +79,7 @@ class TrustState:
 
     def health(self) -> str:
         """Return what keeps devices from installing anything now, in one line; "" when nothing does."""
-        return "; ".join(need.what for need in (*self._lost(), *self._expiring()) if need.urgent)
+        return "; ".join(x.what for x in self._expiring() if x.urgent and x.role in (ROOT, TARGETS))
 
     def _lost(self) -> list[Attention]:
         again = "Restore it from a backup, or have its keys sign again: kedge project sign"

@@ -12,6 +12,7 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Root, Targets
 
 from disk_states import contents, restore, states_on_the_way
+from fake_link import FakeBroker
 from fleet.errors import TrustError, TrustReason
 from fleet.ids import DeviceId, Digest
 from fleet.trust import metadata_set as rules
@@ -24,7 +25,8 @@ from project_parts import next_targets, project, utc
 from pure_repository import PureClient
 from server.errors import ConflictError, SettingsError
 from server.services.signing import SigningService
-from trust_world import DAY, START, ManualClock
+from server.services.signing_keys import KeyFolder
+from trust_world import DAY, START, ManualClock, World
 
 NOW = utc(START)
 SMALL = Limits(plain=4, per_bin=2, crowded=4)
@@ -275,14 +277,21 @@ FORGERIES: dict[str, tuple[Forged, TrustReason]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def unmoved(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    """A fleet whose root and targets are with people, for what must change nothing in it."""
+    found = Fleet(tmp_path_factory.mktemp("unmoved"))
+    found.go_offline()
+    found.signing.add_bundles([bundle("1")])
+    return found
+
+
 @pytest.mark.parametrize("name", FORGERIES)
-def test_what_devices_would_refuse_is_refused(fleet: Fleet, name: str) -> None:
+def test_what_devices_would_refuse_is_refused(unmoved: Fleet, name: str) -> None:
     """Somebody who has the administrator's token, and not the people's keys, hands something in."""
     forge, reason = FORGERIES[name]
-    fleet.go_offline()
-    fleet.signing.add_bundles([bundle("1")])
-    assert refusal(fleet, forge(fleet)) == reason
-    assert fleet.everybody_finds(bundle("1"))
+    assert refusal(unmoved, forge(unmoved)) == reason
+    assert unmoved.everybody_finds(bundle("1"))
 
 
 def test_an_older_file_is_refused(fleet: Fleet) -> None:
@@ -358,6 +367,34 @@ def test_a_ci_releases_what_the_server_cannot(fleet: Fleet, vision: Project) -> 
     assert fleet.everybody_finds(bundle("1"), eyes)
     assert fleet.again().open() == []
     assert set(fleet.signing.bundles()) == {bundle("1"), eyes}
+
+
+def test_a_device_takes_what_a_ci_has_signed(tmp_path: Path) -> None:
+    """The agent's own trust code, over a broker: director and project agree, and neither is the other's."""
+    world, ci = World(tmp_path, FakeBroker()), CryptoSigner.generate_ed25519()
+    server, device = world.server, world.device()
+    own = server.release("1")
+    device.accept(server.assignment("d1", [own]))
+    key = KeyFolder(tmp_path / "server" / "keys").load("targets")
+    assert key is not None
+    who = project("vision", ci, model="v*")
+    before = server.signing.file("1.targets.json") or b""
+    server.signing.adopt(next_targets(before, [key], who, now=world.clock.wall()))
+    eyes = bundle("1", "vision-eyes")
+    terms = Signing(now=world.clock.wall(), lifetime=timedelta(days=9))
+    parts = project_files.change(who, {}, terms, add=[eyes])
+    server.signing.adopt({"1.vision.json": signed_file(parts["vision"], [ci])})
+    server.publish_metadata()
+    accepted = device.accept(server.assignment("d1", [own, eyes], version=2))
+    assert {found.path for found in accepted.targets} == {own.path, eyes.path}
+    again = server.assignment("d1", [own, eyes], version=3)
+    held = server.signing.image().files_of(who)
+    left = project_files.change(who, held, terms, withdraw=[eyes.path])
+    server.signing.adopt({"2.vision.json": signed_file(left["vision"], [ci])}, withdraw=True)
+    server.publish_metadata()
+    with pytest.raises(TrustError) as caught:
+        device.accept(again)
+    assert caught.value.reason == "not_in_repository"
 
 
 def test_a_project_grows_into_bins_and_lets_releases_go(fleet: Fleet, vision: Project) -> None:
