@@ -58,11 +58,12 @@ class KitFolder:
         with self._opened(parts) as handle:
             if handle is None:
                 return None
+            if (size := os.fstat(handle).st_size) > limit:
+                raise KitError(f"{self._named(parts)}: expected at most {limit} bytes, got {size}")
             data = b""
-            while len(data) <= limit and (block := os.read(handle, min(_BLOCK, limit + 1 - len(data)))):
+            # A file that grows meanwhile is cut off; whatever it is then does not verify.
+            while len(data) < limit and (block := os.read(handle, min(_BLOCK, limit - len(data)))):
                 data += block
-        if len(data) > limit:
-            raise KitError(f"{self._named(parts)}: expected at most {limit} bytes, got more")
         return data
 
     def copy_blob(self, digest: Digest, size: int, to: Path) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -26,6 +26,7 @@ from fleet.wire import codec, kit
 from fleet.wire.kit import Reports, SignedReports, Waiting
 from fleet.wire.messages import HardRequest, RefusalEvent, Tensor
 from kit_world import CarriedDevice, KitWorld
+from memory_folder import memory_folder
 from server.client.kits import KitWriter, reports, write_receipt
 from server.errors import ClientError, ForbiddenError, InvalidError, NotFoundError
 from server.services.kits import KitSelection
@@ -36,12 +37,24 @@ _NAMES = (f"d{number}" for number in itertools.count(1))
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> KitWorld:
+def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with memory_folder(tmp_path_factory.mktemp("kits")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def server(memory: Path) -> KitWorld:
     """A server with two releases."""
-    made = KitWorld(tmp_path_factory.mktemp("kits"))
+    made = KitWorld(memory / "world")
     made.release("one")
     made.release("two")
     return made
+
+
+@pytest.fixture
+def tmp_path(memory: Path, tmp_path: Path) -> Path:
+    """The test's own folder, there too."""
+    return memory / tmp_path.name
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from device_agent.adapters.journal import FileJournal
 from device_agent.adapters.state import StateFolder
 from fleet.wire import kit
 from fleet_side import digits_bundle
+from memory_folder import memory_folder
 from processes import KEDGE, Process, wait_until
 from sim_devices import Server
 
@@ -92,12 +93,13 @@ class Carried:
 
 @pytest.fixture(scope="module")
 def carried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Carried]:
-    made = Carried(tmp_path_factory.mktemp("carried"))
-    try:
-        made.enrol()
-        yield made
-    finally:
-        made.close()
+    with memory_folder(tmp_path_factory.mktemp("carried")) as folder:
+        made = Carried(folder)
+        try:
+            made.enrol()
+            yield made
+        finally:
+            made.close()
 
 
 def commands(stick: Path) -> list[list[str]]:

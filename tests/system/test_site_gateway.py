@@ -35,6 +35,7 @@ from fleet.wire import codec, topics
 from fleet.wire.enrolment import BrokerAccess
 from fleet.wire.messages import RefusalEvent
 from fleet_side import TARGET, AgentSide, FleetSide
+from memory_folder import memory_folder
 from mtls import keep, peer
 from processes import KEDGE, Process, free_port, listens, wait_until
 from server.adapters.clock import SystemClock
@@ -235,12 +236,13 @@ class Neighbour:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    made = Site(tmp_path_factory.mktemp("site"))
-    try:
-        made.start_gateway()
-        yield made
-    finally:
-        made.close()
+    with memory_folder(tmp_path_factory.mktemp("site")) as folder:
+        made = Site(folder)
+        try:
+            made.start_gateway()
+            yield made
+        finally:
+            made.close()
 
 
 def test_a_site_downloads_once(site: Site) -> None:
