@@ -20,6 +20,7 @@ from fleet.errors import KedgeError
 from server.api import (
     auditing,
     blobs,
+    deltas,
     devices,
     identity,
     kits,
@@ -75,6 +76,7 @@ def api_routes() -> list[ControllerRouterHandler]:
         statements,
         identity,
         releases,
+        deltas,
         trust,
         blobs,
         kits,

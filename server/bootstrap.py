@@ -225,6 +225,7 @@ def build(settings: Settings) -> Runtime:
         revocations=revocations,
         devices=Devices(database, clock, audit, live, connection, farewell),
         releases=releases,
+        deltas=deltas,
         projects=projects,
         withdrawals=Withdrawals(database, clock, audit, live, projects, assignments, steps),
         trust=trust,

@@ -15,6 +15,7 @@ from server.services.audit import Audit
 from server.services.authority import FleetAuthority
 from server.services.blob_reading import BlobReading
 from server.services.claims import Claims
+from server.services.deltas import Deltas
 from server.services.devices import Devices
 from server.services.enrolment import Enrolment
 from server.services.garbage import Garbage
@@ -67,6 +68,7 @@ class Services:
     releases: Releases
     projects: Projects
     withdrawals: Withdrawals
+    deltas: Deltas
     trust: TrustState
     kits: Kits
     assignments: Assignments

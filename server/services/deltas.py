@@ -168,6 +168,12 @@ class Deltas:
             if self._blobs.has(Digest(row.index_digest)) and self._blobs.has(Digest(row.patch)):
                 yield Parcel(f"deltas/{row.base}/{row.bundle}", Digest(row.index_digest))
 
+    def page(self, offset: int = 0, limit: int = 100) -> list[DeltaRow]:
+        """Return what was asked for, the newest first."""
+        query = select(DeltaRow).order_by(col(DeltaRow.requested_at).desc()).offset(offset).limit(limit)
+        with self._database.read() as session:
+            return list(session.exec(query))
+
     # --- making --------------------------------------------------------------------------------------
 
     def make_next(self) -> Pair | None:

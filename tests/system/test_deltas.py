@@ -62,6 +62,9 @@ def _rolled_out_twice(server: Server, folder: Path) -> dict[str, float]:
             policy = {"groups": [{"percent": 100.0}]}
             body = {"release": release["id"], "policy": policy, "approve": True}
             _finished(server, server.api("POST", "/rollouts", body)["id"])
+        (delta,) = server.api("GET", "/deltas")
+        assert (delta["state"], delta["detail"]) == ("ready", "")
+        assert 0 < delta["size"] < 0.7 * delta["instead"]
         last = max(x["id"] for x in server.api("GET", "/rollouts"))
         return dict(server.api("GET", f"/rollouts/{last}/actions")[0]["measured"])
 
