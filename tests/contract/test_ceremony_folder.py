@@ -243,6 +243,32 @@ def test_a_server_that_has_begun_is_not_begun_again(people: People) -> None:
     )
 
 
+def test_targets_may_have_holders_of_their_own(people: People) -> None:
+    """Root stays in the safe for a year; dave alone signs targets, more often."""
+    other = People(people.folder / "other")
+    keys = {name: people.folder / name for name in ("alice", "bob", "dave")}
+    holders = [f"--holder={keys[name] / name}.pub.json" for name in ("alice", "bob")]
+    own = [f"--targets-holder={keys['dave'] / 'dave'}.pub.json", "--targets-threshold=1"]
+    told = people.json("init", str(other.stick), "--data", str(other.data), *holders, *own)
+    assert "targets: threshold 1: whoever steals one of its keys signs alone" in told["warnings"]
+    for name, folder in keys.items():
+        seen = str(other.folder / f"{name}.seen")
+        key = str(folder / f"{name}.pem")
+        told = people.json("sign", str(other.stick), "--key", key, "--yes", "--seen", seen)
+    assert [(count["file"], count["signed"]) for count in told["signatures"]] == [
+        ("root", [f"{name} ({key_id(people, name)})" for name in ("alice", "bob")]),
+        ("targets", [f"dave ({key_id(people, 'dave')})"]),
+    ]
+    people.kedge("upload", str(other.stick), "--data", str(other.data))
+    assert other.signing().open() == []
+
+
+def key_id(people: People, name: str) -> str:
+    """Return the beginning of the id of a person's key."""
+    public = json.loads((people.folder / name / f"{name}.pub.json").read_bytes())
+    return str(public["keyid"])[:8]
+
+
 def test_a_forged_folder_is_refused_by_who_has_signed_before(people: People, tmp_path: Path) -> None:
     """A thief of the stick puts another chain of roots into it, in which their key is one of three already.
 
