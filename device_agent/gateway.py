@@ -254,10 +254,10 @@ class SiteGateway:
             with self._parts.downloading:
                 downloader = self._parts.downloader()
                 if parcel.bundle is not None:
-                    downloader.fetch(parcel.bundle, stop)
+                    downloader.fetch(parcel.bundle, stop, parcel.rate)
                     self._held[parcel.index] = parcel.bundle
                 else:
-                    downloader.fetch_parcel(Digest(parcel.index), parcel.index_size, stop)
+                    downloader.fetch_parcel(Digest(parcel.index), parcel.index_size, stop, parcel.rate)
         finally:
             self._fetching = False
 

@@ -20,11 +20,13 @@ class Parcel(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         bundle: the bundle, None for a patch.
+        rate: bytes a second at most, as the first assignment that names it allows; 0 for all of the line.
     """
 
     index: str
     index_size: int
     bundle: AssignedBundle | None = None
+    rate: int = 0
 
 
 class SitePlan:
@@ -58,12 +60,14 @@ class SitePlan:
         """Return what to serve, each once; what was assigned first comes first."""
         found: dict[str, Parcel] = {}
         for assignment in self._assigned.values():
+            rate = assignment.delivery.rate
             for bundle in assignment.targets:
                 offer = assignment.deltas.get(bundle.model)
                 if offer is not None:
-                    found.setdefault(offer.index, Parcel(index=offer.index, index_size=offer.index_size))
+                    patch = Parcel(index=offer.index, index_size=offer.index_size, rate=rate)
+                    found.setdefault(offer.index, patch)
                 if offer is None or bundle.index in self._asked:
-                    whole = Parcel(index=bundle.index, index_size=bundle.index_size, bundle=bundle)
+                    whole = Parcel(index=bundle.index, index_size=bundle.index_size, bundle=bundle, rate=rate)
                     found.setdefault(bundle.index, whole)
         self._asked.intersection_update(found)
         return list(found.values())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from device_agent.update.site_plan import SitePlan, fitting
 from fleet.ids import Digest
 from fleet.trust.assignment import AssignedBundle, Assignment
+from fleet.trust.delivery import Delivery
 from fleet.trust.delta_offer import DeltaOffer
 
 LATER = datetime(2100, 1, 1, tzinfo=timezone.utc)
@@ -69,6 +71,12 @@ def test_a_patch_is_served_alone_until_somebody_misses_the_bundle() -> None:
     assert [x.index for x in plan.wanted()] == [patch]
     plan.assign(assigned("a", 3, bundle("1"), patch=patch))
     assert [x.index for x in plan.wanted()] == [patch]
+
+
+def test_the_gateway_keeps_to_the_rate_that_its_neighbours_are_given() -> None:
+    plan = SitePlan()
+    plan.assign(msgspec.structs.replace(assigned("a", 1, bundle("1")), delivery=Delivery(rate=5000)))
+    assert [x.rate for x in plan.wanted()] == [5000]
 
 
 def test_a_device_without_an_offer_has_the_bundle_served_beside_the_patch() -> None:
