@@ -1,4 +1,4 @@
-"""The next root and targets metadata while people sign it: what is trusted, what is proposed, who has signed.
+"""The next root and targets metadata while people sign it: what is trusted, and what is proposed.
 
 A *ceremony* is how root and targets, whose keys lie offline with several people, come to a next version. The
 *proposal* is that version with the signatures collected so far; it travels from person to person, and counts
@@ -8,19 +8,16 @@ once enough have signed: for root, enough holders of the trusted root and enough
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final, NamedTuple, TypeVar
 
-from securesystemslib.signer import Signer
-from tuf.api.exceptions import UnsignedMetadataError
-from tuf.api.metadata import Key, Metadata, Root, Targets
+from tuf.api.metadata import Metadata, Root, Targets
 
 from fleet.errors import CeremonyError, TrustError
 from fleet.trust import metadata_set as rules
 from fleet.trust import policy, repository, shapes
-from fleet.trust.holders import named
 from fleet.trust.metadata_set import ROOT, TARGETS, TrustedMetadata
 from fleet.trust.plan import Plan, name_clashes, plan_of
 from fleet.trust.workflow import filename
@@ -68,34 +65,6 @@ class Lifetimes(NamedTuple):
 
     root: timedelta = timedelta(days=365)
     targets: timedelta = timedelta(days=365)
-
-
-@dataclass(frozen=True)
-class Count:
-    """How far one set of keys has signed one file.
-
-    Attributes:
-        file: "root" or "targets".
-        by: which root names the keys, as "root 2".
-        threshold: how many of them must sign.
-        signed, unsigned: those who have, and have not.
-    """
-
-    file: str
-    by: str
-    threshold: int
-    signed: tuple[Key, ...]
-    unsigned: tuple[Key, ...]
-
-    @property
-    def who(self) -> str:
-        """Which keys these are, for people."""
-        return f"the {self.file} keys that {self.by} names"
-
-    @property
-    def missing(self) -> int:
-        """How many signatures are still needed."""
-        return max(0, self.threshold - len(self.signed))
 
 
 def read_trusted(files: Mapping[str, bytes]) -> Trusted:
@@ -152,7 +121,7 @@ def _all_read(files: Mapping[str, bytes], trusted: Trusted) -> None:
 
 
 def read_proposal(trusted: Trusted, files: Mapping[str, bytes]) -> Proposal:
-    """Read a proposal, checking that it follows what is trusted; signatures are counted by `counts`.
+    """Read a proposal, checking that it follows what is trusted; `signatures` counts who has signed.
 
     Args:
         trusted: what it must follow.
@@ -294,85 +263,6 @@ def root_in_force(trusted: Trusted, proposal: Proposal) -> Root:
     return root.signed
 
 
-def counts(trusted: Trusted, proposal: Proposal) -> tuple[Count, ...]:
-    """Return who has signed what, and how many are missing, by every rule that a device will hold it to."""
-    found = []
-    if proposal.root is not None:
-        own = _count(proposal.root, proposal.root.signed, ROOT, f"root {proposal.root.signed.version}")
-        if trusted.root is not None:
-            before = _count(proposal.root, trusted.root.signed, ROOT, f"root {trusted.root.signed.version}")
-            found.extend([before] if _same_rule(before, own) else [before, own])
-        else:
-            found.append(own)
-    if proposal.targets is not None:
-        root = root_in_force(trusted, proposal)
-        found.append(_count(proposal.targets, root, TARGETS, f"root {root.version}"))
-    return tuple(found)
-
-
-def _count(metadata: Metadata[S], delegator: Root, role: str, by: str) -> Count:
-    result = delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
-    return Count(role, by, result.threshold, tuple(result.signed.values()), tuple(result.unsigned.values()))
-
-
-def _same_rule(one: Count, other: Count) -> bool:
-    return one.threshold == other.threshold and _ids(one) == _ids(other)
-
-
-def _ids(count: Count) -> set[str]:
-    return {key.keyid for key in (*count.signed, *count.unsigned)}
-
-
-def sign(trusted: Trusted, proposal: Proposal, signer: Signer) -> Proposal:
-    """Add a key's signature to each file of the proposal in which it counts.
-
-    Raises:
-        CeremonyError: the key counts in none of them, or could not sign.
-    """
-    keyid = signer.public_key.keyid
-    wanted = {count.file for count in counts(trusted, proposal) if keyid in _ids(count)}
-    if not wanted:
-        raise CeremonyError(
-            f"{named(signer.public_key)} has no part in this proposal: neither the trusted nor the proposed "
-            "metadata names it as a key of what is proposed"
-        )
-    return replace(
-        proposal,
-        root=_signed(proposal.root, signer) if ROOT in wanted else proposal.root,
-        targets=_signed(proposal.targets, signer) if TARGETS in wanted else proposal.targets,
-    )
-
-
-def _signed(metadata: Metadata[S] | None, signer: Signer) -> Metadata[S] | None:
-    if metadata is None:
-        return None
-    again = copied(metadata)
-    try:
-        again.sign(signer, append=True)
-    except UnsignedMetadataError as error:
-        raise CeremonyError(f"{named(signer.public_key)}: {error.__cause__ or error}") from error
-    return again
-
-
-def merge(one: Proposal, other: Proposal) -> Proposal:
-    """Return a proposal with the signatures of both; two people may sign copies of it at the same time.
-
-    Raises:
-        CeremonyError: they do not propose the same.
-    """
-    return Proposal(_merged(one.root, other.root, ROOT), _merged(one.targets, other.targets, TARGETS))
-
-
-def _merged(one: Metadata[S] | None, other: Metadata[S] | None, role: str) -> Metadata[S] | None:
-    if one is None and other is None:
-        return None
-    if one is None or other is None or one.signed_bytes != other.signed_bytes:
-        raise CeremonyError(f"{role}: the two folders do not propose the same; only signatures are merged")
-    again = copied(one)
-    again.signatures.update({k: v for k, v in other.signatures.items() if k not in again.signatures})
-    return again
-
-
 def proposal_files(proposal: Proposal) -> dict[str, bytes]:
     """Return the files in which a proposal travels; `read_proposal` reads them back."""
     files = {}
@@ -380,45 +270,6 @@ def proposal_files(proposal: Proposal) -> dict[str, bytes]:
         if metadata is not None:
             files[filename(role)] = metadata.to_bytes()
     return files
-
-
-def finished(trusted: Trusted, proposal: Proposal) -> dict[str, bytes]:
-    """Return the files to publish, with the signatures that count and no others.
-
-    Returns:
-        `N.root.json`, `M.targets.json`, or both.
-
-    Raises:
-        CeremonyError: signatures are missing.
-    """
-    counted = counts(trusted, proposal)
-    missing = [f"{c.missing} of {c.who}" for c in counted if c.missing]
-    if missing:
-        raise CeremonyError(f"signatures are missing: {'; '.join(missing)}")
-    files = {}
-    for metadata, role in ((proposal.root, ROOT), (proposal.targets, TARGETS)):
-        if metadata is not None:
-            files[filename(role, metadata.signed.version)] = _trimmed(metadata, role, counted).to_bytes()
-    return files
-
-
-def _trimmed(metadata: Metadata[Any], role: str, counted: Sequence[Count]) -> Metadata[Any]:
-    valid = {key.keyid for count in counted if count.file == role for key in count.signed}
-    again = copied(metadata)
-    for keyid in set(again.signatures) - valid:
-        del again.signatures[keyid]
-    return again
-
-
-def adopted(trusted: Trusted, proposal: Proposal) -> Trusted:
-    """Return what is trusted once a proposal is published.
-
-    Raises:
-        CeremonyError: signatures are missing.
-    """
-    finished(trusted, proposal)
-    roots = (*trusted.roots, proposal.root) if proposal.root is not None else trusted.roots
-    return Trusted(roots, proposal.targets or trusted.targets)
 
 
 def remaining(trusted: Trusted, files: Mapping[str, bytes]) -> Proposal:
@@ -439,9 +290,3 @@ def _unpublished(proposed: Metadata[S] | None, trusted: Metadata[S] | None) -> M
     if proposed is None or trusted is None or proposed.signed_bytes != trusted.signed_bytes:
         return proposed
     return None
-
-
-def copied(metadata: Metadata[S]) -> Metadata[S]:
-    """Return a copy that shares nothing with the original."""
-    again: Metadata[S] = Metadata.from_dict(metadata.to_dict())
-    return again

@@ -16,13 +16,14 @@ from securesystemslib.signer import Key
 from tuf.api.metadata import Metadata, Root, Targets
 
 from fleet.errors import CeremonyError
-from fleet.trust import ceremony, policy, repository
+from fleet.trust import ceremony, policy, repository, signatures
 from fleet.trust.assignment import DIRECTOR
-from fleet.trust.ceremony import Count, Proposal, Trusted
+from fleet.trust.ceremony import Proposal, Trusted
 from fleet.trust.holders import OWNER, key_id, named, owner_of, short
 from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 from fleet.trust.plan import OFFLINE, Plan, name_clashes, plan_of
 from fleet.trust.repository import Project, RoleKeys
+from fleet.trust.signatures import Count
 
 #: An expiry that is nearer or farther than this is worth a warning.
 _SOON: Final = timedelta(days=60)
@@ -71,7 +72,7 @@ def review(trusted: Trusted, proposal: Proposal, now: datetime) -> Review:
         title="; ".join(title for title in titles if title),
         changes=(*_changes(before, plan), *_expiries(trusted, proposal)),
         warnings=(*_warnings(before, plan), *_late(proposal, now)),
-        counts=ceremony.counts(trusted, proposal),
+        counts=signatures.counts(trusted, proposal),
     )
 
 

@@ -11,7 +11,7 @@ from securesystemslib.signer import Key
 from tuf.api.metadata import Metadata, Root, Targets
 
 from fleet.errors import CeremonyError
-from fleet.trust import ceremony, holders
+from fleet.trust import ceremony, holders, signatures
 from fleet.trust import plan as plans
 from fleet.trust.ceremony import Proposal, Trusted
 from fleet.trust.holders import named
@@ -178,7 +178,7 @@ def upload(folder: Path, data: Path | None, server: str, token: str, as_json: bo
     """Hand in what is signed by enough: the server checks it as devices do, and publishes it."""
     where = CeremonyFolder(folder)
     trusted = where.trusted()
-    files = ceremony.finished(trusted, where.proposal(trusted))
+    files = signatures.finished(trusted, where.proposal(trusted))
     if data is not None:
         _put(Settings(data=data), files)
     else:

@@ -14,10 +14,11 @@ from securesystemslib.signer import Key
 
 from fleet.text import printable
 from fleet.trust import ceremony
-from fleet.trust.ceremony import Count, Lifetimes, Proposal, Trusted
+from fleet.trust.ceremony import Lifetimes, Proposal, Trusted
 from fleet.trust.holders import named
 from fleet.trust.plan import Plan
 from fleet.trust.review import Review, review
+from fleet.trust.signatures import Count
 from server.commands.shared import print_json
 from server.errors import OfflineKeyError
 from server.offline.folder import PUBLIC_KEY, CeremonyFolder, read_public_key

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from fleet.errors import CeremonyError
-from fleet.trust import ceremony
+from fleet.trust import signatures
 from fleet.trust.review import review
 from server.commands import keys_shared
 from server.commands.keys_shared import asker, folder_argument, json_option, now, secret_option, show
@@ -57,7 +57,7 @@ def sign(
     place = seen or memory.place(key, signer.public_key, keys_shared.home())
     known = memory.read(place)
     memory.check(known, trusted, place)
-    signed = ceremony.sign(trusted, proposal, signer)
+    signed = signatures.sign(trusted, proposal, signer)
     memory.keep(place, known, trusted, proposal)
     where.propose(signed)
     show(where, review(trusted, signed, now()), as_json=as_json, signatures_only=True)
@@ -72,6 +72,6 @@ def merge(folder: Path, other: Path, as_json: bool) -> None:
     where, there = CeremonyFolder(folder), CeremonyFolder(other)
     trusted = where.trusted()
     there.check()
-    merged = ceremony.merge(where.proposal(trusted), there.proposal(trusted))
+    merged = signatures.merge(where.proposal(trusted), there.proposal(trusted))
     where.propose(merged)
     show(where, review(trusted, merged, now()), as_json=as_json, signatures_only=True)

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 
 from fleet.errors import KedgeError
 from fleet.ids import Digest
-from fleet.trust import ceremony, workflow
+from fleet.trust import ceremony, signatures, workflow
 from fleet.trust.assignment import AssignedBundle
 from fleet.trust.metadata_set import TrustedMetadata
 from kedge.cli import cli
@@ -105,7 +105,7 @@ class People:
         """Hand a change in, as the server takes it."""
         folder = CeremonyFolder(self.stick)
         trusted = folder.trusted()
-        files = ceremony.finished(trusted, folder.proposal(trusted))
+        files = signatures.finished(trusted, folder.proposal(trusted))
         folder.trust(files)
         folder.propose(ceremony.Proposal())
 

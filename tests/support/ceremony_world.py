@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 from securesystemslib.signer import CryptoSigner, Key
 from tuf.api.metadata import MetaFile, Snapshot, Timestamp
 
-from fleet.trust import ceremony, policy, repository, workflow
+from fleet.trust import ceremony, policy, repository, signatures, workflow
 from fleet.trust.assignment import DIRECTOR
 from fleet.trust.ceremony import Proposal, Trusted
 from fleet.trust.holders import with_owner
@@ -75,12 +75,12 @@ class CeremonyWorld:
         """Have people sign what is proposed."""
         for one in people:
             self.signers.setdefault(one.public_key.keyid, one)
-            self.proposal = ceremony.sign(self.trusted, self.proposal, one)
+            self.proposal = signatures.sign(self.trusted, self.proposal, one)
 
     def publish(self, now: datetime = NOW) -> None:
         """Publish what enough have signed, as the server does: it seals it with snapshot and timestamp."""
-        new = ceremony.finished(self.trusted, self.proposal)
-        self.trusted = ceremony.adopted(self.trusted, self.proposal)
+        new = signatures.finished(self.trusted, self.proposal)
+        self.trusted = signatures.adopted(self.trusted, self.proposal)
         self.proposal = Proposal()
         self.files |= self.sealed(self.trusted, new, now)
 

@@ -18,7 +18,7 @@ from tuf.api.metadata import Metadata, Root, TargetFile
 
 from ceremony_world import NOW, CeremonyWorld, holders, person, refresh
 from fleet.errors import CeremonyError, KedgeError, TrustError
-from fleet.trust import ceremony, workflow
+from fleet.trust import ceremony, signatures, workflow
 from fleet.trust import holders as names
 from fleet.trust import plan as plans
 from fleet.trust.ceremony import Proposal, Trusted
@@ -61,11 +61,11 @@ def test_a_lost_key_is_replaced_by_the_two_that_remain(world: CeremonyWorld) -> 
     device = world.device()
     world.propose(rotated(CAROL, DAVE))
     world.sign(ALICE)
-    assert [count.missing for count in ceremony.counts(world.trusted, world.proposal)] == [1, 1]
+    assert [count.missing for count in signatures.counts(world.trusted, world.proposal)] == [1, 1]
     with pytest.raises(
         CeremonyError, match="1 of the root keys that root 1 names; 1 of the root keys that root 2"
     ):
-        ceremony.finished(world.trusted, world.proposal)
+        signatures.finished(world.trusted, world.proposal)
     with pytest.raises(TrustError, match="root was signed by 1/2 keys"):
         refresh(device, world.forced())
     world.sign(BOB)
@@ -80,7 +80,7 @@ def test_new_holders_alone_are_not_enough(world: CeremonyWorld) -> None:
     """Dave and Carol sign: two of the new root's keys, and only one of the old root's."""
     world.propose(rotated(ALICE, DAVE))
     world.sign(DAVE, CAROL)
-    old, new = ceremony.counts(world.trusted, world.proposal)
+    old, new = signatures.counts(world.trusted, world.proposal)
     assert (old.missing, new.missing) == (1, 0)
     with pytest.raises(TrustError):
         refresh(world.device(), world.forced())
@@ -92,7 +92,7 @@ def test_who_has_no_part_cannot_sign(world: CeremonyWorld) -> None:
     with pytest.raises(CeremonyError, match=r"mallory .* has no part in this proposal"):
         world.sign(stranger)
     world.sign(CAROL)  # the trusted root names her still
-    old, new = ceremony.counts(world.trusted, world.proposal)
+    old, new = signatures.counts(world.trusted, world.proposal)
     assert (len(old.signed), len(new.signed)) == (1, 0)
 
 
@@ -141,13 +141,13 @@ def test_expiry_is_extended_without_any_other_change(world: CeremonyWorld) -> No
 
 def test_signatures_of_two_copies_are_merged(world: CeremonyWorld) -> None:
     world.propose(rotated(CAROL, DAVE))
-    by_alice = ceremony.sign(world.trusted, world.proposal, ALICE)
-    by_bob = ceremony.sign(world.trusted, world.proposal, BOB)
-    world.proposal = ceremony.merge(by_alice, by_bob)
+    by_alice = signatures.sign(world.trusted, world.proposal, ALICE)
+    by_bob = signatures.sign(world.trusted, world.proposal, BOB)
+    world.proposal = signatures.merge(by_alice, by_bob)
     world.publish()
     world.propose(rotated(DAVE, CAROL))
     with pytest.raises(CeremonyError, match="do not propose the same"):
-        ceremony.merge(by_alice, world.proposal)
+        signatures.merge(by_alice, world.proposal)
 
 
 def test_a_proposal_for_another_base_is_refused(world: CeremonyWorld) -> None:
@@ -166,7 +166,7 @@ def test_signatures_that_do_not_count_are_not_published(world: CeremonyWorld) ->
     world.sign(ALICE, BOB)
     assert world.proposal.root is not None
     world.proposal.root.sign(person("mallory"), append=True)
-    data = ceremony.finished(world.trusted, world.proposal)["2.root.json"]
+    data = signatures.finished(world.trusted, world.proposal)["2.root.json"]
     assert len(Metadata[Root].from_bytes(data).signatures) == 2
 
 
@@ -257,15 +257,15 @@ def test_nothing_is_hidden_from_a_review(world: CeremonyWorld) -> None:
     world.propose(rotated(CAROL, DAVE), renew=(TARGETS,))
     assert world.proposal.root is not None
     assert world.proposal.targets is not None
-    root = ceremony.copied(world.proposal.root)
+    root = signatures.copied(world.proposal.root)
     root.signed.unrecognized_fields["x-extra"] = 1
     with pytest.raises(CeremonyError, match="more than can be shown"):
         review(world.trusted, Proposal(root, world.proposal.targets), NOW)
-    targets = ceremony.copied(world.proposal.targets)
+    targets = signatures.copied(world.proposal.targets)
     targets.signed.targets["bundles/a/1/b"] = TargetFile(1, {"sha256": "0" * 64}, "bundles/a/1/b")
     with pytest.raises(TrustError, match="expected no entries"):
         review(world.trusted, Proposal(world.proposal.root, targets), NOW)
-    twice = ceremony.copied(world.proposal.root)
+    twice = signatures.copied(world.proposal.root)
     again = names.decode(names.encode(ALICE.public_key), "alice")
     again.keyid = "0" * 64
     twice.signed.add_key(again, ROOT)
@@ -458,7 +458,7 @@ class Ceremonies(RuleBasedStateMachine):
                 self.world.sign(PEOPLE[index])
         if not self.world.proposal:
             return
-        if any(count.missing for count in ceremony.counts(self.world.trusted, self.world.proposal)):
+        if any(count.missing for count in signatures.counts(self.world.trusted, self.world.proposal)):
             self.refused()
         else:
             self.world.publish()
@@ -468,7 +468,7 @@ class Ceremonies(RuleBasedStateMachine):
     def refused(self) -> None:
         """Nobody follows what too few have signed, not even when it is published with good seals."""
         with pytest.raises(CeremonyError, match="signatures are missing"):
-            ceremony.finished(self.world.trusted, self.world.proposal)
+            signatures.finished(self.world.trusted, self.world.proposal)
         with pytest.raises(TrustError):
             refresh(self.world.device(), self.world.forced())
 
