@@ -33,7 +33,9 @@ class IdentityProvider:
         lies: claims put over the true ones.
         header: put over the token's true header.
         sign: what makes the token, instead of the provider's key.
-        asked: number of requests by path.
+        spoiled: what it answers instead, by the last part of the address: status and body.
+        by_form: it takes the client's secret in the form alone.
+        asked: the requests that came, by what they are about.
     """
 
     port: int
@@ -42,6 +44,8 @@ class IdentityProvider:
     header: dict[str, Any] = field(default_factory=dict)
     sign: Any = None
     named: str = ""
+    by_form: bool = False
+    spoiled: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     keys: list[RSAKey] = field(default_factory=list)
     codes: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -55,6 +59,7 @@ class IdentityProvider:
         """Tell the truth again, about the first person, with the first key."""
         self.person = {"sub": "u-1", "preferred_username": "rita"}
         self.lies, self.header, self.sign, self.named = {}, {}, None, ""
+        self.spoiled, self.by_form = {}, False
 
     def new_key(self) -> None:
         """Sign with a new key from now on; the old ones stay known."""
@@ -81,6 +86,7 @@ def _app(it: IdentityProvider) -> Litestar:
             "jwks_uri": f"{it.issuer}/keys",
             "end_session_endpoint": f"{it.issuer}/leave",
             "response_types_supported": ["code"],
+            **({"token_endpoint_auth_methods_supported": ["client_secret_post"]} if it.by_form else {}),
         }
 
     @get("/realm/authorize", sync_to_thread=False)
@@ -99,7 +105,8 @@ def _app(it: IdentityProvider) -> Litestar:
         it.asked.append("token")
         form = dict(parse_qsl((await request.body()).decode()))
         basic = base64.b64encode(f"{CLIENT}:{SECRET}".encode()).decode()
-        if request.headers.get("authorization") != f"Basic {basic}":
+        by_form = (form.get("client_id"), form.get("client_secret")) == (CLIENT, SECRET)
+        if not (by_form if it.by_form else request.headers.get("authorization") == f"Basic {basic}"):
             return Response({"error": "invalid_client"}, status_code=401)
         asked = it.codes.pop(form["code"], None)
         proof = base64.urlsafe_b64encode(hashlib.sha256(form["code_verifier"].encode()).digest())
@@ -112,7 +119,16 @@ def _app(it: IdentityProvider) -> Litestar:
         it.asked.append("keys")
         return {"keys": [key.as_dict(private=False) for key in it.keys]}
 
-    return Litestar([discovery, authorize, token, keys], openapi_config=None, logging_config=None)
+    async def spoil(request: AnyRequest) -> Response[bytes] | None:
+        found = it.spoiled.get(request.url.path.rpartition("/")[2])
+        return None if found is None else Response(found[1], status_code=found[0], media_type="text/plain")
+
+    return Litestar(
+        [discovery, authorize, token, keys],
+        before_request=spoil,
+        openapi_config=None,
+        logging_config=None,
+    )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pytest
+from alembic import command
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from litestar import Litestar
 from litestar.testing import TestClient
@@ -25,7 +26,7 @@ from server.client.bundles import Layout
 from server.console.routes import handlers, template_config
 from server.db.audit_chain import GENESIS, canonical, digest
 from server.db.engine import Database
-from server.db.migrate import upgrade
+from server.db.migrate import _config, upgrade
 from server.db.tables import AuditEntry, Blob, Device
 from server.errors import InvalidError, SettingsError
 from server.permissions import permissions
@@ -269,6 +270,28 @@ def test_writers_at_once_do_not_fork_the_chain_on_postgresql(tmp_path: Path) -> 
         assert logs[1].broken().startswith("entry 21: the one before it")
         for log in logs:
             log.database.close()
+
+
+def test_the_log_of_an_older_server_becomes_a_chain(tmp_path: Path) -> None:
+    """Entries that were written before there was a chain are linked when the server is brought up to date."""
+    database = Database(f"sqlite:///{tmp_path / 'old.db'}")
+    with database.engine.connect() as connection:
+        command.upgrade(_config(connection), "0005")
+        values = "(3, 1.5, 'rita', 'rollout.pause', 'rollout 1', NULL, '{\"state\": \"paused\"}')"
+        columns = "(id, at, actor, action, subject, before, after)"
+        connection.execute(text(f"INSERT INTO audit_entry {columns} VALUES {values}"))
+        connection.execute(
+            text(f"INSERT INTO audit_entry {columns} VALUES (7, 2.5, 'kedge', 'x', 'y', 'null', NULL)")
+        )
+        connection.commit()
+    upgrade(database)
+    made = Log(tmp_path, database, Audit(database, ManualClock(), Witness(tmp_path, tmp_path / "keys")))
+    assert (made.broken(), made.audit.verify().head) == ("", 7)
+    made.write("first")
+    assert [row.id for row in made.audit.entries()] == [8, 7, 3]
+    made.tamper("UPDATE audit_entry SET actor = 'eve' WHERE id = 3")
+    assert made.broken().startswith("entry 3")
+    database.close()
 
 
 # --- an export ---------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -398,6 +399,86 @@ def test_a_provider_that_calls_itself_otherwise_is_none(
     answer = other.browser().get("/login/oidc")
     assert (answer.status_code, "it calls itself" in answer.text) == (502, True)
     other.runtime.services.database.close()
+
+
+@pytest.mark.parametrize(
+    ("part", "status", "body", "text"),
+    [
+        ("openid-configuration", 503, b"", "it answers 503"),
+        ("openid-configuration", 302, b"", "it answers 302"),
+        ("openid-configuration", 200, b"<html>", "unreadable answer"),
+        ("openid-configuration", 200, b"{}", "unreadable answer"),
+        ("openid-configuration", 200, b" " * (2**20 + 1), "without end"),
+        ("token", 500, b"", "it answers 500"),
+        ("token", 400, b'{"error": "invalid_grant"}', "does not accept"),
+        ("token", 200, b'{"access_token": "x"}', "unreadable answer"),
+        ("token", 200, b'{"id_token": "x.y.z"}', "does not verify"),
+        ("keys", 200, b"{}", "no readable keys"),
+        ("keys", 200, b'{"keys": [{"kty": "RSA"}]}', "no readable keys"),
+        ("keys", 200, b'{"keys": 7}', "no readable keys"),
+    ],
+)
+def test_a_provider_that_is_not_well_is_told_in_one_line(
+    world: World, part: str, status: int, body: bytes, text: str
+) -> None:
+    """Whatever the provider answers, people read what is wrong; nobody is let in, and nothing is a bug."""
+    forgotten(world)
+    browser = world.browser()
+    if part == "openid-configuration":
+        world.provider.spoiled = {part: (status, body)}
+        answer = browser.get("/login/oidc", follow_redirects=False)
+    else:
+        address = to_provider(browser)
+        world.provider.spoiled = {part: (status, body)}
+        answer = come_back(browser, address)
+    assert answer.status_code in (401, 502), answer.text
+    assert text in answer.text
+    assert me(browser) is None
+    world.provider.honest()
+    forgotten(world)
+    assert me(sign_in(world)[0]) is not None
+
+
+def forgotten(world: World) -> None:
+    """Have everything asked of the provider anew."""
+    sign_on = world.runtime.services.single_sign_on
+    provider = None if sign_on is None else sign_on._provider
+    assert isinstance(provider, OidcProvider)
+    provider._found = provider._keys = None
+
+
+def test_a_provider_may_want_the_secret_in_the_form(world: World) -> None:
+    forgotten(world)
+    world.provider.by_form = True
+    assert me(sign_in(world)[0]) is not None
+    world.provider.honest()
+    forgotten(world)
+
+
+def test_a_server_without_a_provider_has_no_button_and_no_addresses(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    runtime = build(Settings(data=tmp_path_factory.mktemp("none")))
+    app = create_app(
+        runtime.services, console=handlers(), templates=template_config("test"), error_page=error_page
+    )
+    with TestClient(app) as browser:
+        assert "/login/oidc" not in browser.get("/login").text
+        for rest in ("", "/callback?state=x&code=y", "/leave"):
+            assert browser.get(f"/login/oidc{rest}", follow_redirects=False).status_code == 404
+    runtime.services.database.close()
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "https://", "https://kedge.example/console", "kedge.example"])
+def test_a_public_address_that_is_none_is_refused_at_start(url: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="public URL"):
+        Settings(data=tmp_path, public_url=url).check()
+
+
+def test_a_role_that_is_none_is_refused_at_start(tmp_path: Path) -> None:
+    oidc = OidcSettings(issuer="https://sso.example", client_id="x", default_role="king")
+    with pytest.raises(SettingsError, match="viewer, operator"):
+        build(Settings(data=tmp_path, oidc=oidc))
 
 
 @pytest.mark.parametrize(
