@@ -43,6 +43,29 @@ def test_the_command_line_comes_up_without_the_extras(arguments: list[str]) -> N
     assert "LOADED []" in done.stdout
 
 
+def test_who_signs_offline_needs_no_extra_but_that_of_a_token(tmp_path: Path) -> None:
+    """A notebook without a network has the base install: key files work, a token names what it needs."""
+    uri = "pkcs11:token=a;object=b?module-path=/nowhere.so"
+    for arguments, code, said in (
+        (["--unencrypted"], 0, ""),
+        (
+            ["--token", uri],
+            2,
+            "error: a key in hardware needs the 'pkcs11' extra: pip install 'kedge[pkcs11]'",
+        ),
+    ):
+        command = ["kedge", "keys", "generate", "alice", "--out", str(tmp_path), *arguments]
+        program = (
+            f"{BLOCKED}sys.modules['PyKCS11'] = None\n"
+            f"sys.argv = {command!r}\nfrom kedge.cli import main\nmain()\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stderr.strip()) == (code, said)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alice.pem", "alice.pub.json"]
+
+
 DIGITS = ROOT / "examples" / "digits"
 COMPILE = [
     *("compile", str(DIGITS / "device.onnx"), "--target", "laptop-x86", "--out", "OUT"),
