@@ -163,11 +163,16 @@ class StateFolder:
         try:
             return msgspec.json.decode(self._identity.read_bytes(), type=Identity)
         except FileNotFoundError as error:
-            raise StateError(
-                f"state folder {self.root}: not enrolled; run `kedge agent enroll` first"
-            ) from error
+            raise StateError(f"state folder {self.root}: {self._why_nobody()}") from error
         except (OSError, ValueError) as error:
             raise StateError(f"{self._identity}: {error}") from error
+
+    def _why_nobody(self) -> str:
+        if self.decommissioned:
+            return "was decommissioned, and is wiped"
+        if self._asking.exists():
+            return "waits to be let in; `kedge agent run` asks on"
+        return "not enrolled; run `kedge agent enroll` first"
 
     def save_identity(self, identity: Identity) -> None:
         """Write who this device is; it may hold the broker's password."""

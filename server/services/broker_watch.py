@@ -110,10 +110,12 @@ def reload_by_pid(folder: Path) -> None:
     path = folder / "mosquitto.pid"
     try:
         pid = int(path.read_text())
+        if b"mosquitto" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            raise ClientError(f"{path}: process {pid} is no mosquitto; it has ended, and left its id behind")
         _check_spare(pid, folder / "mosquitto.conf")
         os.kill(pid, signal.SIGHUP)
     except FileNotFoundError as error:
-        raise ClientError(f"{path}: there is none; does mosquitto run with this set-up?") from error
+        raise ClientError(f"{error.filename}: not there; does mosquitto run with this set-up?") from error
     except (OSError, ValueError) as error:
         raise ClientError(f"{path}: {error}") from error
 

@@ -235,7 +235,7 @@ def test_a_revoked_device_is_thrown_out_when_the_broker_refuses_it_and_not_befor
         enrolled(kedge, name)
     before = kedge.revocations.newest().number
     kedge.devices.revoke(SYSTEM, "cam")
-    assert kedge.revocations.newest().number == before + 1
+    assert kedge.revocations.newest().number > before
     kedge.doorman.up_to_date = False
     with pytest.raises(BrokerError, match="kedge broker watch"):
         kedge.revocations.enforce()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import socket
@@ -23,7 +24,8 @@ from fleet.wire import topics
 from mtls import Identity, Peer, keep, peer, request
 from processes import Process, free_port, listens, wait_until
 from server.adapters.clock import SystemClock
-from server.adapters.doorman import CertificateDoorman
+from server.adapters.doorman import CertificateDoorman, NoDoorman, PasswordDoorman
+from server.adapters.embedded_broker import EmbeddedBroker
 from server.db.engine import Database
 from server.db.migrate import upgrade
 from server.db.tables import Device
@@ -35,6 +37,7 @@ from server.services.broker_watch import Watch
 from server.services.live import Live
 from server.services.revocations import Revocations
 from sim_devices import TARGET
+from trust_world import ManualClock
 
 
 class Site:
@@ -348,6 +351,12 @@ def test_ways_to_tell_the_broker_name_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(ClientError, match="does mosquitto run"):
         broker_watch.reload_by_pid(tmp_path)
     (tmp_path / "mosquitto.pid").write_text("4194399")
+    with pytest.raises(ClientError, match="does mosquitto run"):
+        broker_watch.reload_by_pid(tmp_path)
+    (tmp_path / "mosquitto.pid").write_text(str(os.getpid()))
+    with pytest.raises(ClientError, match="is no mosquitto"):
+        broker_watch.reload_by_pid(tmp_path)
+    (tmp_path / "mosquitto.pid").write_text("rubbish")
     with pytest.raises(ClientError, match=r"mosquitto\.pid"):
         broker_watch.reload_by_pid(tmp_path)
     broker_watch.reload_by_command([sys.executable, "-c", ""])
@@ -365,6 +374,30 @@ def test_a_broker_that_is_away_is_said_so(site: Site) -> None:
         doorman.kick(DeviceId("d1"), lambda: site.authority.issue_visit("d1"))
 
 
+def test_where_there_is_no_certificate_there_is_nothing_to_wait_for(site: Site) -> None:
+    """The embedded broker asks the database at each login; a plain one on this machine knows nobody."""
+    thrown: list[str] = []
+    probe = site.authority.issue_visit("kedge-probe")
+    for doorman in (PasswordDoorman(thrown.append), NoDoorman()):
+        assert doorman.refuses(probe)
+        doorman.kick(DeviceId("d1"), lambda: probe)
+    assert thrown == ["d1"]
+    with pytest.raises(BrokerError, match="not running"):
+        EmbeddedBroker("127.0.0.1", free_port(), ("server", "secret"), lambda _name, _word: True).kick("d1")
+
+
+def test_a_server_restored_from_a_backup_is_ahead_of_what_brokers_have_seen(tmp_path: Path) -> None:
+    """Its database is of last week: the lists that it makes must not look older than the broker's."""
+    database, clock = Database("sqlite://"), ManualClock()
+    upgrade(database)
+    authority = FleetAuthority(tmp_path, clock)
+    seen = Revocations(database, clock, authority, FakeDoorman(), Live()).newest().number
+    restored = Database("sqlite://")
+    upgrade(restored)
+    clock.seconds += 60
+    assert Revocations(restored, clock, authority, FakeDoorman(), Live()).newest().number > seen
+
+
 def test_lists_have_rising_numbers_and_seconds_and_hold_as_long_as_an_authority(tmp_path: Path) -> None:
     """OpenSSL takes the latest of two lists; one that has run out, or not begun, refuses the whole fleet."""
     database, clock = Database("sqlite://"), SystemClock()
@@ -373,8 +406,9 @@ def test_lists_have_rising_numbers_and_seconds_and_hold_as_long_as_an_authority(
     first = Revocations(database, clock, authority, FakeDoorman(), Live())
     again = Revocations(database, clock, authority, FakeDoorman(), Live())  # the server has started again
     lists = [x509.load_pem_x509_crl(made.newest().pem) for made in (first, again)]
-    assert first.newest().number == 1
-    assert [revocation_lists.number(x) for x in lists] == [1, 2]
+    numbers = [revocation_lists.number(x) for x in lists]
+    assert clock.now() - 60 < numbers[0] < numbers[1]
+    assert first.newest().number == numbers[0]
     assert lists[0].last_update_utc < lists[1].last_update_utc
     for one in lists:
         assert one.last_update_utc.timestamp() < clock.now() - 80_000
