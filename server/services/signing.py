@@ -9,67 +9,39 @@ takes in what they have signed (`adopt`); snapshot and timestamp follow by thems
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Final
 
-from securesystemslib.signer import CryptoSigner, Key
-from tuf.api.metadata import Root, Signed, Snapshot, Targets, Timestamp
+from securesystemslib.signer import Key
+from tuf.api.metadata import Signed, Targets, Timestamp
 
 from fleet.errors import TrustError
 from fleet.ids import DeviceId, Digest
-from fleet.trust import assignment, project_files, repository
+from fleet.trust import assignment, repository
 from fleet.trust import metadata_set as rules
 from fleet.trust.assignment import DIRECTOR, AssignedBundle
 from fleet.trust.delivery import Delivery
 from fleet.trust.delta_offer import DeltaOffer
 from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
-from fleet.trust.project_files import LIMITS, Limits, Signing
-from fleet.trust.repository import RELEASES, RELEASES_PATHS, TOP_LEVEL, Project, RoleKeys, signed_file
+from fleet.trust.repository import RELEASES, TOP_LEVEL, Project, signed_file
 from fleet.trust.workflow import filename
 from fleet.wire import receipt
 from fleet.wire.enrolment import fingerprint
 from server.errors import ConflictError, NotFoundError, SettingsError
-from server.ports.clock import Clock
-from server.services import signing_adopt, signing_kit
+from server.services import signing_adopt, signing_handover, signing_kit
 from server.services.signing_adopt import Overlay
 from server.services.signing_image import Image, files_of
-from server.services.signing_keys import KeyFolder
+from server.services.signing_keeper import Keeper
 from server.services.signing_load import Loaded, load
 from server.services.signing_roles import ONLINE, ROLES, RoleInfo, describe, named_by
-from server.services.signing_seal import Lifetimes, Sealed, Sealer
-from server.services.signing_store import MetadataFolder
 
 #: A backup is never so many timestamps old; a thief of the key may say that it is.
 _PLAUSIBLE: Final = 1_000_000
 
 
-class SigningService:
+class SigningService(Keeper):
     """The server's signatures. Every method may be called from any thread."""
-
-    def __init__(
-        self,
-        keys: Path,
-        metadata: Path,
-        clock: Clock,
-        passphrase: str = "",
-        lifetimes: Lifetimes | None = None,
-        limits: Limits = LIMITS,
-    ) -> None:
-        """Use these folders; nothing is read before `open`."""
-        self._keys: Final = KeyFolder(keys, passphrase)
-        self._store: Final = MetadataFolder(metadata)
-        self._lifetimes: Final = lifetimes or Lifetimes()
-        self._limits: Final = limits
-        self._sealer: Final = Sealer(self._store, clock, self._lifetimes)
-        self._lock: Final = threading.RLock()
-        # The keys of the roles that the server alone may sign for, and no others.
-        self._signers: dict[str, CryptoSigner] = {}
-        self._lost: dict[str, str] = {}
-        self._root: Root
-        self._image: Image
 
     # --- start -------------------------------------------------------------------------------------
 
@@ -232,16 +204,22 @@ class SigningService:
         """
         with self._lock:
             overlay = self.lay_over(files)
-            signers = self._signers_for(overlay)
-            self._sign_for_new_keys(overlay, signers, withdraw=withdraw)
+            signers = signing_handover.signers_for(overlay, self._keys)
+            signing_handover.sign_again(
+                overlay, signers, self._store, self._terms(), self._limits, withdraw=withdraw
+            )
             gone = signing_adopt.check_releases(self._image, overlay, withdraw=withdraw)
             if overlay.roots or overlay.changed or gone:
                 before = self._image.snapshot
                 sealed = self._sealer.seal(
                     overlay.root, signers, before, overlay.targets, overlay.files, overlay.changed
                 )
-                self._prove(overlay, sealed)
-                self._settle(overlay, signers, sealed)
+                signing_handover.prove(self._image, self._store, overlay, sealed, self._sealer.now())
+                signing_handover.write(overlay, sealed, signers, self._keys, self._store)
+                self._root, self._signers = overlay.root, dict(signers)
+                self._lost = {role: why for role, why in self._lost.items() if role not in overlay.changed}
+                self._commit(dataclasses.replace(sealed, writes={n: sealed.writes[n] for n in sealed.seals}))
+                signing_handover.settle_keys(overlay, signers, self._keys)
             return gone
 
     def lay_over(self, files: Mapping[str, bytes]) -> Overlay:
@@ -253,69 +231,6 @@ class SigningService:
         with self._lock:
             root = self._store.read(filename(ROOT, self._root.version)) or b""
             return signing_adopt.lay_over(self._image, root, files, self._sealer.now())
-
-    def _signers_for(self, overlay: Overlay) -> dict[str, CryptoSigner]:
-        """Return the server's keys of the roles that new root and targets let it sign for alone."""
-        named = repository.roles_of(overlay.root) | {DIRECTOR: repository.director_of(overlay.targets)}
-        named |= {project.name: project.signers for project in overlay.projects if project.name == RELEASES}
-        alone = {role: keys for role, keys in named.items() if keys.threshold == 1}
-        found = {role: self._keys.find(role, keys.keyids) for role, keys in alone.items()}
-        signers = {role: signer for role, signer in found.items() if signer is not None}
-        missing = [role for role in ONLINE if role not in signers]
-        if missing:
-            raise TrustError(
-                f"{missing[0]}: expected a key of this server, and a threshold of 1: it signs all the time",
-                reason="malformed",
-            )
-        return signers
-
-    def _sign_for_new_keys(
-        self, overlay: Overlay, signers: Mapping[str, CryptoSigner], *, withdraw: bool
-    ) -> None:
-        """Sign the own project again if its keys have changed; others must hand in what they sign."""
-        for project, wrong in signing_adopt.unsigned_projects(overlay, self._store.read):
-            held = files_of(project, overlay.files)
-            if project.name == RELEASES and RELEASES in signers:
-                parts = project_files.change(project, held, self._terms(), every=True, limits=self._limits)
-                overlay.files |= parts
-                overlay.changed |= {r: signed_file(p, [signers[RELEASES]]) for r, p in parts.items()}
-            elif withdraw and not set(held) & set(overlay.changed):
-                overlay.files = {role: part for role, part in overlay.files.items() if role not in held}
-            else:
-                why = f"project {project.name}: hand in files that its keys have signed: {wrong}"
-                raise TrustError(why, reason=wrong.reason) from wrong
-
-    def _prove(self, overlay: Overlay, sealed: Sealed) -> None:
-        versions = {ROOT: self._root.version, TARGETS: self._image.targets.version}
-        versions |= {SNAPSHOT: self._image.snapshot.version}
-        versions |= {role: part.version for role, part in self._image.files.items()}
-        held = {filename(r): self._store.read(filename(r, v)) or b"" for r, v in versions.items()}
-        held[filename(TIMESTAMP)] = self._store.read(filename(TIMESTAMP)) or b""
-        first = self._root.version + 1
-        roots = {filename(ROOT, first + i): data for i, data in enumerate(overlay.roots)}
-        published = {**self._store.files(), **roots, **sealed.writes}
-        signing_adopt.prove(held, published, overlay, self._sealer.now())
-
-    def _settle(self, overlay: Overlay, signers: Mapping[str, CryptoSigner], sealed: Sealed) -> None:
-        """Write what was adopted: first what nothing names yet, then root, then what names it all."""
-        offline = [role for role in (ROOT, TARGETS, RELEASES) if role not in signers]
-        for role in offline:
-            self._keys.set_offline(role, offline=True)
-        for name, data in sealed.writes.items():
-            if name not in sealed.seals:
-                self._store.write(name, data)
-        first = overlay.root.version - len(overlay.roots) + 1
-        for version, data in enumerate(overlay.roots, first):
-            self._store.write(filename(ROOT, version), data)
-            self._store.given_out(ROOT, version)
-        self._root, self._signers = overlay.root, dict(signers)
-        self._lost = {role: why for role, why in self._lost.items() if role not in overlay.changed}
-        self._commit(dataclasses.replace(sealed, writes={n: sealed.writes[n] for n in sealed.seals}))
-        for role, signer in signers.items():
-            self._keys.settle(role, [signer.public_key.keyid], waiting=True)
-            self._keys.set_offline(role, offline=False)
-        for role in offline:
-            self._keys.remove(role)
 
     # --- keeping it fresh --------------------------------------------------------------------------
 
@@ -549,93 +464,6 @@ class SigningService:
             deltas=deltas,
         )
         return signed_file(document, [signer])
-
-    # --- signing -----------------------------------------------------------------------------------
-
-    def _own(self, role: str) -> RoleKeys:
-        return RoleKeys(keys=(self._signers[role].public_key,))
-
-    @staticmethod
-    def _own_project(targets: Targets) -> Project:
-        """Return the project that the server may sign; one that signs nothing where none is called so."""
-        nobody = Project(name=RELEASES, signers=RoleKeys(keys=()), paths=())
-        return next((p for p in repository.projects_of(targets) if p.name == RELEASES), nobody)
-
-    def _with_own_key(self, projects: Sequence[Project]) -> tuple[Project, ...]:
-        """Return the projects, with the key that the server has now for its own; that one alone for none."""
-        own = Project(name=RELEASES, signers=self._own(RELEASES), paths=RELEASES_PATHS)
-        if not projects:
-            return (own,)
-        return tuple(dataclasses.replace(own, paths=p.paths) if p.name == RELEASES else p for p in projects)
-
-    def _terms(self) -> Signing:
-        return Signing(
-            now=self._sealer.now(),
-            lifetime=self._lifetimes.of(RELEASES),
-            next_version=self._store.next_version,
-        )
-
-    def _sign_root(self, keys: Mapping[str, RoleKeys], signers: Sequence[CryptoSigner]) -> None:
-        version, now = self._store.next_version(ROOT), self._sealer.now()
-        root = repository.make_root(keys, version=version, now=now, expires=self._sealer.until(ROOT))
-        self._store.write(filename(ROOT, version), signed_file(root, signers))
-        self._root = root
-
-    def _make_targets(self, projects: Sequence[Project]) -> Targets:
-        return repository.make_targets(
-            self._own(DIRECTOR),
-            projects,
-            version=self._store.next_version(TARGETS),
-            now=self._sealer.now(),
-            expires=self._sealer.until(TARGETS),
-        )
-
-    def _sign_own(
-        self,
-        targets: Targets,
-        held: Mapping[str, Targets],
-        *,
-        add: Iterable[AssignedBundle] = (),
-        withdraw: Iterable[str] = (),
-        every: bool = False,
-    ) -> dict[str, Targets]:
-        """Return what changes of the server's own project."""
-        return project_files.change(
-            self._own_project(targets),
-            held,
-            self._terms(),
-            add=add,
-            withdraw=withdraw,
-            every=every,
-            limits=self._limits,
-        )
-
-    def _publish(
-        self,
-        targets: Targets,
-        changed: Mapping[str, Targets],
-        *,
-        before: Snapshot | None = None,
-        files: Mapping[str, Targets] | None = None,
-    ) -> None:
-        """Seal and write a change; `before` and `files` are the present image's but at the start."""
-        if files is None:
-            before, files = self._image.snapshot, self._image.files
-        self._commit(self._sealer.seal(self._root, self._signers, before, targets, files, changed))
-
-    def _renew_timestamp(self) -> None:
-        version = self._image.snapshot.version
-        data = self._store.read(filename(SNAPSHOT, version)) or b""
-        timestamp, signed = self._sealer.timestamp(self._signers, version, data)
-        image = dataclasses.replace(self._image, timestamp=timestamp)
-        self._commit(Sealed(image=image, writes={filename(TIMESTAMP): signed}))
-
-    def _commit(self, sealed: Sealed) -> None:
-        """Write what was sealed: the timestamp comes last, and what a cut leaves out was never published."""
-        for name, data in sealed.writes.items():
-            self._store.write(name, data)
-        self._image = sealed.image
-        self._store.prune(set(sealed.image.files))
 
 
 def _check_role(role: str, known: Sequence[str]) -> None:

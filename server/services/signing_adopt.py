@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import Final, TypeAlias
 
 from tuf.api.metadata import Root, Targets
 
@@ -25,6 +25,8 @@ from server.services.signing_image import Image, delegator_of, entries_of, files
 from server.services.signing_store import parse_name
 
 _ONLINE: Final = (SNAPSHOT, TIMESTAMP)
+#: Returns a file by its name, None when there is none.
+Read: TypeAlias = Callable[[str], bytes | None]
 
 
 @dataclass
@@ -124,9 +126,7 @@ def _drop_strangers(overlay: Overlay) -> None:
     overlay.files = {role: part for role, part in overlay.files.items() if role in known}
 
 
-def unsigned_projects(
-    overlay: Overlay, read: Callable[[str], bytes | None]
-) -> list[tuple[Project, TrustError]]:
+def unsigned_projects(overlay: Overlay, read: Read) -> list[tuple[Project, TrustError]]:
     """Return the projects whose files do not verify with their keys as named now, and why.
 
     Args:
@@ -137,7 +137,7 @@ def unsigned_projects(
     return [(project, wrong) for project, wrong in found if wrong is not None]
 
 
-def _wrong(overlay: Overlay, project: Project, read: Callable[[str], bytes | None]) -> TrustError | None:
+def _wrong(overlay: Overlay, project: Project, read: Read) -> TrustError | None:
     own = files_of(project, overlay.files)
     # Below keys that have not changed, what was signed is signed.
     looked_at = own if TARGETS in overlay.changed else {r: p for r, p in own.items() if r in overlay.changed}
@@ -178,9 +178,7 @@ def check_releases(image: Image, overlay: Overlay, *, withdraw: bool) -> list[st
     return gone
 
 
-def prove(
-    held: Mapping[str, bytes], published: Mapping[str, bytes], overlay: Overlay, wall: datetime
-) -> None:
+def prove(held: Read, published: Read, overlay: Overlay, wall: datetime) -> None:
     """Run a device's workflow over what is to be published, from what a device holds now.
 
     Args:
@@ -196,9 +194,9 @@ def prove(
     def perform(step: Step) -> bytes | None:
         match step:
             case Fetch(name, _):
-                return published.get(name)
+                return published(name)
             case Load(name):
-                return held.get(name)
+                return held(name)
         return None
 
     workflow.run(_look_at(overlay, wall), perform)

@@ -555,3 +555,17 @@ def test_unknown_fields_and_wire_forms_stay(fleet: Fleet) -> None:
     assert "2.releases.json" in names
     entry = msgspec.json.decode(fleet.file("releases"))["signed"]["targets"]["bundles/digits/1/laptop-x86"]
     assert entry["custom"]["release_counter"] == 1
+
+
+def test_a_key_that_is_one_of_several_stays_on_the_server(fleet: Fleet) -> None:
+    """Two of three sign targets, and one of the three lies on the server: it is not its to remove."""
+    here = fleet.server_key("targets")
+    three = RoleKeys(keys=(here.public_key, *(key.public_key for key in fleet.people[:2])), threshold=2)
+    files = fleet.root([fleet.server_key("root")], targets=three)
+    fleet.signing.adopt(files | fleet.targets([here, fleet.people[0]]))
+    assert (fleet.folder / "keys" / "targets.pem").exists()
+    fleet.signing.rotate("snapshot")
+    row = next(row for row in fleet.signing.describe() if row.role == "targets")
+    assert (row.threshold, row.offline) == (2, True)
+    assert fleet.again().open() == []
+    assert fleet.everybody_finds()
