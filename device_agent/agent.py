@@ -228,6 +228,7 @@ class Agent:
         elif isinstance(happening, Assignment):
             self._assigned(happening)
         elif isinstance(happening, Refused) and happening.reason == "expired":
+            _LOG.info("too old, perhaps a newer one comes: %s", happening.detail)
             self._expired.hold(happening, self._parts.clock.monotonic())
         elif isinstance(happening, Refused):
             self._refused(happening)

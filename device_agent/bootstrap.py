@@ -92,8 +92,13 @@ class System(NamedTuple):
     gateway: SiteGateway | None = None
 
 
-def wire(state: StateFolder, settings: Settings) -> System:
+def wire(state: StateFolder, settings: Settings, clock: SystemClock) -> System:
     """Make every part, and tie them together; nothing is started.
+
+    Args:
+        state: who the device is, and what it keeps.
+        settings: what an operator has set.
+        clock: the device's clocks.
 
     Raises:
         StateError: the device is not enrolled, or its state is unusable.
@@ -104,7 +109,6 @@ def wire(state: StateFolder, settings: Settings) -> System:
         access = msgspec.structs.replace(identity.broker, url=settings.broker)
         identity = msgspec.structs.replace(identity, broker=access)
     device = DeviceId(identity.device_id)
-    clock = SystemClock()
     boot_id = clock.unique()
     happenings: queue.SimpleQueue[Happening] = queue.SimpleQueue()
     link = _link(state, identity, boot_id, clock, happenings)
@@ -301,7 +305,7 @@ async def _run(state: StateFolder, settings: Settings, doors: Doors) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` leaves it
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    system = wire(state, settings)
+    system = wire(state, settings, SystemClock())
     pages = Pages(system.agent, system.parts, system.engine, system.gateway)
     version = agent_version()
     sock = _loopback(doors.rest_port)
