@@ -88,6 +88,11 @@ class Production:
         found: dict[str, Any] = self.server.api("GET", f"/devices/{name}")
         return found
 
+    def signed(self, name: str) -> dict[str, Any]:
+        """Return what a device has signed about itself."""
+        found: dict[str, Any] = self.server.api("GET", f"/devices/{name}/statement")
+        return found
+
     def count(self, kind: str) -> int:
         """Return how often the server has counted something."""
         counts: dict[str, int] = self.server.api("GET", "/status")["counts"]
@@ -171,6 +176,10 @@ def test_from_an_empty_folder_through_a_killed_broker(production: Production, tm
         wait_until(lambda: answered(rest, hard), "the cloud has answered", 40)
         wait_until(lambda: drained(rest), "every report is acknowledged", 30)
         assert production.count("messages_modelreport") >= 1
+        wait_until(lambda: production.signed("porch")["models"], "the device has signed what it runs", 30)
+        signed, seen = production.signed("porch"), production.device("porch")["models"][0]
+        assert signed["models"][0]["bundle"] == seen["active"]
+        assert (signed["badly_signed"], signed["attack"]) == (0, None)
 
         production.lose_broker()
         wait_until(lambda: not status(rest)["connected"], "the agent has noticed")
