@@ -65,7 +65,7 @@ def _parts(old: bytes, new: bytes, before: Sequence[Tensor], after: Sequence[Ten
     for tensor, partner in zip(after, _partners(old, new, before, after), strict=True):
         if partner is None or partner.size != tensor.size:
             continue
-        for slice_, old_slice in _slices(tensor, partner):
+        for slice_, old_slice in slices(tensor, partner):
             part = _match(old, new, slice_, old_slice)
             if part is None:
                 continue
@@ -157,7 +157,7 @@ def _digest(data: bytes, tensor: Tensor) -> bytes:
     return hashlib.sha256(memoryview(data)[tensor.start : tensor.start + tensor.size]).digest()
 
 
-def _slices(tensor: Tensor, partner: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def slices(tensor: Tensor, partner: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield a large tensor's rows in parts, so that what is known of each element fits into memory."""
     rows = tensor.shape[0] if tensor.shape else 1
     row = tensor.size // rows

@@ -133,7 +133,7 @@ def _made(step: Copy | Literal | Coded, head: Head) -> int:
     if isinstance(step, Copy):
         return _within(step.start, step.size, head.old_size)
     sides = (step.rows, step.columns, abs(step.ratios))
-    positive = step.width > 0 and step.count > 0 and min(step.rows, step.columns, step.side) >= 0
+    positive = 0 < step.width <= step.count and min(step.rows, step.columns, step.side) >= 0
     if (
         not positive
         or max(sides) > SIDES
