@@ -11,6 +11,7 @@ from typing import Any, Final
 import httpx
 
 from fleet.ids import Digest
+from fleet.trust.metadata_set import TARGETS_LIMIT
 from server.errors import ClientError
 
 #: A JSON value, as the API gives it.
@@ -194,15 +195,22 @@ def trust_files(server: str) -> Iterator[Callable[[str], bytes | None]]:
         raise ClientError(f"--server: expected a URL, got {server!r}: {error}") from error
 
     def read(name: str) -> bytes | None:
+        data = bytearray()
         try:
-            answer = client.get(f"/{name}")
+            with client.stream("GET", f"/{name}", headers={"accept-encoding": "identity"}) as answer:
+                if answer.status_code == httpx.codes.NOT_FOUND:
+                    return None
+                if not answer.is_success:
+                    raise ClientError(f"{server}: {name}: {answer.reason_phrase} ({answer.status_code})")
+                for piece in answer.iter_bytes():
+                    data += piece
+                    if len(data) > TARGETS_LIMIT:
+                        raise ClientError(
+                            f"{server}: {name}: expected at most {TARGETS_LIMIT} bytes, got more"
+                        )
         except httpx.HTTPError as error:
             raise ClientError(f"{server}: {str(error) or type(error).__name__}") from error
-        if answer.status_code == httpx.codes.NOT_FOUND:
-            return None
-        if not answer.is_success:
-            raise ClientError(f"{server}: {name}: {answer.reason_phrase} ({answer.status_code})")
-        return answer.content
+        return bytes(data)
 
     with client:
         yield read

@@ -86,6 +86,29 @@ def test_new_holders_alone_are_not_enough(world: CeremonyWorld) -> None:
         refresh(world.device(), world.forced())
 
 
+def test_the_key_that_lay_on_the_server_is_worth_nothing_to_devices_that_followed() -> None:
+    """Root and targets have gone offline. A thief finds the server's old root key in a backup, and forks."""
+    server = person("server")
+    world = CeremonyWorld(server, threshold=1)
+    device, before = world.device(), dict(world.files)
+    fork = CeremonyWorld(server, threshold=1)
+    fork.trusted, fork.files, fork.signers = world.trusted, before, {**world.signers}
+    taken = everywhere(lambda p, r: plans.with_replaced(p, r, server.public_key, ALICE.public_key))
+    more = everywhere(lambda p, r: plans.with_threshold(plans.with_key(p, r, BOB.public_key), r, 2))
+    world.propose(lambda p: more(taken(p)))
+    world.sign(server, ALICE, BOB)
+    world.publish()
+    assert refresh(device, world.files).root.version == 2
+    for _ in range(2):  # roots 2 and 3 of the thief's own
+        fork.propose(lambda p: p, renew=(ROOT,))
+        fork.sign(server)
+        fork.publish()
+    with pytest.raises(TrustError, match="root was signed by 0/2 keys"):
+        refresh(device, fork.files)
+    # Who slept through the ceremony cannot know better: that is why the old keys are destroyed.
+    assert refresh(world.device(), fork.files).root.version == 3
+
+
 def test_who_has_no_part_cannot_sign(world: CeremonyWorld) -> None:
     world.propose(rotated(CAROL, DAVE))
     stranger = person("mallory")
