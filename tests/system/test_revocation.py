@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shlex
 import socket
 import ssl
 import sys
@@ -15,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from cryptography import x509
 
 from brokers import mosquitto_binary
@@ -26,6 +28,7 @@ from processes import Process, free_port, listens, wait_until
 from server.adapters.clock import SystemClock
 from server.adapters.doorman import CertificateDoorman, NoDoorman, PasswordDoorman
 from server.adapters.embedded_broker import EmbeddedBroker
+from server.commands.broker import broker
 from server.db.engine import Database
 from server.db.migrate import upgrade
 from server.db.tables import Device
@@ -433,3 +436,37 @@ def test_written_again_the_set_up_keeps_what_is_revoked_and_adds_the_next_author
     assert [revocation_lists.number(x) for x in lists] == [7, 0]
     assert lists[0].get_revoked_certificate_by_serial_number(42) is not None
     assert len(re.findall("BEGIN CERT", (out / "ca.pem").read_text())) == 2
+
+
+def test_the_watch_as_a_command(site: Site) -> None:
+    """Told to look once, it says what is wrong; otherwise it tries again."""
+    runner = CliRunner()
+    told = [sys.executable, "-c", ""]
+    options = ["watch", "--out", str(site.out), "--once", "--reload", shlex.join(told), "--server"]
+    site.enrol("by-command")
+    site.revoke("by-command")
+    done = runner.invoke(broker, [*options, site.url], catch_exceptions=False)
+    assert "in force" in done.output
+    assert isinstance(
+        runner.invoke(broker, [*options, f"http://127.0.0.1:{free_port()}"]).exception, ClientError
+    )
+
+
+def test_a_doorman_says_why_it_cannot_visit(site: Site, tmp_path: Path) -> None:
+    """The authority that the server has is not the one that the broker was set up with."""
+    evil = FleetAuthority(tmp_path / "evil", site.clock)
+    doorman = CertificateDoorman(f"mqtts://127.0.0.1:{site.port}", site.out / "ca.pem")
+    with pytest.raises(BrokerError, match="127"):
+        doorman.refuses(evil.issue_visit("kedge-probe"))
+    with pytest.raises(BrokerError, match="127"):
+        doorman.kick(DeviceId("d1"), lambda: evil.issue_visit("d1"))
+    assert not doorman.refuses(site.authority.issue_visit("kedge-probe"))
+
+
+def test_a_set_up_without_a_limit_of_clients_is_not_read_again(site: Site, tmp_path: Path) -> None:
+    """Somebody has edited the configuration: how many clients may take descriptors is not known."""
+    assert site.process is not None
+    (tmp_path / "mosquitto.pid").write_text(str(site.process.pid))
+    (tmp_path / "mosquitto.conf").write_text("listener 1\n")
+    with pytest.raises(ClientError, match="max_connections"):
+        broker_watch.reload_by_pid(tmp_path)
