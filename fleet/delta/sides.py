@@ -64,20 +64,23 @@ def choose(old: Ints, new: Ints, kind: Kind, shape: tuple[int, ...]) -> Choice:
         key=lambda choice: choice.bits,
     )
     for side in _with_factors(best, kind):
-        found = _tried(old, new, kind, width, side)
+        found = _tried(old, new, kind, width, side, flat=False)
         if found.bits > best.bits:
             break
         best = found
     return best
 
 
-def _tried(old: Ints, new: Ints, kind: Kind, width: int, side: Side) -> Choice:
-    """Return the shorter of two ways: all elements alike, or with levels of rows and columns."""
+def _tried(old: Ints, new: Ints, kind: Kind, width: int, side: Side, *, flat: bool = True) -> Choice:
+    """Return the shorter of two ways: levels of rows and columns, or, if asked for, all elements alike."""
     expected = residual.predict(old, kind, side, Place(0, len(old), width))
     differences = residual.wrapped(new - expected, kind)
-    flat = _flat(side, expected, differences, kind, width)
-    levelled = _levelled(flat.side, expected, differences, kind, width)
-    return levelled if levelled.bits < flat.bits else flat
+    plain = side._replace(base=_base(differences, expected, kind), rows=_NONE.rows, columns=_NONE.columns)
+    found = _priced(_levelled(plain, expected, differences, kind, width), expected, differences, kind, width)
+    if not flat:
+        return found
+    other = _priced(plain, expected, differences, kind, width)
+    return found if found.bits < other.bits else other
 
 
 def _with_factors(plain: Choice, kind: Kind) -> Iterator[Side]:
@@ -99,10 +102,10 @@ def _candidates(old: Ints, new: Ints, kind: Kind, width: int) -> list[Side]:
     if kind in {Kind.HALF, Kind.BRAIN}:
         return found
     a, b = _values(old, kind), _values(new, kind)
-    ratio = _ratio(a, b)
-    if ratio is not None:
+    matrix = kind == Kind.BYTE and len(old) > width > 1  # whose rows or columns have ratios of their own
+    if not matrix and (ratio := _ratio(a, b)) is not None:
         found.append(_NONE._replace(ratio=ratio))
-    if kind == Kind.BYTE and len(old) > width > 1:
+    if matrix:
         rows = len(old) // width
         for by_row in (True, False):
             grid_a, grid_b = a.reshape(rows, width), b.reshape(rows, width)
@@ -135,19 +138,13 @@ def _ratio(a: Floats, b: Floats) -> float | None:
     return found if np.isfinite(found) and found not in {0.0, 1.0} else None
 
 
-def _flat(side: Side, expected: Ints, differences: Ints, kind: Kind, width: int) -> Choice:
-    """Return the way in which all elements are alike."""
-    plain = side._replace(base=_base(differences, expected, kind), rows=_NONE.rows, columns=_NONE.columns)
-    return _priced(plain, expected, differences, kind, width)
-
-
-def _levelled(side: Side, expected: Ints, differences: Ints, kind: Kind, width: int) -> Choice:
-    """Return the way in which rows and columns have levels, beside the base that they all share."""
+def _levelled(plain: Side, expected: Ints, differences: Ints, kind: Kind, width: int) -> Side:
+    """Return the same with levels of rows and columns, beside the base that they all share."""
     size = _size(differences, expected, kind).reshape(-1, width)
-    if min(size.shape) > 1 and max(size.shape) <= form.SIDES:
-        mean = size.mean() or 1.0
-        side = side._replace(rows=_steps(size.mean(1) / mean), columns=_steps(size.mean(0) / mean))
-    return _priced(side, expected, differences, kind, width)
+    if min(size.shape) == 1 or max(size.shape) > form.SIDES:
+        return plain
+    mean = size.mean() or 1.0
+    return plain._replace(rows=_steps(size.mean(1) / mean), columns=_steps(size.mean(0) / mean))
 
 
 def _steps(relative: Floats) -> residual.Levels:
