@@ -84,7 +84,7 @@ class Story:
     def publish(self) -> str:
         """Make a signed release of the bundle."""
         release = self._publish(self._bundle, "1.0")
-        keys: Any = kedge("keys", "show", env=self._env)
+        keys: Any = kedge("keys", "list", env=self._env)
         return (
             f"{MODEL} 1.0 is signed: {release['uploaded_bytes']:,} bytes uploaded, "
             f"{len(keys['roles'])} TUF roles, manifest {self._digest[:19]}..."
