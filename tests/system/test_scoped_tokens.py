@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from litestar import Litestar
 from litestar.testing import TestClient
@@ -336,12 +336,14 @@ _LABELS: Final = st.dictionaries(
 _MODELS: Final = st.lists(st.from_regex(r"[a-z0-9*?][a-z0-9._*?-]{0,5}", fullmatch=True), max_size=3)
 
 
+@settings(max_examples=30)
 @given(_MODELS, _LABELS)
 def test_a_scope_is_read_as_it_is_written(models: list[str], labels: dict[str, str]) -> None:
     grant = Grant(scope=Scope.ROLLOUTS_WRITE, models=tuple(models), labels=labels)
     assert parse_grant(str(grant)) == grant
 
 
+@settings(max_examples=30)
 @given(_LABELS, _LABELS)
 def test_a_grant_fits_what_has_all_of_its_labels(wanted: dict[str, str], there: dict[str, str]) -> None:
     grant = Grant(scope=Scope.DEVICES_READ, labels=wanted)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from joserfc import jwt
 from joserfc.jwk import OctKey, RSAKey
 from litestar import Litestar
@@ -39,11 +40,13 @@ class World(NamedTuple):
     provider: IdentityProvider
     runtime: Runtime
     app: Litestar
+    portal: BlockingPortal
 
     def browser(self) -> TestClient[Litestar]:
-        """Return a new browser."""
+        """Return a new browser; all of them in one event loop, for a new one per request takes long."""
         browser = TestClient(self.app, raise_server_exceptions=False, base_url=ORIGIN)
         browser.headers["Accept"] = "text/html"
+        browser.blocking_portal = self.portal
         return browser
 
 
@@ -59,7 +62,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         app = create_app(
             runtime.services, console=handlers(), templates=template_config("test"), error_page=error_page
         )
-        yield World(provider, runtime, app)
+        with start_blocking_portal() as portal:
+            yield World(provider, runtime, app, portal)
         runtime.services.database.close()
 
 
@@ -139,7 +143,7 @@ def test_who_left_every_group_is_out_with_all_their_tokens(
     )  # fmt: skip
     runtime = build(Settings(data=tmp_path_factory.mktemp("strict"), public_url=ORIGIN, oidc=oidc))
     app = create_app(runtime.services, console=handlers(), templates=template_config("test"))
-    strict = World(world.provider, runtime, app)
+    strict = World(world.provider, runtime, app, world.portal)
     world.provider.person = {"sub": "n", "preferred_username": "nina", "realm_access": {"roles": ["fleet"]}}
     browser, _ = sign_in(strict)
     made = browser.post("/api/v1/tokens", json={"name": "ci", "role": "viewer"}, headers={"Origin": ORIGIN})
@@ -364,21 +368,21 @@ def test_logging_out_offers_to_do_so_at_the_provider_too(world: World) -> None:
 # --- a provider that is not well ---------------------------------------------------------------------
 
 
-def _server(tmp_path_factory: pytest.TempPathFactory, **changes: Any) -> World:  # noqa: ANN401 - settings
+def _server(world: World, tmp_path_factory: pytest.TempPathFactory, **changes: Any) -> World:  # noqa: ANN401 - settings
     told = {"issuer": "http://127.0.0.1:9/realm", "client_id": CLIENT, "default_role": "viewer", **changes}
     runtime = build(
         Settings(data=tmp_path_factory.mktemp("down"), public_url=ORIGIN, oidc=OidcSettings(**told))
     )
     runtime.services.accounts.add_user(SYSTEM, "paul", PASSWORD, Role.ADMIN)
     app = create_app(runtime.services, console=handlers(), templates=template_config("test"))
-    return World(IdentityProvider(9), runtime, app)
+    return World(IdentityProvider(9), runtime, app, world.portal)
 
 
 def test_a_provider_that_is_down_is_one_line_and_passwords_still_work(
-    tmp_path_factory: pytest.TempPathFactory,
+    world: World, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """The provider is down, the fleet is not: the page says so, and an administrator logs in."""
-    world = _server(tmp_path_factory)
+    world = _server(world, tmp_path_factory)
     browser = world.browser()
     answer = browser.get("/login/oidc")
     assert answer.status_code == 502
@@ -395,7 +399,7 @@ def test_a_provider_that_calls_itself_otherwise_is_none(
 ) -> None:
     """The address answers, but for another issuer: its tokens would be another's."""
     world.provider.named = "http://127.0.0.1:1/other"
-    other = _server(tmp_path_factory, issuer=world.provider.issuer)
+    other = _server(world, tmp_path_factory, issuer=world.provider.issuer)
     answer = other.browser().get("/login/oidc")
     assert (answer.status_code, "it calls itself" in answer.text) == (502, True)
     other.runtime.services.database.close()
