@@ -59,7 +59,13 @@ class Deltas:
     """Brings patches and applies them. What goes wrong is told, and left to the whole download."""
 
     def __init__(
-        self, store: BlobStore, free_bytes: Callable[[], int], tries: Path, refused: OnRefusal
+        self,
+        store: BlobStore,
+        free_bytes: Callable[[], int],
+        tries: Path,
+        refused: OnRefusal,
+        *,
+        keep: bool = False,
     ) -> None:
         """Use this store.
 
@@ -68,7 +74,10 @@ class Deltas:
             free_bytes: what the disk has left.
             tries: the file that remembers them.
             refused: told of patches that do not make what they promise.
+            keep: leave applied patches in the store, for neighbours that they are served to; what nobody
+                needs any more is garbage there like anything else.
         """
+        self._keep: Final = keep
         self._store: Final = store
         self._free_bytes: Final = free_bytes
         self._tries: Final = Tries(tries)
@@ -118,7 +127,7 @@ class Deltas:
         except (DeltaError, BundleError) as error:
             self._give_up(index, str(error))
         finally:
-            for digest in (*patches, index):
+            for digest in () if self._keep else (*patches, index):
                 self._forget(digest)
 
     def _give_up(self, index: Digest, why: str) -> None:

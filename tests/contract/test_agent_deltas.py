@@ -94,6 +94,14 @@ def test_a_patch_makes_the_new_file_and_leaves_nothing_else(device: Device) -> N
     assert device.refusals == []
 
 
+def test_a_gateway_keeps_the_patch_for_its_neighbours(device: Device) -> None:
+    offer = device.offered(change())
+    tries = device.folder / "patches.json"
+    device.deltas = Deltas(device.store, lambda: device.free, tries, lambda *_told: None, keep=True)
+    device.bring(offer)
+    assert len(device.names() - WITH) == 2, "the patch and its index"
+
+
 def test_a_patch_for_another_bundle_is_not_even_asked_for(device: Device) -> None:
     offer = device.offered(change())
     device.store.delete(BASE)
