@@ -183,8 +183,10 @@ def trust_files(server: str) -> Iterator[Callable[[str], bytes | None]]:
     """Give a function that reads published trust metadata, for which nobody has to log in.
 
     Raises:
-        ClientError: the URL is none; and, when a file is read, the server cannot be reached.
+        ClientError: the URL is missing, or none; and, when a file is read, the server cannot be reached.
     """
+    if not server:
+        raise ClientError("which server? give --server URL, or set KEDGE_SERVER")
     try:
         client = httpx.Client(
             base_url=f"{server.rstrip('/')}/api/v1/trust",

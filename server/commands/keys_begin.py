@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import click
 from securesystemslib.signer import Key, Signer
 
 from fleet.errors import CeremonyError
-from fleet.trust import ceremony
+from fleet.trust import ceremony, repository
 from fleet.trust.assignment import DIRECTOR
 from fleet.trust.ceremony import Proposal, Trusted
 from fleet.trust.holders import check_owner, named, with_owner
 from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 from fleet.trust.plan import Plan
 from fleet.trust.repository import RELEASES, RELEASES_PATHS, Project, RoleKeys
+from fleet.trust.workflow import filename
+from fleet.wire.enrolment import fingerprint as root_fingerprint
 from server.client.http import trust_files
 from server.commands.keys_shared import (
     asker,
@@ -128,33 +131,37 @@ def init(
     keys are made in its data folder, and root and targets come from the ceremony. --holder proposes who
     signs root and targets from then on, by files of public keys.
     """
-    if bool(server) == bool(data):
-        raise click.UsageError("expected --server URL, or --data DIR of a server that has never started")
-    where = CeremonyFolder(folder)
+    where, files = CeremonyFolder(folder), dict[str, bytes]()
+    where.check_new()
     offline = _offline(where, holders, threshold, targets_holders, targets_threshold)
     if data is not None:
-        settings = Settings(data=data)
-        if online_keys.has_begun(settings.trust):
-            raise CeremonyError(f"{settings.trust}: the server has begun already; use --server")
-        if not offline:
-            raise CeremonyError("a fleet begins with the people who sign for it: give --holder")
-        where.make()
-        settings.prepare()
-        online = online_keys.make(settings.keys, os.environ.get(PASSPHRASE_VARIABLE, ""))
-        trusted, plan = Trusted(), _first(offline, online)
+        trusted, plan = Trusted(), _first(offline, _online(Settings(data=data), offline))
     else:
         with trust_files(server) as read:
             files = published.read_all(read)
-        where.make()
-        trusted = where.trust(files)
-        if fingerprint not in ("", where.fingerprint()):
-            raise CeremonyError(f"fingerprint: expected {fingerprint}, the server's is {where.fingerprint()}")
+        trusted = ceremony.read_trusted(files)
+        found = root_fingerprint(files[filename(ROOT, 1)])
+        if fingerprint not in ("", found):
+            raise CeremonyError(f"fingerprint: expected {fingerprint}, the server's first root has {found}")
         plan = ceremony.plan_in(trusted, Proposal())
         plan = replace(plan, roles={**plan.roles, **offline})
+    proposal = ceremony.propose(trusted, Proposal(), plan, now())
+    where.make()
+    where.trust(files)
     for signers in offline.values():
         for key in signers.keys:
             write_public_key(where.keys, key)
-    store(where, trusted, Proposal(), ceremony.propose(trusted, Proposal(), plan, now()), as_json=as_json)
+    store(where, trusted, Proposal(), proposal, as_json=as_json)
+
+
+def _online(settings: Settings, offline: Mapping[str, RoleKeys]) -> dict[str, Key]:
+    """Return the server's keys, made in its data folder."""
+    if online_keys.has_begun(settings.trust):
+        raise CeremonyError(f"{settings.trust}: the server has begun already; use --server")
+    if not offline:
+        raise CeremonyError("a fleet begins with the people who sign for it: give --holder")
+    settings.prepare()
+    return online_keys.make(settings.keys, os.environ.get(PASSPHRASE_VARIABLE, ""))
 
 
 def _offline(
@@ -171,10 +178,13 @@ def _offline(
         return {}
     root = tuple(public_key(folder, holder) for holder in holders)
     targets = tuple(public_key(folder, holder) for holder in targets_holders) or root
-    return {
+    roles = {
         ROOT: RoleKeys(keys=root, threshold=threshold),
         TARGETS: RoleKeys(keys=targets, threshold=targets_threshold or threshold),
     }
+    for role, signers in roles.items():
+        repository.check_role(role, signers)
+    return roles
 
 
 def _first(offline: dict[str, RoleKeys], online: dict[str, Key]) -> Plan:

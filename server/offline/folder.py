@@ -45,17 +45,24 @@ class CeremonyFolder:
         """Make the folder.
 
         Raises:
-            CeremonyError: a ceremony has begun in it already, or it cannot be made.
+            CeremonyError: it cannot be made.
         """
-        if self._trusted.exists():
-            raise CeremonyError(
-                f"{self.path}: a ceremony has begun here already; `kedge keys fetch` updates it"
-            )
         try:
             for folder in (self._trusted, self._proposal, self.keys):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CeremonyError(f"{self.path}: {error.strerror}") from error
+
+    def check_new(self) -> None:
+        """Check that no ceremony has begun in the folder.
+
+        Raises:
+            CeremonyError: one has.
+        """
+        if self._trusted.exists():
+            raise CeremonyError(
+                f"{self.path}: a ceremony has begun here already; `kedge keys fetch` updates it"
+            )
 
     def check(self) -> None:
         """Check that it is a ceremony's folder.

@@ -237,10 +237,27 @@ def test_what_was_published_meanwhile_leaves_the_proposal(people: People, tmp_pa
 def test_a_server_that_has_begun_is_not_begun_again(people: People) -> None:
     other = people.folder / "other"
     alice = f"--holder={people.folder}/alice/alice.pub.json"
-    assert "has begun already" in refused(people, "init", str(other), "--data", str(people.data), alice)
+    again = ["init", str(other), "--data", str(people.data), alice, "--threshold", "1"]
+    assert "has begun already" in refused(people, *again)
     assert "a ceremony has begun here" in refused(
         people, "init", str(people.stick), "--data", str(other), alice, "--threshold", "1"
     )
+
+
+def test_a_beginning_that_is_refused_leaves_nothing(people: People, tmp_path: Path) -> None:
+    """Four of one must sign; a public key is missing; no server is named: the next try begins anew."""
+    other, data = tmp_path / "other", tmp_path / "fresh"
+    alice = f"--holder={people.folder}/alice/alice.pub.json"
+    for arguments, why in (
+        (["--data", str(data), alice, "--threshold", "4"], "expected a threshold of 1 to 1 different keys"),
+        (["--data", str(data), "--holder", "nobody"], "nobody.pub.json: No such file"),
+        (["--data", str(data)], "give --holder"),
+        ([alice, "--threshold", "1"], "which server?"),
+        (["--data", str(data), "--targets-holder", "x"], "who signs root?"),
+    ):
+        assert why in refused(people, "init", str(other), *arguments)
+        assert not other.exists()
+    people.kedge("init", str(other), "--data", str(data), alice, "--threshold", "1")
 
 
 def test_targets_may_have_holders_of_their_own(people: People) -> None:

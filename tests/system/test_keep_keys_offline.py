@@ -17,7 +17,7 @@ import softhsm
 from console_blocks import Step, matches, steps
 from device_agent.adapters.trust_client import TrustClient
 from device_agent.adapters.trust_fetch import HttpFetcher
-from fleet.errors import TrustError
+from fleet.errors import CeremonyError, TrustError
 from fleet.trust.assignment import Assignment
 from fleet.wire import topics
 from kedge.cli import cli
@@ -159,14 +159,26 @@ class World:
                 server.kill()
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    made = World(tmp_path_factory.mktemp("world"))
     try:
         made.begin()
         yield made
     finally:
         made.close()
+
+
+def test_a_server_with_another_first_root_is_refused(world: World) -> None:
+    """The operator knows the fingerprint, and somebody answers in the server's place: no folder is begun."""
+    stick, url = world.folder / "stick", world.server.served.url
+    arguments = ["keys", "init", str(stick), "--server", url, "--fingerprint"]
+    done = world.runner.invoke(cli, [*arguments, "0" * 32])
+    assert isinstance(done.exception, CeremonyError)
+    assert str(done.exception).startswith(f"fingerprint: expected {'0' * 32}, the server's first root has ")
+    assert not stick.exists()
+    found = str(done.exception).rpartition(" ")[2]
+    assert world.runner.invoke(cli, [*arguments, found]).exit_code == 0
 
 
 def test_every_command_of_the_page(world: World) -> None:
