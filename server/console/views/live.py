@@ -163,10 +163,15 @@ def _device(told: _Told, at: float) -> Line | None:
     # its action tells the same step, with its rollout
     if what == "updateevent":
         return None
-    text = {"hello": "said hello", "status": "connection changed", "labels": "has new labels"}.get(what, what)
-    return _line("device", at, _PLAIN, told.device, f"/devices/{told.device}", text)
+    return _line("device", at, _PLAIN, told.device, f"/devices/{told.device}", _WORDS.get(what, what))
 
 
+_WORDS: Final = {
+    "hello": "said hello",
+    "status": "connection changed",
+    "labels": "has new labels",
+    "signedstatement": "signed what it runs",
+}
 _PLAIN: Final = Look("", "", "idle", "idle")
 _TELL: Final[dict[str, Callable[[_Told, float], Line | None]]] = {
     "action": _action,
