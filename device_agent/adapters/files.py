@@ -140,3 +140,17 @@ def rename(path: Path, name: Path) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from error
+
+
+def give_to_owner(folder: Path) -> None:
+    """Where root has written into somebody's folder, give a folder in it, and all below, to its owner.
+
+    Raises:
+        StorageError: the disk does not take it.
+    """
+    with _storage(folder):
+        owner = folder.parent.stat()
+        if os.geteuid() != 0 or owner.st_uid == 0:
+            return
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)

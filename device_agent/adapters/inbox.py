@@ -91,6 +91,7 @@ class Inbox:
         with _storage(self._folder):
             self._outcome.unlink(missing_ok=True)
             files.sync_folder(self._coming)
+            files.give_to_owner(self._folder)
             shutil.rmtree(self._kit, ignore_errors=True)
             self._coming.rename(self._kit)
             files.sync_folder(self._folder)

@@ -29,6 +29,7 @@ class Sent:
         """
         files.make_folder(self._folder)
         files.write(self._folder / digest.hex, msgspec.json.encode(list(ids)))
+        files.give_to_owner(self._folder)
         by_age = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in by_age[receipt.MOST :]:
             path.unlink(missing_ok=True)

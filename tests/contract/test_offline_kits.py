@@ -132,6 +132,23 @@ def test_an_import_copies_only_what_the_device_lacks(world: KitWorld, device: Ca
     assert again.known == sum(KitFolder(world.stick).index().blobs.values())
 
 
+def test_what_root_imports_belongs_to_the_agents_user(device: CarriedDevice) -> None:
+    """The technician is root, the agent is not: it must be able to move what lies in its inbox."""
+    if os.geteuid() != 0:
+        pytest.skip("not root: nothing is written for another user")
+    os.chown(device.state.root, 1234, 1234)
+    device.outbox.put(Record("r", "event", codec.encode(refusal(device))))
+    device.bring_in()
+    device.send_back()
+    written = [
+        *device.state.inbox.rglob("*"),
+        device.state.inbox,
+        *device.state.sent.rglob("*"),
+        device.state.sent,
+    ]
+    assert {path.stat().st_uid for path in written} == {1234}
+
+
 def test_a_kit_is_brought_up_to_date_in_place(world: KitWorld, device: CarriedDevice) -> None:
     """The same stick is used for the next release: what is old goes, reports stay."""
     device.outbox.put(Record("r", "event", codec.encode(refusal(device))))

@@ -68,6 +68,11 @@ class CarriedDevice:
             session.add(Device(id=name, target=target, enrolled_at=START, identity_key=public))
 
     @property
+    def stick(self) -> Path:
+        """The stick that is put in."""
+        return self._world.stick
+
+    @property
     def now(self) -> datetime:
         """What its clock says."""
         return datetime.fromtimestamp(self._world.parts.clock.seconds, timezone.utc)
