@@ -161,6 +161,9 @@ class ChunkSource(Protocol):
     def drop(self, digests: Sequence[Digest]) -> None:
         """Stop to bring these: they have come, or are wanted no more. One may still arrive."""
 
+    def rest(self) -> None:
+        """Free what was kept for the next chunks: the download is over."""
+
 
 class DeviceKey(Protocol):
     """The device's identity key, wherever it lies."""

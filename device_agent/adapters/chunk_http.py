@@ -36,7 +36,7 @@ class _RefusedError(Exception):
 class HttpSource:
     """Implements `device_agent.ports.ChunkSource`; chunks that lie side by side come in one answer.
 
-    Threads live only while there is something to ask for.
+    Threads live only while there is something to ask for; connections stay open until the download is over.
     """
 
     name = "http"
@@ -63,6 +63,8 @@ class HttpSource:
         self._lock: Final = threading.Lock()
         self._waiting: Final[deque[tuple[list[Wanted], OnArrival]]] = deque()
         self._dropped: Final[set[Digest]] = set()
+        self._idle: Final[list[httpx.Client]] = []
+        self._resting = False
         self._workers = 0
         self._proof = ("", 0.0)
         self._ahead = 0.0
@@ -76,6 +78,7 @@ class HttpSource:
     def ask(self, chunks: Sequence[Wanted], on_arrival: OnArrival) -> None:
         """Have these fetched by a few threads."""
         with self._lock:
+            self._resting = False
             self._dropped.difference_update(chunk.digest for chunk in chunks)
             self._waiting.extend((span, on_arrival) for span in spans(chunks))
             new = min(_WORKERS, len(self._waiting)) - self._workers
@@ -89,17 +92,36 @@ class HttpSource:
             if self._waiting:
                 self._dropped.update(digests)
 
+    def rest(self) -> None:
+        """Close the connections: the download is over."""
+        with self._lock:
+            self._resting = True
+            self._waiting.clear()
+            done = list(self._idle)
+            self._idle.clear()
+        for client in done:
+            client.close()
+
     def _run(self) -> None:
-        with self._client() as client:
-            while True:
-                with self._lock:
-                    if not self._waiting:
-                        self._workers -= 1
-                        return
-                    span, on_arrival = self._waiting.popleft()
-                    span = [chunk for chunk in span if chunk.digest not in self._dropped]
-                if span:
-                    self._bring(client, span, on_arrival)
+        with self._lock:
+            client = self._idle.pop() if self._idle else self._client()
+        while (work := self._next(client)) is not None:
+            self._bring(client, *work)
+
+    def _next(self, client: httpx.Client) -> tuple[list[Wanted], OnArrival] | None:
+        """Return what to fetch next; with nothing to do the client is put aside, and the thread ends."""
+        with self._lock:
+            while self._waiting:
+                span, on_arrival = self._waiting.popleft()
+                left = [chunk for chunk in span if chunk.digest not in self._dropped]
+                if left:
+                    return left, on_arrival
+            self._workers -= 1
+            if not self._resting:
+                self._idle.append(client)
+                return None
+        client.close()
+        return None
 
     def _bring(self, client: httpx.Client, span: list[Wanted], on_arrival: OnArrival) -> None:
         for part in spans(span):

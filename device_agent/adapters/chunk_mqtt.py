@@ -64,6 +64,9 @@ class MqttSource:
         if digests:
             self._link.unsubscribe([topics.chunk(digest) for digest in dict.fromkeys(digests)])
 
+    def rest(self) -> None:
+        """Do nothing: the connection is the agent's."""
+
 
 def _digest_of(topic: str) -> Digest | None:
     try:

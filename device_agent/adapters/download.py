@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 from device_agent.adapters.blob_assembly import Assembly
@@ -100,10 +101,10 @@ class Downloader:
             UnreachableError: nothing came for long, or `stop` said so; calling again resumes.
             StorageError: the disk does not take it.
         """
-        job = self._job(Digest(bundle.index), stop, rate)
-        parts = manifest.decode(job.single(bundle.digest, bundle.manifest_size, manifest.MANIFEST_LIMIT))
-        index = chunks.decode(job.single(bundle.index, bundle.index_size, chunks.INDEX_LIMIT))
-        return job.blobs(_blobs(parts, index), self._held())
+        with self._job(Digest(bundle.index), stop, rate) as job:
+            raw = job.single(bundle.digest, bundle.manifest_size, manifest.MANIFEST_LIMIT)
+            index = chunks.decode(job.single(bundle.index, bundle.index_size, chunks.INDEX_LIMIT))
+            return job.blobs(_blobs(manifest.decode(raw), index), self._held())
 
     def fetch_parcel(self, index: Digest, size: int, stop: Stop = lambda: False, rate: int = 0) -> Downloaded:
         """Bring every blob that a chunk index lists into the store: a delta, or whatever is no bundle.
@@ -119,11 +120,12 @@ class Downloader:
             UnreachableError: nothing came for long, or `stop` said so; calling again resumes.
             StorageError: the disk does not take it.
         """
-        job = self._job(index, stop, rate)
-        listed = chunks.decode(job.single(str(index), size, chunks.INDEX_LIMIT))
-        return job.blobs({Digest(blob): parts for blob, parts in listed.blobs.items()}, self._held())
+        with self._job(index, stop, rate) as job:
+            listed = chunks.decode(job.single(str(index), size, chunks.INDEX_LIMIT))
+            return job.blobs({Digest(blob): parts for blob, parts in listed.blobs.items()}, self._held())
 
-    def _job(self, index: Digest, stop: Stop, rate: int) -> _Job:
+    @contextlib.contextmanager
+    def _job(self, index: Digest, stop: Stop, rate: int) -> Iterator[_Job]:
         alone = len(self._sources) == 1
         prices = {
             name: Price(
@@ -133,16 +135,20 @@ class Downloader:
             )
             for name, offered in self._sources.items()
         }
-        return _Job(
-            {name: offered.source for name, offered in self._sources.items()},
-            Sourcing(prices, time.monotonic()),
-            self._store,
-            self._refused,
-            self._patience,
-            TokenBucket(rate),
-            stop,
-            self._give_up,
-        )
+        try:
+            yield _Job(
+                {name: offered.source for name, offered in self._sources.items()},
+                Sourcing(prices, time.monotonic()),
+                self._store,
+                self._refused,
+                self._patience,
+                TokenBucket(rate),
+                stop,
+                self._give_up,
+            )
+        finally:
+            for offered in self._sources.values():
+                offered.source.rest()
 
 
 class _Job:

@@ -106,10 +106,10 @@ class ObjectBlobStore:
         Raises:
             NotFoundError: it is not there.
         """
-        size = min(size, self.size(digest) - start)
-        if size <= 0:
-            return b""
-        return bytes(self._api.get_range(self._store, self._path(digest), start=start, length=size))
+        try:
+            return bytes(self._api.get_range(self._store, self._path(digest), start=start, length=size))
+        except FileNotFoundError:
+            raise NotFoundError(f"blob {digest}: not stored") from None
 
     def address(self, digest: Digest) -> str:
         """Return a URL under which the file can be read for some minutes without this server, or ""."""

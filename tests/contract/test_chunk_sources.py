@@ -61,6 +61,13 @@ def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpSide]:
         side.close()
 
 
+@pytest.fixture(autouse=True)
+def connections(http: HttpSide) -> Iterator[None]:
+    """Close what a test's sources kept open."""
+    yield
+    http.rest()
+
+
 @pytest.fixture(params=["mqtt", "http"])
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Case]:
     if request.param == "http":
@@ -154,9 +161,7 @@ def test_who_is_not_enrolled_reads_nothing(http: HttpSide) -> None:
     assert ask_once(good).data is not None
     path = http.folder / "thief.pem"
     device_key.make(path)
-    sign = device_key.signer(path)
-    thief = HttpSource(lambda: httpx.Client(timeout=5.0), http.url, prover(DeviceId("honest"), sign))
-    assert "401" in ask_once(thief).trouble
+    assert "401" in ask_once(http.source_with(path, "honest")).trouble
     assert httpx.get(http.url + blob_access.path(Digest.of(BLOB))).status_code == 401
 
 
@@ -164,12 +169,7 @@ def test_a_revoked_device_reads_nothing_more(http: HttpSide) -> None:
     source = http.source("sold")
     assert ask_once(source).data is not None
     http.revoke("sold")
-    fresh = HttpSource(
-        lambda: httpx.Client(timeout=5.0),
-        http.url,
-        prover(DeviceId("sold"), device_key.signer(http.folder / "sold.pem")),
-    )
-    found = ask_once(fresh)
+    found = ask_once(http.source_with(http.folder / "sold.pem", "sold"))
     assert found.data is None
     assert "403" in found.trouble
 
@@ -178,9 +178,8 @@ def test_a_device_whose_clock_stands_at_1970_learns_the_time(http: HttpSide) -> 
     path = http.folder / "timeless.pem"
     device_key.make(path)
     http.add_device("timeless", path)
-    prove = prover(DeviceId("timeless"), device_key.signer(path))
     began = time.time()
-    source = HttpSource(lambda: httpx.Client(timeout=5.0), http.url, prove, clock=lambda: time.time() - began)
+    source = http.source_with(path, "timeless", lambda: time.time() - began)
     assert "401" in ask_once(source).trouble
     assert ask_once(source).data is not None
 
@@ -222,9 +221,9 @@ def test_an_object_store_gets_the_range_and_never_the_proof() -> None:
     seen: list[dict[str, str]] = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Mine", (Store,), {"headers_seen": seen}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    source = HttpSource(lambda: httpx.Client(timeout=5.0), url, lambda _purpose, _now: "the proof")
     try:
-        url = f"http://127.0.0.1:{server.server_port}"
-        source = HttpSource(lambda: httpx.Client(timeout=5.0), url, lambda _purpose, _now: "the proof")
         arrivals: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         for chunk in WANTED[:2]:
             source.ask([chunk], arrivals.put)
@@ -232,6 +231,7 @@ def test_an_object_store_gets_the_range_and_never_the_proof() -> None:
             assert found.data is not None, found
             assert Digest.of(found.data) == chunk.digest
     finally:
+        source.rest()
         server.shutdown()
         server.server_close()
     assert [blob_access.HEADER in headers for headers in seen] == [True, False, False]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -30,6 +32,7 @@ class HttpSide:
         self.runtime = build(Settings(data=folder / "data"))
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self._sources: list[HttpSource] = []
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self.start()
@@ -60,6 +63,7 @@ class HttpSide:
 
     def close(self) -> None:
         """Stop, and close what was built."""
+        self.rest()
         self.stop()
         self.runtime.services.database.close()
 
@@ -74,9 +78,20 @@ class HttpSide:
         device_key.make(path)
         if enrolled:
             self.add_device(name, path)
-        return HttpSource(
-            lambda: httpx.Client(timeout=5.0), self.url, prover(DeviceId(name), device_key.signer(path))
-        )
+        return self.source_with(path, name)
+
+    def source_with(self, key: Path, name: str, clock: Callable[[], float] = time.time) -> HttpSource:
+        """Return the source of whoever has this key and says that name."""
+        prove = prover(DeviceId(name), device_key.signer(key))
+        made = HttpSource(lambda: httpx.Client(timeout=5.0), self.url, prove, clock)
+        self._sources.append(made)
+        return made
+
+    def rest(self) -> None:
+        """Have every source that was given out close its connections."""
+        for source in self._sources:
+            source.rest()
+        self._sources.clear()
 
     def add_device(self, name: str, key: Path) -> None:
         """Enrol a device by hand."""
