@@ -77,7 +77,19 @@ def _trust(settings: Settings, wall: datetime) -> Iterator[Check]:
             yield Check(name=f"project {project.name}", health="ok", found="has signed nothing yet")
             continue
         bundles = workflow.run(_bundles(trusted, project.name), reader)
-        yield Check(name=f"project {project.name}", health="ok", found=f"{bundles} bundles, all verify")
+        yield _project(project.name, bundles, trusted.targets(project.name), wall)
+
+
+def _project(name: str, bundles: int, own: Signed, now: datetime) -> Check:
+    found = f"{bundles} bundles, all verify, until {own.expires:%Y-%m-%d}"
+    action = (
+        f"start the server, which signs it; or have its keys sign again: kedge project sign {name} --key KEY"
+    )
+    if own.expires <= now:
+        return Check(name=f"project {name}", health="fail", found=f"{found}: expired", action=action)
+    if own.expires - now < _SOON:
+        return Check(name=f"project {name}", health="warn", found=found, action=action)
+    return Check(name=f"project {name}", health="ok", found=found)
 
 
 def _bundles(trusted: TrustedMetadata, project: str) -> Workflow[int]:
