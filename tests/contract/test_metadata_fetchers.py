@@ -33,13 +33,13 @@ class Handler(BaseHTTPRequestHandler):
         if name == "slow.json":
             self.send_response(200)
             self.end_headers()
-            for _ in range(200):
+            for _ in range(1000):
                 self.wfile.write(b" ")
                 self.wfile.flush()
                 time.sleep(0.02)
             return
         if name == "slow-headers.json":
-            for _ in range(200):
+            for _ in range(1000):
                 self.wfile.write(b"HTTP/1.1 200 OK\r\n" if not _ else b"x: y\r\n")
                 self.wfile.flush()
                 time.sleep(0.02)
@@ -154,7 +154,7 @@ def test_a_slow_or_broken_server_is_not_waited_for(case: Case, name: str, messag
     start = time.monotonic()
     with pytest.raises(UnreachableError, match=message):
         case.fetcher.fetch(name, 1000)
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < 8.0  # it would go on for twenty
     case.put("timestamp.json", b"now")
     assert case.fetcher.fetch("timestamp.json", 100) == b"now"
 
