@@ -87,7 +87,7 @@ def show(device_id: str, server: str, token: str, as_json: bool) -> None:
 
 
 def _show(found: Json, events: Json, refused: Json) -> None:
-    state = "connected" if found["online"] else "not connected"
+    state = _state(found)
     click.echo(f"{found['id']}  {found['target']}  {state}, last seen {moment(found['last_seen_at'])}")
     for key, value in found["firmware"].items():
         click.echo(f"  {key} {value}")
@@ -126,6 +126,15 @@ def _show_signed(signed: Json) -> None:
             f"{moment(signed['badly_signed_at'])}  {signed['badly_signed']} statements in its name are not "
             f"signed by it: {signed['badly_signed_why']}"
         )
+
+
+def _state(found: Json) -> str:
+    if found["decommissioned_at"]:
+        return f"wiped itself {moment(found['decommissioned_at'])}"
+    if found["revoked_at"]:
+        return f"revoked {moment(found['revoked_at'])}, shut out {moment(found['shut_out_at'])}"
+    told = "told to wipe itself, " if found["decommission_at"] else ""
+    return told + ("connected" if found["online"] else "not connected")
 
 
 @device.command("claim")

@@ -31,12 +31,13 @@ class PendingDevice(SQLModel, table=True):
     Attributes:
         identity_key: its public key, PEM.
         address: where it asked from, as the server saw it.
+        device_id: what it will be called; of a rejected one, only what it wished for.
         decision: "", "approved" or "rejected".
     """
 
     __tablename__ = "pending_device"
-    device_id: str = Field(primary_key=True, max_length=63)
-    fingerprint: str = Field(unique=True, max_length=64)
+    fingerprint: str = Field(primary_key=True, max_length=64)
+    device_id: str = Field(index=True, max_length=63)
     identity_key: str
     target: str = Field(max_length=63)
     labels: dict[str, str] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))

@@ -100,7 +100,7 @@ class Device(SQLModel, table=True):
     target: str = Field(index=True, max_length=63)
     labels: dict[str, str] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     claim_id: int | None = Field(default=None, foreign_key="claim.id")
-    identity_key: str = ""
+    identity_key: str = Field(default="", index=True)
     certificate_pem: str = ""
     password_hash: str = ""
     enrolled_at: float

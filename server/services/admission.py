@@ -145,13 +145,9 @@ class Admission:
 
     def _decide(self, actor: Principal, device_id: str, fingerprint: str, decision: str) -> None:
         with self._database.write() as session:
-            row = session.get(PendingDevice, device_id)
-            if row is None:
-                raise NotFoundError(f"device {device_id}: does not wait to be let in")
-            if row.fingerprint != fingerprint:
-                raise ConflictError(
-                    f"device {device_id}: waits with key {row.fingerprint}, not {fingerprint}"
-                )
+            row = session.get(PendingDevice, fingerprint)
+            if row is None or row.device_id != device_id:
+                raise _not_that(session, device_id, fingerprint)
             if row.decision:
                 raise ConflictError(f"device {device_id}: {row.decision} by {row.decided_by} already")
             row.decision, row.decided_by, row.decided_at = decision, actor.name, self._clock.now()
@@ -161,14 +157,6 @@ class Admission:
             facts = {"fingerprint": fingerprint, "address": row.address, "target": row.target}
             self._audit.record(session, actor, f"device.{decision}", f"device {device_id}", after=facts)
         self._live.publish("device", {"id": device_id, "what": decision})
-
-
-def pending_of(session: Session, fingerprint: str) -> PendingDevice | None:
-    """Return the device that waits, or waited, with a key."""
-    found: PendingDevice | None = session.exec(
-        select(PendingDevice).where(PendingDevice.fingerprint == fingerprint)
-    ).first()
-    return found
 
 
 def count_waiting(session: Session) -> int:
@@ -199,12 +187,23 @@ def check_name(session: Session, device_id: str) -> None:
         ConflictError: somebody has.
     """
     registered = select(RegisteredKey.device_id).where(RegisteredKey.device_id == device_id)
+    waiting = select(PendingDevice.device_id).where(
+        PendingDevice.device_id == device_id, PendingDevice.decision != REJECTED
+    )
     if (
         session.get(Device, device_id) is not None
-        or session.get(PendingDevice, device_id) is not None
+        or session.exec(waiting).first() is not None
         or session.exec(registered).first() is not None
     ):
         raise ConflictError(f"device {device_id}: the name is taken")
+
+
+def _not_that(session: Session, device_id: str, fingerprint: str) -> NotFoundError | ConflictError:
+    waiting = select(PendingDevice).where(PendingDevice.device_id == device_id, PendingDevice.decision == "")
+    row = session.exec(waiting).first()
+    if row is None:
+        return NotFoundError(f"device {device_id}: does not wait to be let in")
+    return ConflictError(f"device {device_id}: waits with key {row.fingerprint}, not {fingerprint}")
 
 
 def _check_free(session: Session, row: RegisteredKey) -> None:

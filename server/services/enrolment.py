@@ -29,7 +29,7 @@ from server.db.identity_tables import PendingDevice, RegisteredKey
 from server.db.tables import Claim, Device
 from server.errors import ConflictError, ForbiddenError, InvalidError
 from server.ports.clock import Clock
-from server.services.admission import APPROVED, REJECTED, check_name, checked_id, pending_of
+from server.services.admission import APPROVED, REJECTED, check_name, checked_id
 from server.services.audit import Audit
 from server.services.authority import FleetAuthority, requested_key
 from server.services.claims import Claims, known_target
@@ -144,7 +144,7 @@ class Enrolment:
         known = session.exec(select(Device).where(Device.identity_key == public_pem(asking.key))).first()
         if known is not None:
             return self._again(session, known, asking)
-        waiting = pending_of(session, asking.fingerprint)
+        waiting = session.get(PendingDevice, asking.fingerprint)
         if waiting is not None:
             return self._waiting(session, waiting)
         registered = session.get(RegisteredKey, asking.fingerprint)

@@ -26,8 +26,8 @@ def upgrade() -> None:
     )
     op.create_table(
         "pending_device",
-        sa.Column("device_id", sa.String(length=63), primary_key=True),
-        sa.Column("fingerprint", sa.String(length=64), nullable=False, unique=True),
+        sa.Column("fingerprint", sa.String(length=64), primary_key=True),
+        sa.Column("device_id", sa.String(length=63), nullable=False, index=True),
         sa.Column("identity_key", sa.String(), nullable=False),
         sa.Column("target", sa.String(length=63), nullable=False),
         sa.Column("labels", sa.JSON(), nullable=False),
@@ -60,6 +60,7 @@ def _columns() -> None:
     no = sa.false()
     op.add_column("claim", sa.Column("approval", sa.Boolean(), nullable=False, server_default=no))
     op.add_column("device", sa.Column("identity_key", sa.String(), nullable=False, server_default=""))
+    op.create_index("ix_device_identity_key", "device", ["identity_key"])
     for name in ("shut_out_at", "decommission_at", "decommissioned_at"):
         op.add_column("device", sa.Column(name, sa.Float(), nullable=True))
     op.add_column(
