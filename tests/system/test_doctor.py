@@ -100,7 +100,7 @@ def test_a_whole_device_and_server_are_said_to_be_so(made: Folders) -> None:
     )
     server = {x["name"]: x for x in found["server"]}
     assert [name for name, x in server.items() if x["health"] != "ok"] == ["offline keys"], server
-    assert server["project releases"]["found"] .startswith("1 bundles, all verify, until ")
+    assert server["project releases"]["found"].startswith("1 bundles, all verify, until ")
     assert {path: path.stat().st_mtime_ns for path in made.data.rglob("*.pem")} == before
 
 
