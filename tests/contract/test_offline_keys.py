@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from securesystemslib.exceptions import UnverifiedSignatureError
@@ -14,8 +16,10 @@ from securesystemslib.signer import Signer
 from tuf.api.metadata import Key, Metadata, Root
 
 from fleet.trust.holders import decode, encode, with_owner
+from kedge.cli import cli
 from server.errors import OfflineKeyError
 from server.offline import key_files, signers, token_uri, tokens
+from server.offline.folder import read_public_key
 from server.offline.tokens import TokenSigner
 from softhsm import PIN, SoftToken
 
@@ -191,6 +195,17 @@ def test_a_key_does_not_leave_its_token(token: SoftToken) -> None:
         flags = session.getAttributeValue(private, [pkcs11.CKA_SENSITIVE, pkcs11.CKA_EXTRACTABLE])
         assert [bool(flag) for flag in flags] == [True, False]
         assert session.getAttributeValue(private, [pkcs11.CKA_VALUE]) == [None]
+
+
+def test_a_key_that_a_token_has_already_is_taken(token: SoftToken, tmp_path: Path) -> None:
+    made = tokens.generate(token.uri("slot-9c"), lambda _: PIN)
+    arguments = ["keys", "generate", "alice", "--token", token.uri("slot-9c"), "--out", str(tmp_path)]
+    secret = ["--passphrase-file", str(token.pin_file)]
+    told = CliRunner().invoke(cli, [*arguments, *secret, "--existing", "--json"], catch_exceptions=False)
+    assert json.loads(told.output)["keyid"] == made.public_key.keyid
+    assert read_public_key(tmp_path / "alice.pub.json").keyid == made.public_key.keyid
+    with pytest.raises(OfflineKeyError, match="never written over"):
+        CliRunner().invoke(cli, [*arguments, *secret], catch_exceptions=False)
 
 
 def test_what_is_wrong_with_a_token_is_said_in_one_line(token: SoftToken) -> None:
