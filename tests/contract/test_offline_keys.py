@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from securesystemslib.exceptions import UnverifiedSignatureError
 from securesystemslib.signer import Signer
 from tuf.api.metadata import Key, Metadata, Root
@@ -206,6 +206,27 @@ def test_a_key_that_a_token_has_already_is_taken(token: SoftToken, tmp_path: Pat
     assert read_public_key(tmp_path / "alice.pub.json").keyid == made.public_key.keyid
     with pytest.raises(OfflineKeyError, match="never written over"):
         CliRunner().invoke(cli, [*arguments, *secret], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("curve", "scheme"),
+    [(ec.SECP256R1(), "ecdsa-sha2-nistp256"), (ec.SECP384R1(), "ecdsa-sha2-nistp384")],
+)
+def test_a_key_from_elsewhere_is_found_by_its_number(
+    token: SoftToken, tmp_path: Path, curve: ec.EllipticCurve, scheme: str
+) -> None:
+    """Somebody moved a key into the token with other tools; the URI names its CKA_ID."""
+    token.take_in(ec.generate_private_key(curve), tmp_path / "moved.pem", "0a0b")
+    uri = f"pkcs11:token={token.label};id=%0a%0b"
+    signer = tokens.open_key(uri, lambda _: PIN)
+    assert signer.public_key.scheme == scheme
+    signer.public_key.verify_signature(signer.sign(b"root"), b"root")
+
+
+def test_other_curves_are_refused(token: SoftToken, tmp_path: Path) -> None:
+    token.take_in(ec.generate_private_key(ec.SECP521R1()), tmp_path / "moved.pem", "0c")
+    with pytest.raises(OfflineKeyError, match="expected a key on P-256 or P-384"):
+        tokens.open_key(f"pkcs11:token={token.label};id=%0c", lambda _: PIN)
 
 
 def test_what_is_wrong_with_a_token_is_said_in_one_line(token: SoftToken) -> None:

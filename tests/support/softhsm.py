@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 _MODULES = ("/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/pkcs11/libsofthsm2.so")
 PIN = "123456"
@@ -29,6 +31,25 @@ class SoftToken:
         secrets = ["--pin", PIN, "--so-pin", "654321"]
         subprocess.run(
             ["softhsm2-util", "--init-token", "--free", "--label", label, *secrets],
+            env={**os.environ, **self.environment},
+            check=True,
+            capture_output=True,
+            timeout=30,
+        )
+
+    def take_in(self, key: EllipticCurvePrivateKey, path: Path, number: str) -> None:
+        """Move a key into it.
+
+        Args:
+            key: the key.
+            path: where it lies meanwhile.
+            number: its CKA_ID, in hex.
+        """
+        encoding, layout = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+        path.write_bytes(key.private_bytes(encoding, layout, serialization.NoEncryption()))
+        command = ["softhsm2-util", "--import", str(path), "--token", self.label, "--label", "moved"]
+        subprocess.run(
+            [*command, "--id", number, "--pin", PIN],
             env={**os.environ, **self.environment},
             check=True,
             capture_output=True,
