@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -32,10 +32,13 @@ from fleet.ids import DeviceId, Digest
 from fleet.trust.assignment import AssignedBundle
 from fleet.wire import kit, receipt
 from fleet.wire.kit import Reports, Waiting
+from fleet.wire.messages import UpdateEvent
 
 #: Bytes of messages in one file of reports.
 _FILE_BYTES: Final = 4 * 1024 * 1024
 _POLL: Final = 0.2
+#: Seconds in which an event that the journal has comes to the outbox.
+_REPORTED: Final = 3.0
 #: What a receipt lets the device forget; a hard request waits for its answer, or until nobody wants it.
 _FORGOTTEN: Final = ("event", "report")
 
@@ -200,13 +203,27 @@ def wait_for_end(
     journal, deadline = FileJournal(state.journal), time.monotonic() + seconds
     told: dict[str, str] = {}
     while True:
-        data = [journal.load(bundle.model).data for bundle in imported.bundles]
+        entries = [journal.load(bundle.model) for bundle in imported.bundles]
+        data = [entry.data for entry in entries]
         for one in data:
             if told.get(one.model) != one.state.value:
                 told[one.model] = one.state.value
                 tell(f"{one.model}: {one.state.value}")
-        if not any(one.installing or one.pending for one in data) or time.monotonic() > deadline:
+        ended = not any(one.installing or one.pending for one in data)
+        if ended:
+            _wait_for_reports(state, [entry.event for entry in entries])
+        if ended or time.monotonic() > deadline:
             return data
+        time.sleep(_POLL)
+
+
+def _wait_for_reports(state: StateFolder, events: Sequence[UpdateEvent | None]) -> None:
+    """Wait a moment for the last events: they come from the journal, and leave where there is a network."""
+    wanted = {event.id for event in events if event is not None}
+    deadline = time.monotonic() + _REPORTED
+    while time.monotonic() < deadline:
+        if wanted <= {record.id for record in outbox.waiting(state.outbox, 0.0)}:
+            return
         time.sleep(_POLL)
 
 
