@@ -118,14 +118,17 @@ class Deltas:
         return took
 
     def _apply(self, index: Digest, stop: Stop) -> None:
-        patches = [Digest(blob) for blob in chunks.decode(self._store.get(index)).blobs]
         patcher = Patcher(self._store, self._free_bytes)
+        patches: list[Digest] = []
         self._tries.count(index)
         try:
+            patches += [Digest(blob) for blob in chunks.decode(self._store.get(index)).blobs]
             for patch in patches:
                 patcher.apply(patch, stop)
         except (DeltaError, BundleError) as error:
             self._give_up(index, str(error))
+        except MemoryError:
+            self._give_up(index, "not enough memory to apply it")
         finally:
             for digest in () if self._keep else (*patches, index):
                 self._forget(digest)
