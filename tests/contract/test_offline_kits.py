@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -18,9 +19,12 @@ from device_agent.adapters.inbox import Outcome
 from device_agent.adapters.kit import KitFolder
 from device_agent.adapters.outbox import Record
 from device_agent.adapters.sent import Sent
+from device_agent.adapters.trust_client import TrustClient
 from device_agent.errors import KitError
 from fleet.errors import BundleError, TrustError, WireError
-from fleet.ids import Digest
+from fleet.ids import DeviceId, Digest
+from fleet.trust.assignment import AssignedBundle
+from fleet.trust.project_files import Limits
 from fleet.trust.workflow import filename
 from fleet.wire import codec, kit
 from fleet.wire.kit import Reports, SignedReports, Waiting
@@ -31,6 +35,8 @@ from server.client.kits import KitWriter, reports, write_receipt
 from server.errors import ClientError, ForbiddenError, InvalidError, NotFoundError
 from server.services.kits import KitSelection
 from server.services.roles import SYSTEM
+from server.services.signing import SigningService
+from sim_devices import TARGET
 from trust_world import DAY, START
 
 _NAMES = (f"d{number}" for number in itertools.count(1))
@@ -651,3 +657,39 @@ def test_any_bytes_are_reports_or_an_error_of_ours(data: bytes) -> None:
         kit.decode(Reports, data)
     with contextlib.suppress(WireError):
         kit.read_index(data)
+
+
+def test_a_kit_carries_hash_bins_and_projects(world: KitWorld, tmp_path: Path) -> None:
+    """A large repository spreads its entries over bins: whichever the device asks for is in the kit."""
+    clock = world.parts.clock
+    signing = SigningService(
+        tmp_path / "keys", tmp_path / "trust", clock, limits=Limits(plain=2, per_bin=2, crowded=4)
+    )
+    signing.open()
+    bundles = [
+        AssignedBundle(
+            model="digits", version=str(number), target=TARGET, digest=str(Digest.of(b"%d" % number)),
+            manifest_size=1, index=str(Digest.of(b"i%d" % number)), index_size=1, release_counter=number,
+        )
+        for number in range(1, 9)
+    ]  # fmt: skip
+    signing.add_bundles(bundles)
+    files, _ = signing.files_for_kit(clock.wall() + timedelta(days=14))
+    assert len(files) > 6, sorted(files)
+
+    class Stick:
+        """Gives what the kit has."""
+
+        def fetch(self, name: str, limit: int) -> bytes | None:
+            """Return a file."""
+            assert limit
+            return files.get(name)
+
+    trust = TrustClient(tmp_path / "device", Stick(), "d1", TARGET, carried=True)
+    trust.bootstrap(signing.first_root())
+    for number, bundle in enumerate(bundles, 1):
+        data = signing.sign_assignment(
+            device=DeviceId("d1"), rollout="r", version=number, bundles=[bundle],
+            activate_before=clock.seconds + DAY,
+        )  # fmt: skip
+        assert trust.accept(data, {}, clock.wall()).targets == (bundle,)
