@@ -21,7 +21,7 @@ from server.errors import OfflineKeyError
 from server.offline import key_files, signers, token_uri, tokens
 from server.offline.folder import read_public_key
 from server.offline.tokens import TokenSigner
-from softhsm import PIN, SoftToken
+from soft_token import PIN, SoftToken, soft_token
 
 pytest.importorskip("PyKCS11", reason="needs PyKCS11")
 
@@ -47,7 +47,7 @@ class Place:
 
 @pytest.fixture
 def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SoftToken:
-    made = SoftToken(tmp_path / "hsm")
+    made = soft_token(tmp_path / "hsm", "ceremony")
     for name, value in made.environment.items():
         monkeypatch.setenv(name, value)
     return made
@@ -56,7 +56,7 @@ def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SoftToken:
 @pytest.fixture(params=["file", "bare file", "token"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     if request.param == "token":
-        uri = request.getfixturevalue("token").uri("alice")
+        uri = request.getfixturevalue("token").asking("alice")
         return Place(uri, PIN, lambda: tokens.generate(uri, lambda _: PIN))
     path, bare = tmp_path / "own" / "alice.pem", request.param == "bare file"
     return Place(str(path), SECRET, lambda: key_files.generate(path, SECRET, unencrypted=bare))
@@ -164,24 +164,24 @@ def test_a_pin_is_asked_for_once(token: SoftToken) -> None:
         asked.append(what)
         return PIN
 
-    signer = tokens.generate(token.uri("alice"), ask)
+    signer = tokens.generate(token.asking("alice"), ask)
     signer.sign(b"one")
     signer.sign(b"two")
     assert asked == ["PIN of ceremony"]
 
 
 def test_a_pin_comes_from_a_file(token: SoftToken) -> None:
-    uri = f"{token.uri('alice')}&pin-source=file:{token.pin_file}"
+    uri = f"{token.asking('alice')}&pin-source=file:{token.pin_file}"
     tokens.generate(uri, lambda _: "not this").sign(b"one")
     with pytest.raises(OfflineKeyError, match="No such file"):
-        signers.open_signer(f"{token.uri('alice')}&pin-source=file:/nowhere/pin", lambda _: PIN)
+        signers.open_signer(f"{token.asking('alice')}&pin-source=file:/nowhere/pin", lambda _: PIN)
 
 
 def test_several_keys_in_a_token_are_told_apart(token: SoftToken) -> None:
-    made = {name: tokens.generate(token.uri(name), lambda _: PIN) for name in ("alice", "bob")}
+    made = {name: tokens.generate(token.asking(name), lambda _: PIN) for name in ("alice", "bob")}
     for name, signer in made.items():
-        assert tokens.open_key(token.uri(name), lambda _: PIN).public_key == signer.public_key
-    uri = token.uri("alice")
+        assert tokens.open_key(token.asking(name), lambda _: PIN).public_key == signer.public_key
+    uri = token.asking("alice")
     same = TokenSigner.from_priv_key_uri(uri, made["alice"].public_key, lambda _: PIN)
     assert same.public_key == made["alice"].public_key
     with pytest.raises(OfflineKeyError, match="holds another key"):
@@ -189,8 +189,8 @@ def test_several_keys_in_a_token_are_told_apart(token: SoftToken) -> None:
 
 
 def test_a_key_does_not_leave_its_token(token: SoftToken) -> None:
-    tokens.generate(token.uri("alice"), lambda _: PIN)
-    with tokens._session(token_uri.parse(token.uri("alice")), lambda _: PIN) as (pkcs11, session):
+    tokens.generate(token.asking("alice"), lambda _: PIN)
+    with tokens._session(token_uri.parse(token.asking("alice")), lambda _: PIN) as (pkcs11, session):
         private = session.findObjects([(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)])[0]
         flags = session.getAttributeValue(private, [pkcs11.CKA_SENSITIVE, pkcs11.CKA_EXTRACTABLE])
         assert [bool(flag) for flag in flags] == [True, False]
@@ -198,8 +198,8 @@ def test_a_key_does_not_leave_its_token(token: SoftToken) -> None:
 
 
 def test_a_key_that_a_token_has_already_is_taken(token: SoftToken, tmp_path: Path) -> None:
-    made = tokens.generate(token.uri("slot-9c"), lambda _: PIN)
-    arguments = ["keys", "generate", "alice", "--token", token.uri("slot-9c"), "--out", str(tmp_path)]
+    made = tokens.generate(token.asking("slot-9c"), lambda _: PIN)
+    arguments = ["keys", "generate", "alice", "--token", token.asking("slot-9c"), "--out", str(tmp_path)]
     secret = ["--passphrase-file", str(token.pin_file)]
     told = CliRunner().invoke(cli, [*arguments, *secret, "--existing", "--json"], catch_exceptions=False)
     assert json.loads(told.output)["keyid"] == made.public_key.keyid
@@ -230,12 +230,12 @@ def test_other_curves_are_refused(token: SoftToken, tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_with_a_token_is_said_in_one_line(token: SoftToken) -> None:
-    tokens.generate(token.uri("alice"), lambda _: PIN)
+    tokens.generate(token.asking("alice"), lambda _: PIN)
     query = f"module-path={token.module}"
     for uri, pin, why in (
-        (token.uri("alice"), "999999", "wrong PIN"),
-        (token.uri("alice"), "", "no PIN was given"),
-        (token.uri("bob"), PIN, "expected one such ECDSA key in the token, got 0"),
+        (token.asking("alice"), "9999", "wrong PIN"),
+        (token.asking("alice"), "", "no PIN was given"),
+        (token.asking("bob"), PIN, "expected one such ECDSA key in the token, got 0"),
         (f"pkcs11:token=other;object=alice?{query}", PIN, r"got 0; there are: ceremony \(serial "),
         ("pkcs11:token=ceremony;object=alice?module-path=/nowhere.so", PIN, "no PKCS#11 library /nowhere.so"),
         (f"pkcs11:token=ceremony;object=alice?module-path={token.pin_file}", PIN, "is no PKCS#11 library"),
@@ -266,5 +266,5 @@ def test_a_uri_is_read_as_rfc_7512_says(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_public_halves_are_keys_like_any_other(token: SoftToken) -> None:
-    key: Key = tokens.generate(token.uri("alice"), lambda _: PIN).public_key
+    key: Key = tokens.generate(token.asking("alice"), lambda _: PIN).public_key
     assert (key.keytype, key.scheme) == ("ecdsa", "ecdsa-sha2-nistp256")

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-import softhsm
+import soft_token
 from console_blocks import Step, matches, steps
 from device_agent.adapters.trust_client import TrustClient
 from device_agent.adapters.trust_fetch import HttpFetcher
@@ -36,7 +36,7 @@ class World:
         self.server = Server(folder)
         self.second: Server | None = None
         self.runner = CliRunner()
-        self.token = softhsm.SoftToken(folder / "hsm", "carol") if softhsm.installed() else None
+        self.token = soft_token.soft_token(folder / "hsm", "carol") if soft_token.installed() else None
         self.http = httpx.Client(trust_env=False, timeout=10)
         self.assignments: list[bytes] = []
 
@@ -94,7 +94,7 @@ class World:
         if person in ("server", "ci"):
             del found["KEDGE_KEY_PASSPHRASE"]
         if person == "carol" and self.token is not None:
-            found |= self.token.environment | {"KEDGE_KEY_PASSPHRASE": softhsm.PIN}
+            found |= self.token.environment | {"KEDGE_KEY_PASSPHRASE": soft_token.PIN}
         return found
 
     def real(self, text: str, person: str) -> str:
