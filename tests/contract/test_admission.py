@@ -248,6 +248,10 @@ def test_a_revoked_device_is_thrown_out_when_the_broker_refuses_it_and_not_befor
     assert [name for name, _ in kedge.doorman.kicked] == ["cam"]
     assert kedge.devices.get("cam").shut_out_at == kedge.clock.seconds
     assert kedge.revocations.enforce() == 0
+    kedge.clock.seconds += 130
+    for _ in range(2):
+        assert kedge.revocations.enforce() == 0
+    assert [name for name, _ in kedge.doorman.kicked] == ["cam", "cam"]
 
 
 def test_what_has_ended_leaves_the_list(kedge: Parts) -> None:

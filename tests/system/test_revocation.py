@@ -226,6 +226,26 @@ def test_a_revoked_device_cannot_resume_its_tls_session(site: Site, version: ssl
         _connected(context, site.port, ticket)
 
 
+def test_a_connection_that_had_not_said_who_it_is_ends_with_the_second_visit(site: Site) -> None:
+    """A thief opens a connection, waits until it is revoked and thrown out, and only then sends CONNECT."""
+    identity = site.enrol("sleeper")
+    context = ssl.create_default_context(cafile=str(site.out / "ca.pem"))
+    context.load_cert_chain(identity.certificate, identity.key)
+    plain = socket.create_connection(("127.0.0.1", site.port), 5)
+    with context.wrap_socket(plain, server_hostname="127.0.0.1") as sleeping:
+        site.revoke("sleeper")
+        site.watch.look()
+        wait_until(lambda: enforced(site), "the broker refuses it", 10)
+        sleeping.sendall(b"\x10\x0e\x00\x04MQTT\x04\x02\x00\x3c\x00\x02d1")
+        assert sleeping.recv(4) == b"\x20\x02\x00\x00"
+        with site.database.write() as session:
+            device = session.get_one(Device, "sleeper")
+            device.shut_out_at = site.clock.now() - 125  # two minutes later
+            session.add(device)
+        site.revocations.enforce()
+        assert sleeping.recv(4) == b""
+
+
 def test_without_a_watch_the_server_says_that_its_list_does_not_hold(site: Site) -> None:
     """Nobody has started `kedge broker watch`: the device stays connected, and health says why."""
     identity = site.enrol("lucky")
