@@ -185,10 +185,12 @@ class SiteGateway:
             self._plan.ask(digest)
         if time.monotonic() - self._last_news > _SETTLED:
             self._clear()
-        for parcel in self._plan.wanted():
-            if parcel.index not in self._served and parcel.index not in self._over:
-                self._serve(parcel)
         self._mend(missed)
+        settled = self._served.keys() | self._over
+        waiting = [parcel for parcel in self._plan.wanted() if parcel.index not in settled]
+        # What is here already needs no line, which may be down.
+        for parcel in sorted(waiting, key=lambda x: not self._is_here(x)):
+            self._serve(parcel)
 
     def _follow(self, arrived: dict[str, bytes]) -> None:
         """Verify assignments, all with the same metadata.
@@ -237,6 +239,12 @@ class SiteGateway:
         if not (before and self._retained(parcel)):
             self._publish(parcel)
         self._served[parcel.index] = sizes
+
+    def _is_here(self, parcel: Parcel) -> bool:
+        store = self._parts.store
+        if not store.has(Digest(parcel.index)):
+            return False
+        return all(store.has(Digest(blob)) for blob in self._listed(parcel.index).blobs)
 
     def _has_room(self, parcel: Parcel) -> bool:
         wanted = {index: dict(sizes) for index, sizes in self._parts.ledger.parcels().items()}

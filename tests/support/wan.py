@@ -14,42 +14,41 @@ class Wan:
         """Listen; connections go to this port."""
         self.bytes_in = 0
         self._target = target
-        self._up = True
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._serve()
 
     def cut(self) -> None:
-        """Break every connection, and let none through."""
+        """Break every connection, and refuse new ones."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
         with self._lock:
-            self._up = False
             for sock in self._open:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
 
     def mend(self) -> None:
         """Let connections through again."""
-        with self._lock:
-            self._up = True
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self._serve()
 
     def close(self) -> None:
-        """Stop listening, and break what is open."""
+        """End."""
         self.cut()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
 
-    def _accept(self) -> None:
+    def _serve(self) -> None:
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
-                near, _ = self._listener.accept()
+                near, _ = listener.accept()
             except OSError:
                 return
-            with self._lock:
-                up = self._up
-            far = self._dial() if up else None
+            far = self._dial()
             if far is None:
                 near.close()
                 continue

@@ -10,6 +10,7 @@ import json
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import threading
 import time
@@ -318,6 +319,28 @@ def test_what_nobody_is_to_run_any_more_leaves_the_sites_broker(site: Site) -> N
     wait_until(lambda: site.gateway.status()["site"]["served"] == [new.index], "only the new one is served")
     ledger = json.loads((site.gateway.state.site / "published.json").read_text())
     assert list(ledger) == [new.index]
+
+
+def test_a_sites_broker_that_lost_everything_gets_it_back_without_the_line(site: Site) -> None:
+    """The broker's disk is gone and so is the WAN: the gateway publishes again from its own disk."""
+    bundle = site.release("nine", SIZE // 3)
+    site.assign(bundle)
+    site.all_have(bundle)
+    site.wan.cut()
+    site.brokers["site"].kill()
+    state = site.folder / "site" / "state"
+    shutil.rmtree(state)
+    state.mkdir()
+    site.brokers["site"] = site.start_broker("site")
+    came: list[bytes] = []
+    link, topic = site.devices["cam-2"].link, topics.chunk(Digest(bundle.index))
+    link.subscribe([topic], lambda _topic, payload: came.append(payload))
+    try:
+        wait_until(lambda: came, "the index is there again, and so is what it lists", 40)
+    finally:
+        link.unsubscribe([topic])
+        site.wan.mend()
+    assert Digest.of(came[0]) == bundle.index
 
 
 def test_a_bundle_that_has_no_room_is_not_served_and_said_so(site: Site) -> None:
