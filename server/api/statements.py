@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
-from litestar import Router, get
+from litestar import Request, Router, get
 from litestar.params import FromPath
 
 from fleet.wire.messages import Statement
-from server.api.deps import VIEWER, ServicesDep
+from server.api.deps import ServicesDep, scoped
+from server.services.roles import Principal, Role
+from server.services.scopes import Scope
 from server.services.statements import Said, of_device
+
+AnyRequest = Request[Principal, Any, Any]
 
 
 class RunningOut(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,14 +89,14 @@ def _statement(found: Said) -> StatementOut:
 
 @get(
     "/api/v1/devices/{device_id:str}/statement",
-    opt=VIEWER,
+    opt=scoped(Role.VIEWER, Scope.DEVICES_READ, narrows=True),
     sync_to_thread=True,
     summary="Show what a device has signed about itself",
     tags=["devices"],
 )
-def device_statement(services: ServicesDep, device_id: FromPath[str]) -> StatementOut:
+def device_statement(request: AnyRequest, services: ServicesDep, device_id: FromPath[str]) -> StatementOut:
     """Return the newest statement that a device has signed with its own key."""
-    services.devices.get(device_id)
+    services.devices.seen(request.user, device_id)
     return _statement(of_device(services.database, device_id))
 
 

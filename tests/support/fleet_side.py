@@ -248,9 +248,7 @@ class AgentSide:
             )
         )
 
-    def start(
-        self, *, health: float = 0.5, window: float = 3600.0, more: Sequence[str] = ()
-    ) -> AgentSide:
+    def start(self, *, health: float = 0.5, window: float = 3600.0, more: Sequence[str] = ()) -> AgentSide:
         """Start it and wait until it answers."""
         options = ["--health-window", str(health), "--window", str(window), "--threads", "1", *more]
         self.process = Process(
