@@ -258,7 +258,7 @@ def test_memory_does_not_grow_with_the_file() -> None:
     """A device with 64 MB of memory takes a model of any size."""
     rng = np.random.default_rng(0)
     peaks = []
-    for rows in (600, 1800):
+    for rows in (300, 900):
         weights = rng.integers(-90, 90, (rows, 1024)).astype(np.int8)
         place = [Tensor("w", Kind.BYTE, 0, weights.size, weights.shape)]
         new = (weights + (rng.random(weights.shape, np.float32) < 0.1)).astype(np.int8).tobytes()
