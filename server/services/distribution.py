@@ -220,10 +220,6 @@ class Distribution:
             self._metadata.clear()
             self._published.clear()
             self._told = None
-            indexes = list(self._kept)
-            for start in range(0, len(indexes), _WINDOW):
-                for index in self._retained(indexes[start : start + _WINDOW]):
-                    self._published.update(self._sizes(index))
             self._clear()
             return self._publish_all()
 
@@ -292,9 +288,18 @@ class Distribution:
             return len(changed)
 
     def _publish_all(self) -> int:
+        self._find_retained()
         count = sum(self._publish(index) for index in self._kept)
         self._tell(self._kept)
         return count
+
+    def _find_retained(self) -> None:
+        """Find out what the broker still has of what this process or an earlier one put there."""
+        noted = set(self._ledger.indexes())
+        unsure = [x for x in self._kept if x in noted and x.hex not in self._published]
+        for start in range(0, len(unsure), _WINDOW):
+            for index in self._retained(unsure[start : start + _WINDOW]):
+                self._published.update(self._sizes(index))
 
     def _publish(self, index: Digest) -> int:
         if index.hex in self._published:
@@ -316,7 +321,8 @@ class Distribution:
         self._tell(index for index in self._kept if index.hex in self._published)
         needed = {hex_ for index in self._kept for hex_ in self._sizes(index)}
         for index in leaving:
-            for hex_ in self._sizes(index):
+            # The index first: where it is retained, all of its chunks must be.
+            for hex_ in reversed(self._sizes(index)):
                 if hex_ not in needed:
                     self._connection.publish(topics.chunk(Digest.from_hex(hex_)), b"", retain=True)
                     self._published.discard(hex_)

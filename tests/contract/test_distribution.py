@@ -347,6 +347,8 @@ def test_devices_are_told_before_a_topic_is_empty(world: World, broker: FakeBrok
     assert topic == topics.catalogue()
     assert Digest(two.index) not in catalogue.decode(data)
     assert all(not data for _, data in broker.published[before + 1 :])
+    # A server that dies now must not take the rest for whole when it finds the index.
+    assert broker.published[before + 1][0] == topics.chunk(Digest(two.index))
 
 
 def test_a_server_that_starts_again_clears_what_its_earlier_life_retained(
@@ -363,6 +365,16 @@ def test_a_server_that_starts_again_clears_what_its_earlier_life_retained(
     assert retained_bytes(broker) < 1_100_000
     assert Digest(two.index) in told(broker)
     assert ledger.indexes() == [two.index]
+
+
+def test_a_server_that_starts_again_publishes_nothing_twice(world: World, broker: FakeBroker) -> None:
+    """The broker has kept everything: the new process asks for the indexes and finds them."""
+    ledger = MemoryLedger()
+    bundles = [parcel_of(bundle) for bundle in three(world)]
+    assert arranged(world, ledger, None).arrange(bundles) > 15
+    before = len(published(broker))
+    assert arranged(world, ledger, None).arrange(bundles) == 0
+    assert len(published(broker)) == before
 
 
 def test_a_crash_in_the_middle_leaves_nothing_behind_for_good(world: World, broker: FakeBroker) -> None:
