@@ -53,9 +53,7 @@ UPLINK: Final = {
     "hello": Decoder(messages.Hello, limit=64 * 1024),
     "status": Decoder(messages.Status, limit=1024),
     "report": Decoder(messages.ModelReport, limit=64 * 1024),
-    "event": Decoder(
-        messages.UpdateEvent, messages.RefusalEvent, messages.Decommissioned, limit=64 * 1024
-    ),
+    "event": Decoder(messages.UpdateEvent, messages.RefusalEvent, messages.Decommissioned, limit=64 * 1024),
     "request": Decoder(messages.HardRequest),
     "manifest": Decoder(messages.SignedStatement, limit=64 * 1024),
 }
