@@ -11,11 +11,7 @@ Prints one JSON object; `failures` names the cuts after which the update did not
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -26,7 +22,7 @@ from device_agent.adapters.store import FileStore
 from device_agent.adapters.trust_client import TrustClient
 from fleet.ids import Digest
 from kit_world import CarriedDevice, KitWorld, NoNetwork
-from power_cuts import CUT, Power
+from power_cuts import cut_everywhere
 from sim_devices import TARGET
 
 
@@ -38,32 +34,20 @@ def _moved(device: CarriedDevice, root: Path) -> CarriedDevice:
     return device
 
 
-def _import(device: CarriedDevice, root: Path, power: Power | None) -> None:
-    if power is not None:
-        power.watch()
+def _import(device: CarriedDevice, root: Path) -> CarriedDevice:
     moved = _moved(device, root)
     if not moved.inbox.waiting:
         moved.bring_in()
     carried = moved.take()
     moved.inbox.finish(Outcome(version=carried.assignment.version))
-    sys.setprofile(None)
-    if power is not None:
-        (root.parent / "calls").write_text(str(power.calls))
+    return moved
+
+
+def _comes_back(device: CarriedDevice, root: Path) -> None:
+    moved = _import(device, root)
     assert all(moved.store.intact(digest) for digest in moved.store.stored())
     assert set(moved.store.stored()) == set(map(Digest, KitFolder(device.stick).index().blobs))
     assert moved.trust.assignment_version == 1
-
-
-def _apart(work: Callable[[], None]) -> int:
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:  # noqa: BLE001 - the parent must not go on twice
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def main(folder: Path, step: int = 1) -> None:
@@ -74,21 +58,14 @@ def main(folder: Path, step: int = 1) -> None:
     device.outbox.close()
     world.assign("d1", 1)
     world.export("d1")
-    template = device.state.root
-    whole = folder / "whole"
-    shutil.copytree(template, whole)
-    assert _apart(lambda: _import(device, whole, Power())) == 0
-    calls = int((folder / "calls").read_text())
-    failures = []
-    for number in range(1, calls + 1, step):
-        root = folder / f"cut-{number}"
-        shutil.copytree(template, root)
-        ended = _apart(lambda root=root, number=number: _import(device, root, Power(number)))  # type: ignore[misc]  # a lambda's defaults
-        back = _apart(lambda root=root: _import(device, root, None))  # type: ignore[misc]  # as above
-        if back != 0 or ended not in (CUT, 0):
-            failures.append({"cut": number, "ended": ended, "back": back})
-        shutil.rmtree(root)
-    sys.stdout.buffer.write(msgspec.json.encode({"calls": calls, "failures": failures}) + b"\n")
+    found = cut_everywhere(
+        folder,
+        device.state.root,
+        lambda root: _import(device, root),
+        lambda root: _comes_back(device, root),
+        step=step,
+    )
+    sys.stdout.buffer.write(msgspec.json.encode(found._asdict()) + b"\n")
 
 
 if __name__ == "__main__":

@@ -256,13 +256,10 @@ def prepared(root: Path, world: Fleet) -> None:
     device.outbox.close()
 
 
-def _cut(root: Path, world: Fleet, power: Power) -> None:
-    power.watch()
+def _update(root: Path, world: Fleet) -> None:
     device = Device(root, world.broker)
     device.driver.start(clean=True)
     device.update(world.bundles[1], world.delta)
-    sys.setprofile(None)
-    (root / "calls").write_text(str(power.calls))
 
 
 def _comes_back(root: Path, world: Fleet) -> None:
@@ -306,27 +303,70 @@ def _lose_pages(root: Path) -> None:
         path.write_bytes(bytes(path.stat().st_size))
 
 
+class Cuts(NamedTuple):
+    """How many operations there were, and the cuts that were not survived."""
+
+    calls: int
+    failures: list[dict[str, int]]
+
+
+def cut_everywhere(
+    folder: Path,
+    template: Path,
+    work: Callable[[Path], object],
+    come_back: Callable[[Path], None],
+    *,
+    step: int = 1,
+    spoil: Callable[[Path], None] = lambda _root: None,
+) -> Cuts:
+    """Do some work on copies of a folder, and cut the power right before each of its operations in turn.
+
+    Args:
+        folder: where the copies go.
+        template: what each begins with.
+        work: does it, to its end where nothing is cut.
+        come_back: starts on what is there after a cut; raises when it did not survive that.
+        step: cut at each n-th operation only.
+        spoil: what else befalls the folder, after every other cut.
+    """
+
+    def cut(root: Path, power: Power) -> None:
+        power.watch()
+        work(root)
+        sys.setprofile(None)
+        (folder / "calls").write_text(str(power.calls))
+
+    shutil.copytree(template, folder / "whole", symlinks=True)
+    assert apart(lambda: cut(folder / "whole", Power())) == 0
+    calls = int((folder / "calls").read_text())
+    failures = []
+    for number in range(1, calls + 1, step):
+        root = folder / f"cut-{number}"
+        shutil.copytree(template, root, symlinks=True)
+        ended = apart(lambda root=root, number=number: cut(root, Power(number)))  # type: ignore[misc]  # a lambda's defaults
+        if number % 2:
+            spoil(root)
+        back = apart(lambda root=root: come_back(root))  # type: ignore[misc]  # as above
+        if back != 0 or ended not in (CUT, 0):  # threads make the number of calls waver at the end
+            failures.append({"cut": number, "ended": ended, "back": back})
+        shutil.rmtree(root)
+    return Cuts(calls, failures)
+
+
 def main(folder: Path) -> None:
     """Cut everywhere."""
     world = fleet()
-    template, whole = folder / "template", folder / "whole"
+    template = folder / "template"
     assert apart(lambda: prepared(template, world)) == 0
-    shutil.copytree(template, whole, symlinks=True)
-    assert apart(lambda: _cut(whole, world, Power())) == 0
-    assert (whole / "patches.json").is_file(), "the delta was begun"
-    calls = int((whole / "calls").read_text())
-    failures = []
-    for number in range(1, calls + 1):
-        root = folder / f"cut-{number}"
-        shutil.copytree(template, root, symlinks=True)
-        ended = apart(lambda root=root, number=number: _cut(root, world, Power(number)))  # type: ignore[misc]  # a lambda's defaults
-        if number % 2:
-            _lose_pages(root)
-        back = apart(lambda root=root: _comes_back(root, world))  # type: ignore[misc]  # as above
-        if back != 0 or ended not in (CUT, 0):
-            failures.append({"cut": number, "ended": ended, "back": back})
-        shutil.rmtree(root)
-    sys.stdout.buffer.write(msgspec.json.encode({"calls": calls, "failures": failures}) + b"\n")
+    found = cut_everywhere(
+        folder,
+        template,
+        lambda root: _update(root, world),
+        lambda root: _comes_back(root, world),
+        spoil=_lose_pages,
+    )
+    assert (folder / "whole" / "patches.json").is_file(), "the delta was begun"
+    sys.stdout.buffer.write(msgspec.json.encode(found._asdict()) + b"\n")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -17,13 +19,32 @@ T = TypeVar("T")
 
 KEDGE = str(Path(sys.executable).parent / "kedge")
 
+#: Below those of outgoing connections on Linux, any of which might take a port that was free just now.
+_FIRST_PORT, _LAST_PORT = 10_000, 32_767
+
+
+def _candidates() -> Iterator[int]:
+    """Yield ports round and round; each of pytest's workers has its own, so that none takes another's."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    size = (_LAST_PORT + 1 - _FIRST_PORT) // workers
+    first = _FIRST_PORT + number * size
+    begin = random.randrange(size)
+    for step in itertools.count():
+        yield first + (begin + step) % size
+
+
+_PORTS = _candidates()
+
 
 def free_port() -> int:
-    """Return a TCP port on loopback that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """Return a TCP port on loopback that nobody listens on now, and that was not returned lately."""
+    for port in _PORTS:
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that waits out its last
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("the ports never end")
 
 
 def wait_until(condition: Callable[[], T], what: str, timeout: float = 60.0, every: float = 0.02) -> T:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from pathlib import Path
 from typing import Final
 
 from device_agent.adapters.trust_client import TrustClient
 from fake_link import FakeBroker
-from power_cuts import CUT, Power, apart
+from memory_folder import memory_folder
+from power_cuts import cut_everywhere
 from trust_world import DAY, START, TARGET, ManualClock, World
 
 DEVICE: Final = "d1"
@@ -51,11 +50,8 @@ def test_a_power_cut_while_metadata_is_taken_leaves_a_device_that_trusts_no_less
     after = world.server.assignment(DEVICE, [second], version=2)
     now, wall = Files(world.server.signing.files()), clock.wall()
 
-    def take(root: Path, power: Power) -> None:
-        power.watch()
+    def take(root: Path) -> None:
         TrustClient(root, now, DEVICE, TARGET).accept(after, {}, wall)
-        sys.setprofile(None)
-        (root / "calls").write_text(str(power.calls))
 
     def come_back(root: Path) -> None:
         again = TrustClient(root, now, DEVICE, TARGET)
@@ -65,16 +61,7 @@ def test_a_power_cut_while_metadata_is_taken_leaves_a_device_that_trusts_no_less
         assert again.clock(ManualClock(0.0).wall()).untrusted
         assert {x.suffix for x in root.iterdir()} <= {".json", ""}, "nothing half written is left"
 
-    whole = tmp_path / "whole"
-    shutil.copytree(template, whole)
-    assert apart(lambda: take(whole, Power())) == 0
-    calls = int((whole / "calls").read_text())
-    assert calls > 30, "the cuts are where the trusted state touches the disk"
-    failed = []
-    for number in range(1, calls + 1):
-        root = tmp_path / f"cut-{number}"
-        shutil.copytree(template, root)
-        ended = apart(lambda root=root, number=number: take(root, Power(number)))  # type: ignore[misc]  # a lambda's defaults
-        back = apart(lambda root=root: come_back(root))  # type: ignore[misc]  # as above
-        failed += [] if (ended, back) == (CUT, 0) else [(number, ended, back)]
-    assert failed == []
+    with memory_folder(tmp_path) as folder:
+        found = cut_everywhere(folder, template, take, come_back)
+    assert found.calls > 30, "the cuts are where the trusted state touches the disk"
+    assert found.failures == []
