@@ -16,10 +16,8 @@ def make_folder(folder: Path) -> None:
     Raises:
         StorageError: the disk does not take it.
     """
-    try:
+    with _storage(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{folder}: {error.strerror}") from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -37,21 +35,8 @@ def write(path: Path, data: bytes, mode: int = 0o644) -> None:
     Raises:
         StorageError: the disk does not take it.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
-        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()  # on a full disk even half a file is too much
-        raise StorageError(f"{path}: {error.strerror}") from error
+    with written(path, mode) as put:
+        put(data)
 
 
 @contextlib.contextmanager
@@ -63,29 +48,36 @@ def written(path: Path, mode: int = 0o644) -> Iterator[Callable[[bytes], None]]:
     Raises:
         StorageError: the disk does not take it; errors of the block itself stay what they are.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _fresh_partial(path)
     with _storage(path):
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
-        file = os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb")
+        file = os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb", 0)
 
     def write_piece(data: bytes) -> None:
+        left = memoryview(data)
         with _storage(path):
-            file.write(data)
+            while left:
+                left = left[file.write(left) :]
 
     try:
         with file:
             yield write_piece
             with _storage(path):
-                file.flush()
                 os.fsync(file.fileno())
         with _storage(path):
             partial.replace(path)
             sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
-            partial.unlink()
+            partial.unlink()  # on a full disk even half a file is too much
         raise
+
+
+def _fresh_partial(path: Path) -> Path:
+    """Return where a file is made before it takes its name; what a power cut left there goes."""
+    partial = path.with_name(f".{path.name}.partial")
+    with _storage(path), contextlib.suppress(FileNotFoundError):
+        partial.unlink()
+    return partial
 
 
 @contextlib.contextmanager
@@ -102,15 +94,11 @@ def link(path: Path, target: str) -> None:
     Raises:
         StorageError: the disk does not take it.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
+    partial = _fresh_partial(path)
+    with _storage(path):
         partial.symlink_to(target)
         partial.replace(path)
         sync_folder(path.parent)
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}") from error
 
 
 def hard_link(path: Path, target: Path) -> None:
@@ -119,14 +107,10 @@ def hard_link(path: Path, target: Path) -> None:
     Raises:
         StorageError: the disk does not take it.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
+    partial = _fresh_partial(path)
+    with _storage(path):
         partial.hardlink_to(target)
         partial.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}") from error
 
 
 def rename(path: Path, name: Path) -> None:
@@ -135,11 +119,9 @@ def rename(path: Path, name: Path) -> None:
     Raises:
         StorageError: the disk does not take it.
     """
-    try:
+    with _storage(path):
         path.replace(name)
         sync_folder(path.parent)
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}") from error
 
 
 def give_to_owner(folder: Path) -> None:
