@@ -17,7 +17,7 @@ from tuf.api.metadata import Root, Signed
 
 from fleet.checks import Check
 from fleet.errors import KedgeError
-from fleet.trust import repository, workflow
+from fleet.trust import project_files, repository, workflow
 from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP, TrustedMetadata
 from fleet.trust.workflow import Fetch, Load, Save, Step, Workflow, filename
 from server.adapters.clock import SystemClock
@@ -96,8 +96,8 @@ def _bundles(trusted: TrustedMetadata, project: str) -> Workflow[int]:
     """Verify a project's files, hash bins included, and count what they name."""
     yield from workflow.load_targets(trusted, project, TARGETS)
     named = trusted.targets(project)
-    count, bins = len(named.targets), named.delegations and named.delegations.succinct_roles
-    for name in bins.get_roles() if bins else ():
+    count = len(named.targets)
+    for name in project_files.bin_names(named):
         yield from workflow.load_targets(trusted, name, project)
         count += len(trusted.targets(name).targets)
     return count

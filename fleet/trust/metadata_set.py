@@ -10,6 +10,7 @@ newer files of its role are held against it, and refused all the same, so nothin
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Final, TypeAlias, TypeVar
 
@@ -50,7 +51,17 @@ def parse(kind: type[S], data: bytes, role: str) -> Metadata[S]:
         raise TrustError(
             f"{role}: expected metadata of type {kind.type}, got {metadata.signed.type}", reason="malformed"
         )
+    if isinstance(metadata.signed, Targets):
+        _check_names(metadata.signed, role)
     return metadata
+
+
+def _check_names(signed: Targets, role: str) -> None:
+    """Check the one value of a delegation whose type python-tuf leaves open."""
+    named: Iterable[object] = (signed.delegations.roles if signed.delegations is not None else None) or ()
+    strange = [name for name in named if not isinstance(name, str)]
+    if strange:
+        raise TrustError(f"{role}: expected a role's name as text, got {strange[0]!r}", reason="malformed")
 
 
 def check_signatures(metadata: Metadata[S], delegator: Delegator, role: str) -> None:
@@ -103,7 +114,7 @@ class TrustedMetadata:
         self.timestamp: Timestamp | None = None
         self.snapshot: Snapshot | None = None
         self._targets: Final[dict[str, Targets]] = {}
-        self._delegations: Final[set[tuple[str, str]]] = set()
+        self._delegations: set[tuple[str, str]] = set()
 
     # --- root (5.3) --------------------------------------------------------------------------------
 
@@ -227,6 +238,9 @@ class TrustedMetadata:
                 f"{role}: expected version {meta.version}, got {new.version}", reason="mix_and_match"
             )
         self._check_expiry(new, role)
+        # A role may have several delegators, each with its own keys for it. What is taken from one stands in
+        # the place of another's: that, and what was verified with keys from it, has to be looked at again.
+        self._delegations = {pair for pair in self._delegations if role not in pair}
         self._targets[role] = new
         self._delegations.add((delegator, role))
 

@@ -18,6 +18,8 @@ from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 import msgspec
 from tuf.api.metadata import Signed
 
+from fleet.errors import TrustError
+
 #: A time that says its zone.
 Time: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
 
@@ -75,6 +77,21 @@ def signed_at(signed: Signed) -> datetime | None:
         return msgspec.convert(signed.unrecognized_fields.get(FIELD), _Signing).signed_at
     except msgspec.ValidationError:
         return None
+
+
+def check_made(signed: Signed, now: datetime) -> None:
+    """Check that a file that people have signed says no later time than it is, for devices believe it.
+
+    Raises:
+        TrustError: it does: every device's time floor would be there, with all that ends before expired.
+    """
+    made = signed_at(signed)
+    if made is not None and made > now + TOLERANCE:
+        raise TrustError(
+            f"{signed.type}: version {signed.version} says that it was made {made:%Y-%m-%dT%H:%M:%SZ}, and "
+            f"it is {now:%Y-%m-%dT%H:%M:%SZ}: devices would believe it; is a clock wrong? propose it again",
+            reason="malformed",
+        )
 
 
 def latest(times: Iterable[datetime | None]) -> datetime | None:

@@ -42,6 +42,8 @@ class Limits(NamedTuple):
 
 
 LIMITS: Final = Limits()
+#: A snapshot has room for the names of 2^13 bins. TUF's own limit is 2^32, whose names alone fill a memory.
+MOST_BITS: Final = 13
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,23 @@ def bin_prefix(project: str) -> str:
     return f"{project}.bin"
 
 
+def bin_names(signed: Targets) -> tuple[str, ...]:
+    """Return the names of the bins that a project's own file delegates to, whoever has signed it.
+
+    Raises:
+        TrustError: they are more than any project has.
+    """
+    bins = signed.delegations.succinct_roles if signed.delegations is not None else None
+    if bins is None:
+        return ()
+    if bins.bit_length > MOST_BITS:
+        raise TrustError(
+            f"{bins.name_prefix}: expected at most 2^{MOST_BITS} hash bins, got 2^{bins.bit_length}",
+            reason="too_large",
+        )
+    return tuple(bins.get_roles())
+
+
 def bins_of(project: Project, signed: Targets) -> SuccinctRoles | None:
     """Return how a project's own file spreads its entries, None when it holds them itself.
 
@@ -102,8 +121,8 @@ def roles_of(project: Project, signed: Targets) -> tuple[str, ...]:
     Raises:
         TrustError: the project's file delegates to others.
     """
-    bins = bins_of(project, signed)
-    return (project.name, *(bins.get_roles() if bins is not None else ()))
+    bins_of(project, signed)
+    return (project.name, *bin_names(signed))
 
 
 def entries(project: Project, files: Files) -> Entries:
@@ -117,10 +136,10 @@ def entries(project: Project, files: Files) -> Entries:
     if own is None:
         return {}
     found: Entries = {}
+    bins = bins_of(project, own)
     for role in roles_of(project, own):
         if role not in files:
             raise TrustError(f"{role}: delegated, and not there", reason="missing")
-        bins = bins_of(project, own)
         for path, target in files[role].targets.items():
             if bins is not None and bins.get_role_for_target(path) != role:
                 raise TrustError(f"{role}: {path} belongs into another bin", reason="malformed")
@@ -199,9 +218,8 @@ def _bits(project: Project, files: Files, count: int, limits: Limits) -> int:
         return 0
     if bins is not None and count <= limits.crowded * bins.number_of_bins:
         return bins.bit_length
-    # 32 bits are TUF's limit; 2,000,000 bytes of snapshot metadata end far before.
     wanted = max(1, (-(-count // limits.per_bin) - 1).bit_length())
-    return max(wanted, bins.bit_length if bins is not None else 1)
+    return min(MOST_BITS, max(wanted, bins.bit_length if bins is not None else 1))
 
 
 def _spread(project: Project, held: Entries, bits: int) -> dict[str, tuple[Entries, Delegations | None]]:

@@ -20,6 +20,7 @@ from typing import Final, TypeVar
 from securesystemslib.signer import Key, Signer
 from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, Snapshot, Targets, Timestamp
+from tuf.api.serialization import SerializationError
 
 from fleet.errors import TrustError, WireError
 from fleet.ids import ProjectName
@@ -224,7 +225,7 @@ def good_signatures(metadata: Metadata[S], delegator: Delegator, role: str) -> t
     """
     try:
         result = delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
-    except (ValueError, UnsignedMetadataError) as error:
+    except (ValueError, UnsignedMetadataError, SerializationError, RecursionError) as error:
         raise TrustError(f"{role}: {error}", reason="malformed") from error
     return tuple(result.signed)
 

@@ -194,7 +194,7 @@ def upload(folder: Path, data: Path | None, server: str, token: str, as_json: bo
 def _put(settings: Settings, files: dict[str, bytes]) -> None:
     with alone(settings.data):
         if online_keys.has_begun(settings.trust):
-            online_keys.hand_in(settings.keys, settings.trust, _server_secret(), files)
+            online_keys.hand_in(settings.keys, settings.trust, _server_secret(), files, SystemClock())
         else:
             online_keys.install(settings.keys, settings.trust, _server_secret(), files, SystemClock())
 

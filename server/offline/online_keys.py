@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 
 from securesystemslib.signer import CryptoSigner, Key
 
 from fleet.errors import CeremonyError
-from fleet.trust import ceremony
+from fleet.trust import ceremony, policy
+from fleet.trust.ceremony import Trusted
 from fleet.trust.metadata_set import ROOT, TARGETS
 from fleet.trust.plan import ONLINE, Plan, plan_of
 from fleet.trust.repository import RELEASES
@@ -47,7 +49,7 @@ def install(keys: Path, trust: Path, passphrase: str, files: Mapping[str, bytes]
 
     Raises:
         CeremonyError: the server has begun already, or they are not for this server.
-        TrustError: they do not verify.
+        TrustError: they do not verify, or are dated ahead.
         SettingsError: a key of the server cannot be read.
     """
     if set(files) != {filename(ROOT, 1), filename(TARGETS, 1)}:
@@ -57,6 +59,7 @@ def install(keys: Path, trust: Path, passphrase: str, files: Mapping[str, bytes]
     trusted = ceremony.read_trusted(files)
     if trusted.root is None or trusted.targets is None:
         raise RuntimeError("both files are there")
+    _check_made(trusted, clock)
     root, targets = trusted.root.signed, trusted.targets.signed
     folder, store = KeyFolder(keys, passphrase), MetadataFolder(trust)
     signers = _signers(folder, plan_of(root, targets))
@@ -98,7 +101,7 @@ def prepare(keys: Path, passphrase: str, role: str) -> Key:
     return (folder.load(role, coming=True) or folder.create(role, coming=True)).public_key
 
 
-def hand_in(keys: Path, trust: Path, passphrase: str, files: Mapping[str, bytes]) -> None:
+def hand_in(keys: Path, trust: Path, passphrase: str, files: Mapping[str, bytes], clock: Clock) -> None:
     """Give a server that does not run the next root and targets; it takes them in when it starts.
 
     This is how a server that has lost its keys, and cannot start, gets new ones.
@@ -108,10 +111,11 @@ def hand_in(keys: Path, trust: Path, passphrase: str, files: Mapping[str, bytes]
         trust: its metadata folder.
         passphrase: what its key files are encrypted with, "" for nothing.
         files: the new root, the new targets, or both.
+        clock: tells whether they say that they were made later than now.
 
     Raises:
         CeremonyError: they name keys that the server does not have.
-        TrustError: they do not follow what the server has.
+        TrustError: they do not follow what the server has, or are dated ahead.
         SettingsError: a key of the server cannot be read.
     """
     have = published.read_folder(trust)
@@ -120,9 +124,17 @@ def hand_in(keys: Path, trust: Path, passphrase: str, files: Mapping[str, bytes]
     trusted = ceremony.read_trusted({**roots, **(new or published.newest_targets(have))})
     if trusted.root is None or trusted.targets is None:
         raise CeremonyError("expected root and targets")
+    _check_made(trusted, clock)
     _signers(KeyFolder(keys, passphrase), plan_of(trusted.root.signed, trusted.targets.signed))
     for name, data in sorted(files.items(), reverse=True):  # root last: what it vouches for is there by then
         write_file(trust / name, data)
+
+
+def _check_made(trusted: Trusted, clock: Clock) -> None:
+    now = datetime.fromtimestamp(clock.now(), timezone.utc)
+    for metadata in (*trusted.roots, trusted.targets):
+        if metadata is not None:
+            policy.check_made(metadata.signed, now)
 
 
 def _signers(folder: KeyFolder, plan: Plan) -> dict[str, CryptoSigner]:

@@ -17,7 +17,7 @@ from tuf.api.metadata import Root, Targets
 
 from fleet.errors import TrustError
 from fleet.trust import metadata_set as rules
-from fleet.trust import project_files, repository, workflow
+from fleet.trust import policy, project_files, repository, workflow
 from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP, TrustedMetadata
 from fleet.trust.repository import Project
 from fleet.trust.workflow import Fetch, Load, Step, Workflow, filename
@@ -25,6 +25,8 @@ from server.services.signing_image import Image, delegator_of, entries_of, files
 from server.services.signing_store import parse_name
 
 _ONLINE: Final = (SNAPSHOT, TIMESTAMP)
+#: No file is so many versions ahead: at the end of the numbers, its role could never sign again.
+_JUMP: Final = 1000
 #: Returns a file by its name, None when there is none.
 Read: TypeAlias = Callable[[str], bytes | None]
 
@@ -68,6 +70,8 @@ def lay_over(image: Image, root: bytes, files: Mapping[str, bytes], now: datetim
     for name, (role, version) in named.items():
         if role != ROOT:
             _take(overlay, image, role, version, files[name])
+    if TARGETS in overlay.changed:
+        policy.check_made(overlay.targets, now)
     repository.director_of(overlay.targets)
     _drop_strangers(overlay)
     return overlay
@@ -90,6 +94,7 @@ def _take_roots(overlay: Overlay, root: bytes, new: Mapping[int, bytes], now: da
         trusted.update_root(new[version])
         if trusted.root.version != version:
             raise TrustError(f"{version}.root.json: is version {trusted.root.version}", reason="malformed")
+        policy.check_made(trusted.root, now)
         overlay.roots.append(new[version])
     overlay.root = trusted.root
 
@@ -106,6 +111,8 @@ def _take(overlay: Overlay, image: Image, role: str, version: int, data: bytes) 
         raise TrustError(
             f"{role}: expected a version after {listed.version}, got {new.version}", reason="rollback"
         )
+    if new.version > (most := (listed.version if listed is not None else 0) + _JUMP):
+        raise TrustError(f"{role}: expected a version up to {most}, got {new.version}", reason="malformed")
     overlay.changed[role] = data
     if role == TARGETS:
         overlay.targets = new
@@ -118,8 +125,7 @@ def _drop_strangers(overlay: Overlay) -> None:
     known: set[str] = set()
     for project in overlay.projects:
         own = overlay.files.get(project.name)
-        bins = own.delegations.succinct_roles if own is not None and own.delegations is not None else None
-        known |= {project.name, *(bins.get_roles() if bins is not None else ())}
+        known |= {project.name, *(project_files.bin_names(own) if own is not None else ())}
     strangers = sorted(set(overlay.changed) - known - {TARGETS})
     if strangers:
         raise TrustError(f"{strangers[0]}: nobody delegates to it", reason="malformed")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import msgspec
 import pytest
-from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Root, Targets
+from securesystemslib.signer import CryptoSigner, Key
+from tuf.api.metadata import Delegations, Root, SuccinctRoles, Targets
 
 from disk_states import contents, restore, states_on_the_way
 from fake_link import FakeBroker
@@ -73,14 +74,15 @@ class Fleet:
         *,
         version: int = 0,
         days: float = 365,
+        ahead: float = 0,
         **roles: RoleKeys,
     ) -> dict[str, bytes]:
-        """Return the root after the present one with other keys for some roles."""
+        """Return the root after the present one with other keys for some roles, dated some days ahead."""
         before = rules.parse(Root, self.file("root"), "root").signed
         new = repository.make_root(
             repository.roles_of(before) | roles,
             version=version or before.version + 1,
-            now=self.clock.wall(),
+            now=self.clock.wall() + timedelta(days=ahead),
             expires=self.clock.wall() + timedelta(days=days),
         )
         return {filename("root", new.version): signed_file(new, signers)}
@@ -251,12 +253,37 @@ def _renamed(fleet: Fleet) -> Mapping[str, bytes]:
     return {"9.targets.json": data}
 
 
+def _of_tomorrow(fleet: Fleet) -> Mapping[str, bytes]:
+    """The clock where people sign runs a day ahead, and targets say so."""
+    return next_targets(fleet.file("targets"), fleet.people, now=fleet.clock.wall() + timedelta(days=1))
+
+
+def _of_the_last_version(fleet: Fleet) -> Mapping[str, bytes]:
+    """After the last number that a file's name has room for, nobody could sign targets any more."""
+    signed = rules.parse(Targets, fleet.file("targets"), "targets").signed
+    signed.version = 9_999_999_999
+    return {filename("targets", signed.version): signed_file(signed, fleet.people)}
+
+
+def _with_a_number(fleet: Fleet) -> Mapping[str, bytes]:
+    """The name of a delegated role is a number, which python-tuf takes and nothing after it can use."""
+    document = json.loads(fleet.file("targets"))["signed"]
+    document["version"] += 1
+    document["delegations"]["roles"][1]["name"] = 7
+    signed = Targets.from_dict(document)
+    return {filename("targets", signed.version): signed_file(signed, fleet.people)}
+
+
 FORGERIES: dict[str, tuple[Forged, TrustReason]] = {
     "a root that nobody signed": (lambda f: f.root([]), "bad_signature"),
     "a root of one person": (lambda f: f.root(f.people[:1]), "bad_signature"),
     "a root of the server's old key": (lambda f: f.root([CryptoSigner.generate_ed25519()]), "bad_signature"),
     "a root that was skipped to": (lambda f: f.root(f.people, version=4), "rollback"),
     "a root that has expired": (lambda f: f.root(f.people, days=-1), "expired"),
+    "a root of the year after next": (lambda f: f.root(f.people, ahead=700, days=1000), "malformed"),
+    "targets of tomorrow": (_of_tomorrow, "malformed"),
+    "targets of the last version": (_of_the_last_version, "malformed"),
+    "targets that delegate to a number": (_with_a_number, "malformed"),
     "targets that nobody signed": (lambda f: f.targets([]), "bad_signature"),
     "targets of one person": (lambda f: f.targets(f.people[:1]), "bad_signature"),
     "targets that have expired": (lambda f: f.targets(f.people, days=-1), "expired"),
@@ -438,6 +465,21 @@ def test_a_stolen_ci_key_delegates_to_nobody(fleet: Fleet) -> None:
         for role, part in parts.items()
     }
     assert refusal(fleet, files) == "malformed"
+
+
+@pytest.mark.usefixtures("vision")
+def test_a_project_of_four_billion_bins_is_not_counted(fleet: Fleet) -> None:
+    """Whoever may hand in a project's files, without its key, names 2^32 hash bins.
+
+    To list them would fill the server's memory before anybody has looked at a signature.
+    """
+    own = CryptoSigner.generate_ed25519()
+    bins = SuccinctRoles([own.public_key.keyid], 1, 32, "vision.bin")
+    keys: dict[str, Key] = {own.public_key.keyid: own.public_key}
+    part = Targets(
+        version=1, expires=NOW + timedelta(days=9), delegations=Delegations(keys, succinct_roles=bins)
+    )
+    assert refusal(fleet, {"1.vision.json": signed_file(part, [own])}) == "too_large"
 
 
 def test_a_ci_changes_no_release(fleet: Fleet, vision: Project) -> None:

@@ -177,7 +177,7 @@ def test_a_beginning_that_was_cut_off_begins_again(people: People) -> None:
     (trust / "1.root.json").unlink()
     with pytest.raises(SettingsError):
         people.signing().open()
-    online_keys.install(people.data / "keys", trust, SECRET, files, ManualClock())
+    online_keys.install(people.data / "keys", trust, SECRET, files, ManualClock(time.time()))
     assert people.signing().open() == []
 
 

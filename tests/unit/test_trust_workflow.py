@@ -239,6 +239,30 @@ def test_hash_bins_are_found() -> None:
         assert target.length == number
 
 
+def test_a_role_that_two_delegate_to_speaks_for_each_with_its_own_keys() -> None:
+    """A thief of one CI's key, who has the server's keys too, reaches for another CI's models.
+
+    He lets `a` delegate to a role called `b` with a key of his own, and shows a device his file of that name
+    for a path of `a`. The next path of the true `b` must not be looked up in the file that he has signed.
+    """
+    repository, roles = delegating(("a", ["a/*"], True), ("b", ["b/*"], True))
+    thief = CryptoSigner.generate_ed25519()
+    roles["b"].targets["b/true"] = entry("b/true", 1)
+    keyid = thief.public_key.keyid
+    roles["a"].delegations = Delegations(
+        {keyid: thief.public_key}, {"b": DelegatedRole("b", [keyid], 1, terminating=True, paths=["a/*"])}
+    )
+    client = client_of(repository)
+    repository.hashes = False  # a snapshot need not name them
+    files = repository.publish()
+    his = Targets(version=1, expires=LATER, targets={x: entry(x, 2) for x in ("a/his", "b/his")})
+    shown = files | {"1.b.json": signed_file(his, [thief])}
+    trusted = client.run(refresh(NOW), files)
+    assert client.run(find_target(trusted, "b/true"), files) is not None
+    assert client.run(find_target(trusted, "a/his"), shown) is not None
+    assert client.run(find_target(trusted, "b/his"), files) is None
+
+
 def test_a_maze_of_delegations_ends() -> None:
     """Roles that delegate to one another in a ring, and a crowd of them: the search gives up in time."""
     names = [f"r{number}" for number in range(3 * MAX_ROLES)]
