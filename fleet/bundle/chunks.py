@@ -7,12 +7,12 @@ whole blob once more by its own digest. In the index's bytes a chunk takes 36: i
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
-from fleet.bundle.cutting import CHUNK_MAX, cut
+from fleet.bundle.cutting import CHUNK_MAX
 from fleet.errors import BundleError, KedgeError
 from fleet.ids import Digest, plain
 
@@ -48,11 +48,6 @@ class _Packed(msgspec.Struct, frozen=True, kw_only=True):
 def chunks_of(pieces: Iterable[bytes]) -> tuple[Chunk, ...]:
     """Return what the index says of a blob, given its chunks in order."""
     return tuple(Chunk(Digest.of(piece).hex, len(piece)) for piece in pieces)
-
-
-def index_of(blobs: Mapping[Digest, bytes]) -> ChunkIndex:
-    """Return the index of these blobs."""
-    return ChunkIndex(blobs={str(digest): chunks_of(cut(blob)) for digest, blob in sorted(blobs.items())})
 
 
 def encode(index: ChunkIndex) -> bytes:

@@ -109,8 +109,6 @@ TRANSITIONS: Final[dict[tuple[RolloutState, Move], RolloutState]] = {
 
 #: States in which the tick has something to decide.
 ACTIVE: Final = frozenset({_S.RUNNING, _S.PAUSED, _S.ROLLING_BACK})
-#: States in which no device is given anything any more, and what was given but not begun is taken back.
-WITHDRAWN: Final = frozenset({_S.HALTED, _S.ABORTED, _S.ROLLING_BACK, _S.ROLLED_BACK})
 
 
 def after(state: RolloutState, move: Move) -> RolloutState:

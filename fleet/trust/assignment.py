@@ -88,10 +88,6 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
         """Return whether the device may begin to install what is assigned."""
         return now < self.expires
 
-    def may_activate(self, now: datetime) -> bool:
-        """Return whether a bundle that is staged and verified may be activated, online or not."""
-        return now < self.activate_before
-
 
 class DeviceState(msgspec.Struct, frozen=True, kw_only=True):
     """What an assignment is held against.

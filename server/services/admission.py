@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import msgspec
-from sqlmodel import Session, col, func, select
+from sqlmodel import Session, col, select
 
 from fleet.errors import WireError
 from fleet.ids import DeviceId
@@ -157,12 +157,6 @@ class Admission:
             facts = {"fingerprint": fingerprint, "address": row.address, "target": row.target}
             self._audit.record(session, actor, f"device.{decision}", f"device {device_id}", after=facts)
         self._live.publish("device", {"id": device_id, "what": decision})
-
-
-def count_waiting(session: Session) -> int:
-    """Return how many devices nobody has decided on."""
-    query = select(func.count()).select_from(PendingDevice).where(PendingDevice.decision == "")
-    return int(session.exec(query).one())
 
 
 def checked_id(value: str) -> str:

@@ -280,11 +280,6 @@ class Releases:
         with self._database.read() as session:
             return list(session.exec(query))
 
-    def every_bundle(self) -> list[BundleRow]:
-        """Return every published bundle: what must be on the broker."""
-        with self._database.read() as session:
-            return list(session.exec(select(BundleRow).order_by(col(BundleRow.created_at))))
-
     def assigned(self, release_id: int) -> list[AssignedBundle]:
         """Return a release's bundles as signed metadata names them."""
         release = self.get(release_id)
