@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +9,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from fleet.bundle import description, manifest
-from fleet.ids import Digest
-from model_versions import Array
+from packed_bundles import Proof, pack
 
 TARGET = "laptop-x86"
 MODEL = "dense"
@@ -46,48 +42,4 @@ def layout(folder: Path, model: bytes) -> Path:
     inputs = np.random.default_rng(5).standard_normal((2, 4)).astype(np.float32)
     outputs = session.run(None, {"x": inputs})[0]
     onnx.checker.check_model(model)
-    about = description.BundleDescription(
-        model=MODEL,
-        target=TARGET,
-        kind="onnx",
-        artifact="model.onnx",
-        precision="float32",
-        inputs=(description.TensorSpec(name="x", datatype="FP32", shape=(-1, 4), batched=True),),
-        outputs=(description.TensorSpec(name="y", datatype="FP32", shape=(-1, 2), batched=True),),
-        requires=description.Requirements(runtime="onnxruntime"),
-        golden=description.Golden(
-            inputs="i.npz",
-            outputs="o.npz",
-            samples=2,
-            tolerance={"y": description.Tolerance(atol=1e-4, rtol=1e-4)},
-        ),
-    )
-    files = {
-        (manifest.Role.DESCRIPTION, manifest.DESCRIPTION_PATH): description.encode(about),
-        (manifest.Role.MODEL, "model.onnx"): model,
-        (manifest.Role.GOLDEN, "i.npz"): _npz(x=inputs),
-        (manifest.Role.GOLDEN, "o.npz"): _npz(y=outputs),
-    }
-    made = manifest.encode(
-        manifest.Manifest(
-            schema_version=2,
-            media_type=manifest.MANIFEST_TYPE,
-            artifact_type=manifest.ARTIFACT_TYPE,
-            config=manifest.Descriptor(media_type=manifest.CONFIG_TYPE, digest=Digest.of(b"{}"), size=2),
-            layers=tuple(manifest.layer(role, path, data) for (role, path), data in files.items()),
-        )
-    )
-    blobs = folder / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
-    for data in (*files.values(), b"{}", made):
-        (blobs / Digest.of(data).hex).write_bytes(data)
-    entry = {"mediaType": manifest.MANIFEST_TYPE, "digest": str(Digest.of(made)), "size": len(made)}
-    (folder / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
-    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-    return folder
-
-
-def _npz(**arrays: Array) -> bytes:
-    out = io.BytesIO()
-    np.savez(out, **arrays)
-    return out.getvalue()
+    return pack(model, model=MODEL, target=TARGET, proof=Proof(inputs, outputs, 1e-4)).layout(folder)

@@ -45,7 +45,7 @@ from device_agent.update.data import Offer
 from device_agent.update.events import Offered
 from device_agent.uplink import Uplink
 from fake_link import FakeBroker
-from fleet.bundle import description, manifest
+from fleet.bundle import manifest
 from fleet.delta import patch
 from fleet.delta.encode import encode
 from fleet.delta.patch import Change
@@ -54,6 +54,7 @@ from fleet.trust.assignment import AssignedBundle
 from fleet.trust.delta_offer import DeltaOffer
 from fleet.wire import codec
 from fleet.wire.messages import UpdateEvent, UpdateState
+from packed_bundles import Proof, pack
 from server.services.distribution import Distribution, Parcel, parcel_of, prepare, write_index
 from trust_world import TARGET, MemoryBlobs
 
@@ -149,44 +150,8 @@ def fleet() -> Fleet:
 
 
 def _bundle(blobs: MemoryBlobs, number: int) -> manifest.Bundle:
-    about = description.BundleDescription(
-        model="m",
-        target=TARGET,
-        kind="onnx",
-        artifact="model.onnx",
-        precision="float32",
-        inputs=(description.TensorSpec(name="x", datatype="FP32", shape=(-1, 4), batched=True),),
-        outputs=(description.TensorSpec(name="y", datatype="FP32", shape=(-1, 2), batched=True),),
-        requires=description.Requirements(runtime="onnxruntime"),
-        golden=description.Golden(
-            inputs="i.npz",
-            outputs="o.npz",
-            samples=1,
-            tolerance={"y": description.Tolerance(atol=0.0, rtol=0.0)},
-        ),
-    )
-    files = {
-        (manifest.Role.DESCRIPTION, manifest.DESCRIPTION_PATH): description.encode(about),
-        (manifest.Role.MODEL, "model.onnx"): bytes([number]) + bytes(99),
-        (manifest.Role.GOLDEN, "i.npz"): _npz(x=np.zeros((1, 4), np.float32)),
-        (manifest.Role.GOLDEN, "o.npz"): _npz(y=np.full((1, 2), number, np.float32)),
-    }
-    made = manifest.Manifest(
-        schema_version=2,
-        media_type=manifest.MANIFEST_TYPE,
-        artifact_type=manifest.ARTIFACT_TYPE,
-        config=manifest.Descriptor(media_type=manifest.CONFIG_TYPE, digest=Digest.of(b"{}"), size=2),
-        layers=tuple(manifest.layer(role, path, data) for (role, path), data in files.items()),
-    )
-    for data in (*files.values(), b"{}", manifest.encode(made)):
-        blobs.write(Digest.of(data), [data], len(data))
-    return manifest.Bundle(Digest.of(manifest.encode(made)), blobs.read)
-
-
-def _npz(**arrays: Array) -> bytes:
-    out = io.BytesIO()
-    np.savez(out, **arrays)
-    return out.getvalue()
+    proof = Proof(np.zeros((1, 4), np.float32), np.full((1, 2), number, np.float32), 0.0)
+    return pack(bytes([number]) + bytes(99), model="m", target=TARGET, proof=proof).put_into(blobs)
 
 
 class Device:

@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from tuf.api.metadata import TargetFile
 
-from fleet.bundle import description, manifest
 from fleet.ids import DeviceId, Digest
 from fleet.trust.assignment import AssignedBundle, bundle_of
 from fleet.wire import codec, topics
@@ -33,6 +32,7 @@ from fleet.wire.messages import (
     UpdateEvent,
     UpdateState,
 )
+from packed_bundles import pack
 from processes import KEDGE, Process, wait_until
 from server.adapters.mqtt import BrokerLogin, MqttConnection
 from server.ports.messaging import Incoming
@@ -51,39 +51,7 @@ def csr(key: ec.EllipticCurvePrivateKey | None = None) -> str:
 
 def layout(folder: Path, *, weights: bytes = b"weights", model: str = "digits", target: str = TARGET) -> Path:
     """Write a small bundle as an OCI image layout, as `kedge compile` does; return its folder."""
-    about = description.BundleDescription(
-        model=model,
-        target=target,
-        kind="onnx",
-        artifact="model.onnx",
-        precision="float32",
-        inputs=(description.TensorSpec(name="x", datatype="FP32", shape=(-1, 4), batched=True),),
-        outputs=(description.TensorSpec(name="y", datatype="FP32", shape=(-1, 2), batched=True),),
-        requires=description.Requirements(runtime="onnxruntime"),
-        golden=description.Golden(inputs="i.npz", outputs="o.npz", samples=1, tolerance={}),
-    )
-    files = {
-        (manifest.Role.DESCRIPTION, manifest.DESCRIPTION_PATH): description.encode(about),
-        (manifest.Role.MODEL, "model.onnx"): weights,
-        (manifest.Role.REPORT, "report.html"): b"<html>",
-    }
-    made = manifest.encode(
-        manifest.Manifest(
-            schema_version=2,
-            media_type=manifest.MANIFEST_TYPE,
-            artifact_type=manifest.ARTIFACT_TYPE,
-            config=manifest.Descriptor(media_type=manifest.CONFIG_TYPE, digest=Digest.of(b"{}"), size=2),
-            layers=tuple(manifest.layer(role, path, data) for (role, path), data in files.items()),
-        )
-    )
-    blobs = folder / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
-    for data in (*files.values(), b"{}", made):
-        (blobs / Digest.of(data).hex).write_bytes(data)
-    entry = {"mediaType": manifest.MANIFEST_TYPE, "digest": str(Digest.of(made)), "size": len(made)}
-    (folder / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
-    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-    return folder
+    return pack(weights, model=model, target=target).layout(folder)
 
 
 class Served(NamedTuple):

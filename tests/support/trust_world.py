@@ -14,11 +14,12 @@ from device_agent.adapters.trust_client import TrustClient
 from device_agent.adapters.trust_fetch import MqttFetcher
 from device_agent.ports import Link, MetadataFetcher
 from device_agent.update.chunk_plan import Patience
-from fleet.bundle import chunks, description, manifest
+from fleet.bundle import chunks, manifest
 from fleet.errors import BundleError
 from fleet.ids import DeviceId, Digest
 from fleet.trust.assignment import AssignedBundle, Assignment
 from fleet.wire import topics
+from packed_bundles import pack
 from server.errors import NotFoundError, TooLargeError
 from server.ports.messaging import Connection
 from server.services.distribution import Distribution, prepare
@@ -188,32 +189,7 @@ def make_bundle(
     """Put a bundle with a model of these, or of random, bytes among the blobs."""
     if weights is None:
         weights = random.Random(seed).randbytes(size)
-    about = description.BundleDescription(
-        model=model,
-        target=target,
-        kind="onnx",
-        artifact="model.onnx",
-        precision="float32",
-        inputs=(description.TensorSpec(name="x", datatype="FP32", shape=(-1, 4), batched=True),),
-        outputs=(description.TensorSpec(name="y", datatype="FP32", shape=(-1, 2), batched=True),),
-        requires=description.Requirements(runtime="onnxruntime"),
-        golden=description.Golden(inputs="i.npz", outputs="o.npz", samples=1, tolerance={}),
-    )
-    files = {
-        (manifest.Role.DESCRIPTION, manifest.DESCRIPTION_PATH): description.encode(about),
-        (manifest.Role.MODEL, "model.onnx"): weights,
-        (manifest.Role.REPORT, "report.html"): b"<html>",
-    }
-    made = manifest.Manifest(
-        schema_version=2,
-        media_type=manifest.MANIFEST_TYPE,
-        artifact_type=manifest.ARTIFACT_TYPE,
-        config=manifest.Descriptor(media_type=manifest.CONFIG_TYPE, digest=Digest.of(b"{}"), size=2),
-        layers=tuple(manifest.layer(role, path, data) for (role, path), data in files.items()),
-    )
-    for data in (*files.values(), b"{}", manifest.encode(made)):
-        blobs.write(Digest.of(data), [data], len(data))
-    return manifest.Bundle(Digest.of(manifest.encode(made)), blobs.read)
+    return pack(weights, model=model, target=target).put_into(blobs)
 
 
 class Transport(Protocol):
