@@ -33,7 +33,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "release": ("server.cli:release", "List releases, and take one back."),
     "project": ("server.cli:project", "Show who signs which models, and sign with a project's key."),
     "rollout": ("server.cli:rollout", "Create, watch, pause and abort rollouts."),
-    "device": ("server.cli:device", "List, let in, show, revoke and decommission devices."),
+    "device": ("server.cli:device", "Say who may enrol; list, show, revoke and decommission devices."),
     "pool": ("server.cli:pool", "List, add and drain pools of cloud accelerators."),
     "token": ("server.cli:token", "List, make and revoke tokens."),
     "audit": ("server.cli:audit", "Read, check and export who changed what."),

@@ -90,7 +90,7 @@ def guard(connection: Connection, handler: BaseRouteHandler) -> None:
     if handler.opt.get("public"):
         return
     if not isinstance(principal, Principal):
-        raise UnauthenticatedError("log in, or send a bearer token")
+        raise UnauthenticatedError("expected a login or a valid token; yours is missing, expired or revoked")
     if principal.role is not None:
         principal.require(handler.opt.get("role", Role.ADMIN))
         return

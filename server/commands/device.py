@@ -9,13 +9,18 @@ import click
 
 from fleet.options import FiniteRange
 from server.client.http import Json
+from server.commands.device_rights import claims, registered, unclaim, unregister
 from server.commands.shared import connect, moment, print_json, server_options, short, table
 from server.services.labels import parse_labels
 
 
 @click.group()
 def device() -> None:
-    """List, show, claim, let in, label, flush, revoke and decommission devices."""
+    """Say who may enrol; list, show, label, flush, revoke and decommission devices."""
+
+
+for _command in (claims, unclaim, registered, unregister):
+    device.add_command(_command)
 
 
 @device.command("list")
@@ -179,7 +184,9 @@ def claim(
         return
     click.echo(made["token"])
     click.echo(
-        f"for {quota} device{'s' if quota > 1 else ''}, until {moment(made['expires_at'])} UTC", err=True
+        f"claim {made['id']}, for {quota} device{'s' if quota > 1 else ''}, until "
+        f"{moment(made['expires_at'])} UTC",
+        err=True,
     )
 
 

@@ -125,7 +125,7 @@ class Claims:
             .values(used=col(Claim.used) + 1)
         )
         if spent.rowcount != 1:
-            raise ForbiddenError(f"claim: all {claim.quota} of its devices are enrolled")
+            raise ForbiddenError(f"claim: used up, for {claim.quota} device{'s' if claim.quota > 1 else ''}")
         return claim
 
     def give_back(self, session: Session, claim_id: int | None) -> None:

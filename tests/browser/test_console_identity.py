@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+
 import httpx
 import msgspec
 from playwright.sync_api import Browser, Page, expect
 
 from axe import axe
-from console import Console, complaints, log_in
+from console import Console, complaints, log_in, serve
 from fleet.wire.enrolment import ClaimToken, EnrolReply, EnrolRequest, PendingReply
+from seed_fleet import people
 from sim_devices import TARGET, csr
 
 
@@ -93,3 +97,30 @@ def test_who_only_looks_decides_nothing(own_console: Console) -> None:
             ("/devices/cam-north-06/decommission", {}),
         ):
             assert viewer.post(path, data=form).status_code == 403
+
+
+def test_the_first_device_of_a_fleet_can_be_let_in_from_a_phone(browser: Browser, tmp_path: Path) -> None:
+    """Nothing is enrolled yet, and still the overview says who waits; nothing covers the key to compare."""
+    with serve(tmp_path / "data", people(tmp_path / "data")) as console:
+        with console.client() as client:
+            claim = client.post("/api/v1/claims", json={"approval": True}).json()["token"]
+        shown = msgspec.json.decode(ask(console, claim, "first", csr()).content, type=PendingReply)
+        context = browser.new_context(viewport={"width": 390, "height": 844}, reduced_motion="reduce")
+        page = context.new_page()
+        log_in(page, console)
+        expect(page.get_by_text("No device is enrolled yet")).to_be_visible()
+        page.get_by_role("link", name="1 device waits to be let in").click()
+        key = page.locator("#waiting code")
+        expect(key).to_have_text(shown.fingerprint)
+        boxes = [box for cell in page.locator("#waiting tbody tr > *").all() if (box := cell.bounding_box())]
+        assert len(boxes) == 7
+        for first, second in itertools.combinations(boxes, 2):
+            apart_x = (
+                first["x"] + first["width"] <= second["x"] or second["x"] + second["width"] <= first["x"]
+            )
+            apart_y = (
+                first["y"] + first["height"] <= second["y"] or second["y"] + second["height"] <= first["y"]
+            )
+            assert apart_x or apart_y, (first, second)
+        accessible(page)
+        context.close()

@@ -162,6 +162,31 @@ def test_a_rejected_device_says_so_and_ends(fleet: Fleet) -> None:
     assert json.loads(fleet.kedge("device", "pending", "--json"))["items"] == []
 
 
+def test_rights_to_enrol_are_listed_and_taken_back(fleet: Fleet) -> None:
+    """A claim lies in a mail that went to too many, and a registered device never left the factory."""
+    claim = fleet.kedge("device", "claim", "--name", "mailed", "--quota", "3", "--label", "site=x").strip()
+    (listed,) = json.loads(fleet.kedge("device", "claims", "--limit", "1", "--json"))["items"]
+    assert (listed["name"], listed["used"], listed["token"]) == ("mailed", 0, None)
+    number = str(listed["id"])
+    row = fleet.kedge("device", "claims", "--limit", "1").splitlines()[1]
+    assert row.split()[:7] == [number, "mailed", "0", "of", "3", "any", "site=x"]
+    assert fleet.kedge("device", "unclaim", number) == f"claim {number} is taken back\n"
+    assert fleet.kedge("device", "claims", "--limit", "1").rstrip().endswith("taken back")
+    refused = fleet.kedge("agent", "enroll", "--claim", claim, "--state", str(fleet.folder / "late"), code=2)
+    assert "unknown, expired or revoked" in refused
+    assert "expected an existing one" in fleet.kedge("device", "unclaim", "999", code=2)
+
+    key = fleet.kedge("agent", "key", "--state", str(fleet.folder / "shelf")).strip()
+    file = fleet.folder / "shelf.csv"
+    file.write_text(f"fingerprint,id,target,labels\n{key},shelf,laptop-x86,\n")
+    fleet.kedge("device", "preregister", str(file))
+    (line,) = (x for x in fleet.kedge("device", "registered").splitlines() if x.endswith(key))
+    assert line.split()[:2] == ["shelf", "laptop-x86"]
+    assert fleet.kedge("device", "unregister", key) == f"forgot {key}\n"
+    assert key not in fleet.kedge("device", "registered")
+    assert "not registered" in fleet.kedge("device", "unregister", key, code=2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

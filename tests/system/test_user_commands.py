@@ -123,7 +123,7 @@ def test_a_token_of_scopes_is_made_used_and_revoked(server: Server) -> None:
     assert listed["ci"]["last_used_at"] is not None
     assert listed["first-start"]["secret"] is None
     run(server, "token", "revoke", str(made["id"]))
-    assert "bearer token" in run(server, "device", "list", token=made["secret"], code=2)
+    assert "missing, expired or revoked" in run(server, "device", "list", token=made["secret"], code=2)
     assert "no longer" in run(server, "token", "add", "x", "--role", "viewer", "--never-expires", code=2)
     assert "expected one of metrics:read" in run(server, "token", "add", "x", "--scope", "all", code=2)
     assert "either a role or scopes" in run(server, "token", "add", "x", code=2)

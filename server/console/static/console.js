@@ -42,6 +42,9 @@
     }
   });
 
+  // --- on a phone the row of pages is longer than the screen: show where one is ---
+  document.querySelector(".nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+
   // --- selects and switches that send their form at once ---
   document.addEventListener("change", (event) => {
     if (event.target.matches("[data-submit]")) event.target.form.requestSubmit();

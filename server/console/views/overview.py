@@ -186,7 +186,8 @@ def _signed(session: Session, now: float) -> list[Need]:
         title = f"{_count(len(others), 'device')} signed that it refused something"
         needs.append(_security(title, others, why, row.attack_since))
     for row, others in _newest(session.exec(forged.order_by(bad.desc()))):
-        title = f"{_count(len(others), 'device')} did not sign what was said in its name"
+        whose = "its" if len(others) == 1 else "their"
+        title = f"{_count(len(others), 'device')} did not sign what was said in {whose} name"
         needs.append(_security(title, others, row.badly_signed_why, row.badly_signed_at))
     return needs
 
