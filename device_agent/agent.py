@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 from device_agent import carrying
 from device_agent.adapters.facts import SystemFacts, agent_version
@@ -23,6 +23,7 @@ from device_agent.adapters.trust_client import TrustClient
 from device_agent.carrying import Carried
 from device_agent.driver import Driver, Outcome, Ties
 from device_agent.errors import StorageError
+from device_agent.happenings import Arrived, Connected, Happening, Kit, Refused, Stop
 from device_agent.installer import Installer, Site
 from device_agent.observing import Offload, Telemetry
 from device_agent.parting import Parting
@@ -44,40 +45,6 @@ from fleet.wire.messages import Ack, Answer, Flush, Hello, RefusalEvent, Status
 _LOG: Final = logging.getLogger(__name__)
 #: Seconds until a kit that the disk did not take is tried again.
 _KIT_RETRY: Final = 5.0
-
-
-class Connected(NamedTuple):
-    """The broker's connection came, or went."""
-
-    up: bool
-
-
-class Arrived(NamedTuple):
-    """A message came on one of the device's own topics."""
-
-    kind: str
-    payload: bytes
-
-
-class Refused(NamedTuple):
-    """Something that came does not verify."""
-
-    what: str
-    reason: str
-    detail: str
-
-
-class Kit(NamedTuple):
-    """The kit in the inbox was verified, or refused."""
-
-    result: Carried | KedgeError
-
-
-class Stop(NamedTuple):
-    """The agent is asked to stop."""
-
-
-Happening: TypeAlias = Connected | Arrived | Refused | Outcome | Assignment | Kit | Stop
 
 
 class Parts(NamedTuple):
@@ -406,8 +373,3 @@ class Agent:
 
     def _driver(self, model: str) -> Driver:
         return Driver(model, Installer(model, self._parts.site), self._ties)
-
-
-def poster(happenings: queue.SimpleQueue[Happening], what: str = "chunk") -> Callable[[str, str], None]:
-    """Return what is told of refused chunks, or of whatever else comes with a download."""
-    return lambda reason, detail: happenings.put(Refused(what, reason, detail))

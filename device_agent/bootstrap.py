@@ -2,58 +2,48 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
-import os
 import queue
-import signal
-import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import httpx
 import msgspec
-import uvicorn
 
 from device_agent import runtimes
-from device_agent.adapters import device_key, enrolment, wipe
+from device_agent.adapters import device_key
 from device_agent.adapters.chunk_http import HttpSource, prover
 from device_agent.adapters.chunk_mqtt import MqttSource
 from device_agent.adapters.clock import SystemClock
 from device_agent.adapters.deltas import Deltas
 from device_agent.adapters.download import Downloader, Priced
 from device_agent.adapters.energy import EnergyMeter
-from device_agent.adapters.facts import SystemFacts, agent_version
+from device_agent.adapters.facts import SystemFacts
 from device_agent.adapters.inbox import Inbox
 from device_agent.adapters.journal import FileJournal
 from device_agent.adapters.mqtt import Credentials, Message, MqttLink
 from device_agent.adapters.notify import Notifier
 from device_agent.adapters.outbox import Outbox
-from device_agent.adapters.renewal import Renewal
 from device_agent.adapters.sent import Sent
 from device_agent.adapters.site_ledger import SiteLedger
-from device_agent.adapters.state import Identity, Running, StateFolder
+from device_agent.adapters.state import Identity, StateFolder
 from device_agent.adapters.store import FileStore
 from device_agent.adapters.trust_client import TrustClient
 from device_agent.adapters.trust_fetch import METADATA_PATH, FirstThatAnswers, HttpFetcher, MqttFetcher
-from device_agent.agent import Agent, Connected, Happening, Parts, poster
-from device_agent.errors import StateError, StorageError
+from device_agent.agent import Agent, Parts
+from device_agent.errors import StorageError
 from device_agent.gateway import SiteGateway, SiteParts
+from device_agent.happenings import Connected, Happening, poster
 from device_agent.installer import Site
 from device_agent.observing import Offload, Telemetry
 from device_agent.parting import Parting
-from device_agent.ports import ChunkSource, MetadataFetcher
-from device_agent.serving import grpc_server
+from device_agent.ports import MetadataFetcher
 from device_agent.serving.engine import Answered, Engine
-from device_agent.serving.rest import RestApp
 from device_agent.settings import Settings
 from device_agent.stating import Statements
-from device_agent.status import Pages
 from device_agent.uplink import Uplink
 from fleet.ids import DeviceId, Digest
 from fleet.trust.assignment import AssignedBundle
@@ -67,20 +57,6 @@ _HTTP_TIMEOUT: Final = 20.0
 _GATEWAY_FIRST: Final = 120.0
 #: Where the outbox lies when the disk takes nothing: what waits is lost with the process.
 _MEMORY: Final = Path(":memory:")
-
-
-class Doors(NamedTuple):
-    """Where local applications ask.
-
-    Attributes:
-        rest_port: on loopback; 0 takes a free one.
-        path: the Unix socket for gRPC.
-        group: who may use the socket, "" for the agent's own group.
-    """
-
-    rest_port: int
-    path: Path
-    group: str = ""
 
 
 class System(NamedTuple):
@@ -139,17 +115,11 @@ def wire(state: StateFolder, settings: Settings, clock: SystemClock) -> System:
     def held() -> list[Digest]:
         return agent.held()
 
-    wait = max(settings.http_after, _GATEWAY_FIRST if settings.broker else 0.0)
-    sources = _sources(link, identity, device_key.signer(state.key))
+    priced = _priced(link, identity, device_key.signer(state.key), settings)
     site = Site(
         target=identity.target,
         store=store,
-        downloader=lambda: Downloader(
-            [Priced(source, cost, wait if cost else 0.0) for cost, source in enumerate(sources)],
-            store,
-            poster(happenings),
-            held=held,
-        ),
+        downloader=lambda: Downloader(priced, store, poster(happenings), held=held),
         deltas=Deltas(
             store,
             facts.free_disk,
@@ -254,167 +224,14 @@ def _metadata(link: MqttLink, identity: Identity) -> MetadataFetcher:
     return FirstThatAnswers((MqttFetcher(link), http))
 
 
-def _sources(link: MqttLink, identity: Identity, sign: Callable[[bytes], bytes]) -> tuple[ChunkSource, ...]:
+def _priced(
+    link: MqttLink, identity: Identity, sign: Callable[[bytes], bytes], settings: Settings
+) -> list[Priced]:
     """Return where chunks come from, the cheapest first: the broker's bytes cost the server nothing."""
-    return (
-        MqttSource(link),
-        HttpSource(
-            lambda: httpx.Client(timeout=_HTTP_TIMEOUT),
-            identity.server,
-            prover(DeviceId(identity.device_id), sign),
-        ),
+    wait = max(settings.http_after, _GATEWAY_FIRST if settings.broker else 0.0)
+    http = HttpSource(
+        lambda: httpx.Client(timeout=_HTTP_TIMEOUT),
+        identity.server,
+        prover(DeviceId(identity.device_id), sign),
     )
-
-
-def run(state: StateFolder, settings: Settings, doors: Doors) -> None:
-    """Run the agent until it is asked to stop (SIGTERM, SIGINT, SIGHUP).
-
-    Raises:
-        KedgeError: it cannot start; says why.
-    """
-    if state.asking() is None and not state.decommissioned:
-        state.identity()  # a folder that is no agent's is not written to
-    handle = state.lock()
-    try:
-        if state.decommissioned:
-            wipe.wipe(state)  # a power cut may have stopped it
-            raise StateError(f"state folder {state.root}: was decommissioned, and is wiped")
-        if state.read_only:
-            _LOG.error("%s cannot be written: models are served, nothing is installed or kept", state.root)
-        if state.enrolled or _let_in(state):
-            asyncio.run(_run(state, settings, doors))
-    finally:
-        os.close(handle)
-
-
-def _let_in(state: StateFolder) -> bool:
-    """Wait until the server has let this device in; return False when asked to stop before that."""
-    stopped, notifier = threading.Event(), Notifier()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stopped.set())
-
-    def pause(seconds: float) -> bool:
-        _LOG.info("waits to be let in; asks again in %.0f s", seconds)
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            notifier.tell("WATCHDOG=1")
-            if stopped.wait(min(left, notifier.interval or left)):
-                return True
-        return stopped.is_set()
-
-    notifier.tell("READY=1")  # systemd need not wait for a person
-    return enrolment.wait(state, pause) is not None
-
-
-async def _run(state: StateFolder, settings: Settings, doors: Doors) -> None:
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` leaves it
-            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    system = wire(state, settings, SystemClock())
-    pages = Pages(system.agent, system.parts, system.engine, system.gateway)
-    version = agent_version()
-    sock = _loopback(doors.rest_port)
-    rest = _QuietServer(
-        uvicorn.Config(
-            RestApp(system.engine, version, pages),
-            log_level="warning",
-            lifespan="off",
-            access_log=False,
-            ws="none",
-            limit_concurrency=grpc_server.MOST_REQUESTS,
-        )
-    )
-    grpc = _grpc(system.engine, doors, version)
-    loop = asyncio.get_running_loop()
-
-    def at_end() -> None:
-        loop.call_soon_threadsafe(stopped.set)
-
-    system.parts.parting.at_end = at_end
-    system.agent.start()
-    if system.gateway is not None:
-        system.gateway.start()
-    clock, trust = system.parts.clock, system.parts.trust
-
-    def believed() -> float:
-        return trust.clock(clock.now()).now.timestamp()
-
-    def renewed() -> None:
-        system.parts.link.certificate_renewed()
-        if system.gateway is not None:
-            system.gateway.certificate_renewed()
-
-    renewal = Renewal(state, believed, renewed)
-    renewal.start()
-    await grpc.start()
-    serving = asyncio.create_task(rest.serve(sockets=[sock]))
-    address = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    state.save_running(Running(pid=os.getpid(), rest=address, socket=str(doors.path)))
-    _LOG.info("%s answers on unix:%s and %s", system.parts.device, doors.path, address)
-    system.parts.notifier.tell("READY=1")
-    await stopped.wait()
-    system.parts.notifier.tell("STOPPING=1")
-    renewal.stop()
-    rest.should_exit = True
-    await grpc.stop(1.0)
-    await serving
-    await system.engine.observed()
-    if system.gateway is not None:
-        await asyncio.to_thread(system.gateway.stop)
-    await asyncio.to_thread(system.agent.stop)
-    system.engine.close()
-    system.parts.outbox.close()
-    state.leave_clean_mark()
-    if system.parts.parting.ended:
-        wipe.wipe(state)
-        _LOG.warning("decommissioned: everything in %s is wiped", state.root)
-
-
-class _Served(Protocol):
-    """What answers on the Unix socket."""
-
-    async def start(self) -> None:
-        """Begin."""
-
-    async def stop(self, grace: float | None) -> None:
-        """End, and give requests that many seconds."""
-
-
-class _NoSocket:
-    """Answers nobody."""
-
-    async def start(self) -> None:
-        """Begin."""
-
-    async def stop(self, grace: float | None) -> None:
-        """End."""
-
-
-def _grpc(engine: Engine, doors: Doors, version: str) -> _Served:
-    """Return the server on the Unix socket, where the disk takes one."""
-    if doors.path.parent.is_dir() and not os.access(doors.path.parent, os.W_OK):
-        _LOG.error("socket: none at %s, its folder cannot be written; REST answers", doors.path)
-        return _NoSocket()
-    served: _Served = grpc_server.bind(engine, doors.path, version, doors.group)
-    return served
-
-
-def _loopback(port: int) -> socket.socket:
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind(("127.0.0.1", port))
-    except OSError as error:
-        sock.close()
-        raise StateError(f"REST: cannot listen on 127.0.0.1:{port}: {error.strerror}") from error
-    return sock
-
-
-class _QuietServer(uvicorn.Server):
-    """uvicorn without its signal handlers: the agent has its own."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
+    return [Priced(MqttSource(link), 0, 0.0), Priced(http, 1, wait)]

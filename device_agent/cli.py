@@ -247,7 +247,7 @@ def run(
     site_budget_mib: int,
 ) -> None:
     """Run the agent until it is asked to stop."""
-    from device_agent import bootstrap  # uvicorn and gRPC take a second that `--help` need not wait
+    from device_agent import running  # uvicorn and gRPC take a second that `--help` need not wait
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -262,8 +262,8 @@ def run(
         site_budget=site_budget_mib * 2**20,
     )
     folder = StateFolder(state)
-    doors = bootstrap.Doors(rest_port, path or folder.socket, socket_group)
-    bootstrap.run(folder, settings, doors)
+    doors = running.Doors(rest_port, path or folder.socket, socket_group)
+    running.run(folder, settings, doors)
 
 
 @agent.command()

@@ -509,7 +509,7 @@ def test_the_whole_agent_comes_up_without_the_heavy_libraries() -> None:
         "import sys\n"
         "for name in ('litestar','sqlmodel','sqlalchemy','onnx','onnxruntime','rich','jinja2','amqtt'):\n"
         "    sys.modules[name] = None\n"
-        "import device_agent.bootstrap, device_agent.cli\n"
+        "import device_agent.running, device_agent.cli\n"
         "print(sorted(x for x in sys.modules if x.split('.')[0] in ('server', 'compiler')))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
