@@ -29,7 +29,7 @@ from device_agent.errors import UnreachableError
 from device_agent.update.site_plan import Parcel, SitePlan, fitting
 from fleet.bundle import chunks
 from fleet.errors import BundleError, KedgeError, TrustError, WireError
-from fleet.ids import DeviceId, Digest
+from fleet.ids import Digest
 from fleet.trust import assignment
 from fleet.trust.assignment import AssignedBundle
 from fleet.wire import codec, topics
@@ -46,6 +46,8 @@ _PUBLISHED: Final = 30.0
 _SETTLED: Final = 3.0
 #: Chunks that neighbours have missed and that are published again at a time.
 _MENDED: Final = 16
+#: Chunks that are remembered as missed: a neighbour may say so of whatever it likes.
+_MOST_MISSED: Final = 4096
 
 
 class SiteParts(NamedTuple):
@@ -146,8 +148,11 @@ class SiteGateway:
         with contextlib.suppress(WireError):
             event = codec.UPLINK["event"](payload)
             if isinstance(event, RefusalEvent) and event.what == "chunk":
+                digest = Digest(event.detail.partition(": ")[0])
                 with self._changed:
-                    self._missed[Digest(event.detail.partition(": ")[0])] = None
+                    if len(self._missed) >= _MOST_MISSED:
+                        return  # who truly misses something says so again
+                    self._missed[digest] = None
                     self._changed.notify_all()
 
     # --- on its own thread --------------------------------------------------------------------------
@@ -201,14 +206,14 @@ class SiteGateway:
         """
         trusted = self._parts.trust.refresh(self._parts.now())
         for topic, data in arrived.items():
-            device = topics.parse_assignment(topic)
-            if not data:
-                self._plan.leave(device)
-                continue
             try:
-                found = assignment.read_any(trusted, data, DeviceId(device))
-            except TrustError as error:
-                _LOG.warning("site: an assignment of %s is not to be followed: %s", device, error)
+                device = topics.parse_assignment(topic)
+                if not data:
+                    self._plan.leave(device)
+                    continue
+                found = assignment.read_any(trusted, data, device)
+            except (TrustError, WireError) as error:
+                _LOG.warning("site: what came on %.120s is not to be followed: %s", topic, error)
                 continue
             if self._plan.assign(found):
                 self._over = set()  # what had no room may have some now

@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 import httpx
 
 from device_agent.ports import Arrival, OnArrival, Wanted
+from fleet.errors import KedgeError
 from fleet.ids import DeviceId, Digest
 from fleet.trust.proof import Proof, to_sign
 from fleet.wire import blob_access
@@ -128,7 +129,7 @@ class HttpSource:
             trouble, data = "", None
             try:
                 data = self._fetch(client, part[0].blob, part[0].offset, sum(x.size for x in part))
-            except (httpx.HTTPError, httpx.InvalidURL, _RefusedError) as error:
+            except (httpx.HTTPError, httpx.InvalidURL, KedgeError, _RefusedError) as error:
                 trouble = str(error) or type(error).__name__
                 self._elsewhere.pop(part[0].blob, None)
             start = 0

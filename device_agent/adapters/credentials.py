@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from device_agent.adapters import device_key, files
 from device_agent.adapters.state import StateFolder
 from device_agent.errors import StateError, UnreachableError
+
+#: What the library raises at a certificate that is none, or of a kind that it does not know.
+_UNREADABLE: Final = (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm)
 
 
 def next_key(state: StateFolder) -> ec.EllipticCurvePrivateKey:
@@ -42,8 +47,20 @@ def present(state: StateFolder) -> x509.Certificate:
     """
     try:
         return x509.load_pem_x509_certificate(state.tls.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, *_UNREADABLE) as error:
         raise StateError(f"{state.tls}: {error}") from error
+
+
+def read(certificate_pem: str) -> x509.Certificate:
+    """Return a certificate that somebody has sent.
+
+    Raises:
+        UnreachableError: it is none.
+    """
+    try:
+        return x509.load_pem_x509_certificate(certificate_pem.encode())
+    except _UNREADABLE as error:
+        raise UnreachableError(f"renewal: expected a certificate: {error}") from error
 
 
 def authorities(known_pem: bytes, ca_pem: str, links_pem: str) -> list[x509.Certificate]:
@@ -61,19 +78,22 @@ def authorities(known_pem: bytes, ca_pem: str, links_pem: str) -> list[x509.Cert
         UnreachableError: none of those named can be believed.
     """
     try:
-        believed = x509.load_pem_x509_certificates(known_pem)
-        named = x509.load_pem_x509_certificates(ca_pem.encode())
-        links = x509.load_pem_x509_certificates(links_pem.encode()) if links_pem.strip() else []
-    except ValueError as error:
+        found = _believed(known_pem, ca_pem, links_pem)
+    except _UNREADABLE as error:
         raise UnreachableError(f"renewal: expected the fleet's authorities: {error}") from error
-    for link in links:
-        if any(_issued(link, by) for by in believed):
-            believed.append(link)
-    keys = {_key(x) for x in believed}
-    found = [x for x in named if _key(x) in keys]
     if not found:
         raise UnreachableError("renewal: expected an authority that this device trusts, or a link to one")
     return found
+
+
+def _believed(known_pem: bytes, ca_pem: str, links_pem: str) -> list[x509.Certificate]:
+    believed = x509.load_pem_x509_certificates(known_pem)
+    named = x509.load_pem_x509_certificates(ca_pem.encode())
+    for link in x509.load_pem_x509_certificates(links_pem.encode()) if links_pem.strip() else []:
+        if issued_by(link, believed):
+            believed.append(link)
+    keys = {_key(x) for x in believed}
+    return [x for x in named if _key(x) in keys]
 
 
 def issued_by(certificate: x509.Certificate, authorities: list[x509.Certificate]) -> bool:
@@ -89,7 +109,7 @@ def pem(certificates: list[x509.Certificate]) -> bytes:
 def _issued(certificate: x509.Certificate, by: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(by)
-    except (ValueError, TypeError, InvalidSignature):
+    except (*_UNREADABLE, InvalidSignature):
         return False
     return True
 

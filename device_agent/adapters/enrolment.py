@@ -14,7 +14,7 @@ from typing import Final
 import httpx
 import msgspec
 
-from device_agent.adapters import credentials, device_key, files
+from device_agent.adapters import answers, credentials, device_key, files
 from device_agent.adapters.state import Asking, Identity, OffloadPolicy, StateFolder
 from device_agent.adapters.trust_client import TrustClient
 from device_agent.adapters.trust_fetch import HttpFetcher
@@ -159,27 +159,24 @@ def wait(state: StateFolder, pause: Callable[[float], bool]) -> Identity | None:
 def _asked(client: httpx.Client, server: str, request: EnrolRequest) -> EnrolReply | PendingReply:
     url = server.rstrip("/") + _PATH
     body = msgspec.json.encode(request, enc_hook=str)
+    answer = answers.post(client, url, body)
+    if not answer.good:
+        text = f"{url}: the server refuses ({answer.status}): {_reason(answer.content)}"
+        raise (UnreachableError if answer.status >= httpx.codes.INTERNAL_SERVER_ERROR else RejectedError)(
+            text
+        )
     try:
-        response = client.post(url, content=body, headers={"content-type": "application/json"})
-    except httpx.HTTPError as error:
-        raise UnreachableError(f"{url}: {error}") from error
-    if not response.is_success:
-        text = f"{url}: the server refuses ({response.status_code}): {_reason(response)}"
-        raise (
-            UnreachableError if response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR else RejectedError
-        )(text)
-    try:
-        if response.status_code == httpx.codes.ACCEPTED:
-            return msgspec.json.decode(response.content, type=PendingReply)
-        return msgspec.json.decode(response.content, type=EnrolReply)
+        if answer.status == httpx.codes.ACCEPTED:
+            return msgspec.json.decode(answer.content, type=PendingReply)
+        return msgspec.json.decode(answer.content, type=EnrolReply)
     except ValueError as error:
         raise WireError(f"enrolment reply: {error}") from error
 
 
-def _reason(response: httpx.Response) -> str:
+def _reason(content: bytes) -> str:
     """Return what a problem document says (RFC 9457), or the first line of anything else."""
     try:
-        problem = msgspec.json.decode(response.content, type=dict[str, object])
+        problem = msgspec.json.decode(content, type=dict[str, object])
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return response.text.strip().partition("\n")[0][:200]
+        return content.decode(errors="replace").strip().partition("\n")[0][:200]
     return str(problem.get("detail") or problem.get("title") or "no reason given")

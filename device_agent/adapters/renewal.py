@@ -13,7 +13,7 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from device_agent.adapters import credentials, device_key, files
+from device_agent.adapters import answers, credentials, device_key, files
 from device_agent.adapters.state import StateFolder
 from device_agent.errors import StateError, StorageError, UnreachableError
 from fleet.wire import vouching
@@ -101,10 +101,10 @@ class Renewal:
     def _take(self, reply: RenewReply, tls: ec.EllipticCurvePrivateKey) -> None:
         """Keep only what the fleet's own authority has signed for this key: plain HTTP proves nothing."""
         try:
-            made = x509.load_pem_x509_certificate(reply.certificate_pem.encode())
             known = self._state.ca.read_bytes()
-        except (OSError, ValueError) as error:
-            raise UnreachableError(f"renewal: expected a certificate of the fleet: {error}") from error
+        except OSError as error:
+            raise UnreachableError(f"renewal: {self._state.ca}: {error.strerror}") from error
+        made = credentials.read(reply.certificate_pem)
         trusted = credentials.authorities(known, reply.ca_pem, reply.links_pem)
         if not credentials.issued_by(made, trusted):
             raise UnreachableError(
@@ -139,10 +139,11 @@ class Renewal:
 
 def _asked(server: str, request: RenewRequest) -> RenewReply:
     url = server.rstrip("/") + _PATH
-    headers = {"content-type": "application/json"}
+    with httpx.Client(timeout=_TIMEOUT) as client:
+        answer = answers.post(client, url, msgspec.json.encode(request))
+    if not answer.good:
+        raise UnreachableError(f"{url}: the server refuses ({answer.status})")
     try:
-        response = httpx.post(url, content=msgspec.json.encode(request), headers=headers, timeout=_TIMEOUT)
-        response.raise_for_status()
-        return msgspec.json.decode(response.content, type=RenewReply)
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        return msgspec.json.decode(answer.content, type=RenewReply)
+    except ValueError as error:
         raise UnreachableError(f"{url}: {error}") from error

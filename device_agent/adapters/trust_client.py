@@ -171,7 +171,11 @@ class TrustClient:
         if data is None or kept is None:
             return data
         # A kit is of use though the device has heard from its server since: then what it holds counts.
-        theirs, ours = (rules.parse(Timestamp, x, TIMESTAMP).signed.version for x in (data, kept))
+        theirs = rules.parse(Timestamp, data, TIMESTAMP).signed.version
+        try:
+            ours = rules.parse(Timestamp, kept, TIMESTAMP).signed.version
+        except TrustError:
+            return data  # damaged on the disk, as if there were none
         return kept if ours > theirs else data
 
     def _load(self, name: str) -> bytes | None:

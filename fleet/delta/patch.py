@@ -23,6 +23,8 @@ _MAGIC: Final = b"KPT1"
 _START: Final = struct.Struct("<4sI")
 #: Bytes of the list.
 _LIST_LIMIT: Final = 256 * 1024
+#: Bytes of a file or of its delta: no file system takes what so many of them add up to.
+_LARGEST: Final = 1 << 40
 
 
 class Change(NamedTuple):
@@ -87,8 +89,8 @@ def files(read: Read) -> list[PatchedFile]:
         blobs = [(Digest.from_hex(x.blob), Digest.from_hex(x.base)) for x in listed]
     except (ValueError, WireError, RecursionError) as error:
         raise DeltaError(f"patch: {error}") from error
-    if any(x.size < 0 or x.length < 0 for x in listed):
-        raise DeltaError("patch: a size is negative")
+    if any(not 0 <= number <= _LARGEST for x in listed for number in (x.size, x.length)):
+        raise DeltaError("patch: a size is out of range")
     found, at = [], _START.size + length
     for x, (blob, base) in zip(listed, blobs, strict=True):
         found.append(PatchedFile(str(blob), x.size, str(base), at, x.length))

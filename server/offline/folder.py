@@ -12,6 +12,7 @@ command, and who signs compares that first root's fingerprint with the one they 
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -147,7 +148,8 @@ class CeremonyFolder:
         Raises:
             CeremonyError: a file holds none.
         """
-        return tuple(read_public_key(path) for path in sorted(self.keys.glob(f"*{PUBLIC_KEY}")))
+        found = sorted(self.keys.glob(f"*{PUBLIC_KEY}"))
+        return tuple(holders.decode(_content(path), str(path)) for path in found)
 
 
 def read_public_key(path: Path) -> Key:
@@ -187,10 +189,16 @@ def write_public_key(folder: Path, key: Key, *, replace: bool = False) -> Path:
 def _read(folder: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-        if path.stat().st_size > _LARGEST:
-            raise CeremonyError(f"{path}: expected at most {_LARGEST} bytes")
-        found[path.name] = path.read_bytes()
+        found[path.name] = _content(path)
     return found
+
+
+def _content(path: Path) -> bytes:
+    """Return a file of the stick: a link or a pipe in its place could be read for ever."""
+    looked = path.lstat()
+    if not stat.S_ISREG(looked.st_mode) or looked.st_size > _LARGEST:
+        raise CeremonyError(f"{path}: expected an ordinary file of at most {_LARGEST} bytes")
+    return path.read_bytes()
 
 
 def _remove(folder: Path, names: Iterable[str]) -> None:

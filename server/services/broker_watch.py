@@ -58,17 +58,22 @@ class Watch:
 
     def _fetch(self) -> bytes | None:
         headers = {"if-none-match": self._tag} if self._tag else {}
+        # Compressed, a few bytes may become many before they can be counted.
+        headers["accept-encoding"] = "identity"
+        data = bytearray()
         try:
-            response = httpx.get(self._url, headers=headers, timeout=_TIMEOUT)
-            if response.status_code == httpx.codes.NOT_MODIFIED:
-                return None
-            response.raise_for_status()
+            with httpx.stream("GET", self._url, headers=headers, timeout=_TIMEOUT) as response:
+                if response.status_code == httpx.codes.NOT_MODIFIED:
+                    return None
+                response.raise_for_status()
+                for piece in response.iter_raw():
+                    data += piece
+                    if len(data) > _LIMIT:
+                        raise ClientError(f"{self._url}: expected at most {_LIMIT} bytes, got more")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ClientError(f"{self._url}: {error}") from error
-        if len(response.content) > _LIMIT:
-            raise ClientError(f"{self._url}: expected at most {_LIMIT} bytes, got {len(response.content)}")
         self._tag = response.headers.get("etag", "")
-        return response.content
+        return bytes(data)
 
     def _keep(self, data: bytes) -> bool:
         """Write lists that are newer; over plain HTTP anybody may have sent them, so signatures decide."""

@@ -59,7 +59,7 @@ class Farewell:
         if device.revoked_at is not None:
             raise ConflictError(f"device {device.id}: shut out already; it cannot be told anything")
         if device.decommission_at is None:
-            device.decommission_at = self._clock.now()
+            device.decommission_at, device.decommissioned_at = self._clock.now(), None
             session.add(device)
             self._steps.cancel_device(session, device.id)
             self._assignments.decommission(session, device.id)
@@ -69,8 +69,16 @@ class Farewell:
             self.revoke(session, actor, device)
 
     def decommissioned(self, session: Session, device: Device) -> None:
-        """Shut out a device that wipes itself; one that was not told to as well, and that is noted."""
+        """Shut out a device that wipes itself, as it was told to.
+
+        One that was not told to stays: whoever has its site's broker could say so in its name, and what was
+        shut out can only be enrolled again. That it was said is noted, once.
+        """
+        asked, known = device.decommission_at is not None, device.decommissioned_at is not None
         device.decommissioned_at = self._clock.now()
-        asked = device.decommission_at is not None
-        self._audit.record(session, SYSTEM, "device.wiped", f"device {device.id}", after={"asked": asked})
-        self.revoke(session, SYSTEM, device)
+        session.add(device)
+        if asked or not known:
+            subject = f"device {device.id}"
+            self._audit.record(session, SYSTEM, "device.wiped", subject, after={"asked": asked})
+        if asked:
+            self.revoke(session, SYSTEM, device)

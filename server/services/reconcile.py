@@ -98,7 +98,7 @@ class Reconcile:
             LOG.warning("%s holds a timestamp that is not to be followed: %s", device_id, error)
 
     def decommissioned(self, session: Session, device: Device) -> None:
-        """Shut out a device that says that it wipes itself."""
+        """Shut out a device that says that it wipes itself, if it was told to."""
         self._farewell.decommissioned(session, device)
 
     def step(self, session: Session, device: Device, event: UpdateEvent) -> None:

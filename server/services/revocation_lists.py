@@ -7,13 +7,15 @@ from collections.abc import Iterable
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from server.errors import ClientError
 
 _ONE: Final = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----\s*", re.DOTALL)
+#: What the library raises at a list that is none, or of a kind that it does not know.
+_UNREADABLE: Final = (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm)
 
 List = x509.CertificateRevocationList
 
@@ -27,9 +29,9 @@ def read(lists: bytes, ca_pem: bytes) -> list[List]:
     try:
         authorities = x509.load_pem_x509_certificates(ca_pem)
         found = [x509.load_pem_x509_crl(text) for text in _ONE.findall(lists)]
-    except ValueError as error:
+        return [x for x in found if any(_signed(x, by) for by in authorities)]
+    except _UNREADABLE as error:
         raise ClientError(f"revocation list: {error}") from error
-    return [x for x in found if any(_signed(x, by) for by in authorities)]
 
 
 def pem(lists: Iterable[List]) -> bytes:
@@ -48,5 +50,5 @@ def _signed(one: List, by: x509.Certificate) -> bool:
         return False
     try:
         return one.is_signature_valid(key)
-    except (ValueError, TypeError, InvalidSignature):
+    except (*_UNREADABLE, InvalidSignature):
         return False

@@ -12,6 +12,7 @@ from sqlmodel import select
 from fleet.wire import vouching
 from fleet.wire.enrolment import EnrolReply, EnrolRequest, PendingReply, key_fingerprint, public_pem
 from server.db.identity_tables import IssuedCertificate
+from server.db.tables import Device
 from server.errors import BrokerError, ConflictError, ForbiddenError, InvalidError, NotFoundError
 from server.services.admission import MOST_KEYS, NewKey
 from server.services.devices import may_log_in
@@ -276,6 +277,22 @@ def test_a_decommissioned_device_is_shut_out_when_it_says_so(kedge: Parts) -> No
         kedge.enrolment.enrol(request(key, kedge.claims.create(SYSTEM)[1].secret, "cam"))
     with pytest.raises(ConflictError, match="shut out already"):
         kedge.devices.decommission(SYSTEM, "cam")
+
+
+def test_a_device_that_nobody_told_to_wipe_itself_is_not_shut_out(kedge: Parts) -> None:
+    """Who has a site's broker says for each of its devices that it wipes itself, which nothing signs.
+
+    If that shut them out, somebody would have to enrol every one of them again.
+    """
+    enrolled(kedge, "cam")
+    for _ in range(2):
+        with kedge.database.write() as session:
+            kedge.farewell.decommissioned(session, session.get_one(Device, "cam"))
+    assert kedge.devices.get("cam").revoked_at is None
+    said = [x for x in kedge.audit.entries(subject="device cam") if x.action == "device.wiped"]
+    assert [x.after for x in said] == [{"asked": False}]
+    kedge.devices.decommission(SYSTEM, "cam")
+    assert kedge.devices.get("cam").decommissioned_at is None
 
 
 def test_with_now_it_is_shut_out_at_once(kedge: Parts) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -197,6 +199,19 @@ def test_without_room_nothing_is_begun(device: Device) -> None:
 )
 def test_nonsense_is_no_patch(bad: bytes) -> None:
     with pytest.raises(DeltaError):
+        patch.files(lambda offset, size: bad[offset : offset + size])
+
+
+NAME = Digest.of(b"some file").hex
+
+
+@pytest.mark.parametrize("numbers", [(2**64 - 1, 5), (5, 2**64 - 1), (5, 2**63 - 1)])
+def test_a_patch_of_sizes_beyond_any_disk_is_nonsense(numbers: tuple[int, int]) -> None:
+    """What comes after such a file begins where no offset goes: to read there is an error of its own kind."""
+    size, length = numbers
+    listed = msgspec.msgpack.encode([(NAME, size, NAME, length)])
+    bad = struct.pack("<4sI", b"KPT1", len(listed)) + listed
+    with pytest.raises(DeltaError, match="out of range"):
         patch.files(lambda offset, size: bad[offset : offset + size])
 
 

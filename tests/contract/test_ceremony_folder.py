@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from fleet.errors import KedgeError
+from fleet.errors import CeremonyError, KedgeError
 from fleet.ids import Digest
 from fleet.trust import ceremony, signatures, workflow
 from fleet.trust.assignment import AssignedBundle
@@ -179,6 +179,20 @@ def test_a_beginning_that_was_cut_off_begins_again(people: People) -> None:
         people.signing().open()
     online_keys.install(people.data / "keys", trust, SECRET, files, ManualClock(time.time()))
     assert people.signing().open() == []
+
+
+@pytest.mark.parametrize("where", ["trusted/7.root.json", "proposal/root.json", "keys/eve.pub.json"])
+@pytest.mark.parametrize("what", ["link", "pipe"])
+def test_a_stick_with_files_that_never_end_is_refused(people: People, where: str, what: str) -> None:
+    """Between two people the stick gets a link to /dev/zero, or a pipe: the next command would never end."""
+    path = people.stick / where
+    if what == "link":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(path)
+    folder = CeremonyFolder(people.stick)
+    with pytest.raises(CeremonyError, match="expected an ordinary file"):
+        (folder.trusted(), folder.proposed_files(), folder.public_keys())
 
 
 def test_a_server_gets_no_keys_that_are_not_its_own(people: People) -> None:

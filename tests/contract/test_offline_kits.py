@@ -354,6 +354,14 @@ def test_a_kit_of_monday_serves_a_device_that_heard_the_server_on_tuesday(
     assert online.held_timestamp() == published[filename("timestamp")]
 
 
+def test_a_kit_serves_a_device_whose_disk_has_spoilt_what_it_held(device: CarriedDevice) -> None:
+    """A device without a network has a kept timestamp that no longer reads: the kit's is as good."""
+    device.bring_in()
+    (device.state.trust / filename("timestamp")).write_bytes(b"\0" * 100)
+    device.take()
+    assert device.trust.assignment_version == 1
+
+
 def test_an_older_kit_does_not_turn_a_device_back(
     world: KitWorld, device: CarriedDevice, tmp_path: Path
 ) -> None:

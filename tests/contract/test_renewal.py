@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -11,10 +13,10 @@ from pathlib import Path
 import msgspec
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from device_agent.adapters import credentials, device_key
+from device_agent.adapters import answers, credentials, device_key
 from device_agent.adapters.renewal import Renewal
 from device_agent.adapters.state import Identity, StateFolder
 from device_agent.errors import StateError, UnreachableError
@@ -282,6 +284,53 @@ def test_a_certificate_of_somebody_else_is_not_taken(site: Site, tmp_path: Path)
             site.renewal().renew()
         assert site.state.tls.read_bytes() == site.first, name
     assert not site.renewed.is_set()
+
+
+P256, UNKNOWN_CURVE = bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("2a8648ce3d030106")
+VERSION_3, VERSION_4 = bytes.fromhex("a003020102"), bytes.fromhex("a003020103")
+
+
+def altered(certificate: str, old: bytes, new: bytes) -> str:
+    """Return a certificate with other bytes in it."""
+    der = x509.load_pem_x509_certificate(certificate.encode()).public_bytes(serialization.Encoding.DER)
+    assert old in der
+    text = base64.encodebytes(der.replace(old, new)).decode()
+    return f"-----BEGIN CERTIFICATE-----\n{text}-----END CERTIFICATE-----\n"
+
+
+@pytest.mark.parametrize("field", ["certificate_pem", "ca_pem", "links_pem"])
+@pytest.mark.parametrize(
+    ("old", "new"), [(P256, UNKNOWN_CURVE), (VERSION_3, VERSION_4)], ids=["curve", "version"]
+)
+def test_a_certificate_that_the_library_does_not_know_ends_no_thread(
+    site: Site, field: str, old: bytes, new: bytes
+) -> None:
+    """Somebody on the line answers with a key on an odd curve, or a certificate of a version to come.
+
+    The library has exceptions of its own for these: uncaught, one answer would end the thread that renews,
+    and the device would be gone when its certificate ends.
+    """
+
+    def answer(request: RenewRequest) -> bytes:
+        ca = site.authority.ca_pem.decode()
+        good = {"certificate_pem": site.sign(request, 20), "ca_pem": ca, "links_pem": ca}
+        return msgspec.json.encode({**good, field: altered(good[field], old, new)})
+
+    site.answer = answer  # type: ignore[method-assign]  # this server says what the test wants
+    before = site.state.ca.read_bytes()
+    with contextlib.suppress(UnreachableError):  # an odd link is passed over
+        site.renewal().renew()
+    assert site.asked
+    assert site.state.ca.read_bytes() == before
+    assert site.renewed.is_set() == (field == "links_pem" and old == P256)
+
+
+def test_an_answer_without_end_is_hung_up_on(site: Site) -> None:
+    """Somebody on the line answers with more and more bytes, to fill the device's memory."""
+    site.answer = lambda request: bytes(answers.LIMIT + len(request.csr_pem))  # type: ignore[method-assign]  # this server says what the test wants
+    with pytest.raises(UnreachableError, match="expected at most"):
+        site.renewal().renew()
+    assert site.state.tls.read_bytes() == site.first
 
 
 @pytest.mark.parametrize(("server_days", "says"), [(-300, "ends after"), (300, "holds now")])
