@@ -29,7 +29,8 @@ _FIRST_LINE: Final = "kedge-proof-v1"
 _PURPOSE_LENGTH: Final = 2048
 #: A signature in DER is at most 72 bytes.
 _SIGNATURE_LENGTH: Final = 72
-_LAST_TIME: Final = 253402300799
+#: The last second that a calendar has.
+LAST_TIME: Final = 253402300799
 
 
 class Proof(NamedTuple):
@@ -80,12 +81,16 @@ def to_sign(purpose: str, device: DeviceId, time: int, body: bytes) -> bytes:
 
 
 def verify(proof: Proof, public: ec.EllipticCurvePublicKey, purpose: str, body: bytes) -> None:
-    """Check that the key has signed these bytes for this purpose, whenever that was.
+    """Check that the key has signed these bytes for this purpose, whenever that was in the calendar.
 
     Raises:
-        TrustError: it has not.
+        TrustError: it has not, or at a time that nobody could show.
         WireError: the purpose is none.
     """
+    if not 0 <= proof.time <= LAST_TIME:
+        raise TrustError(
+            f"{purpose}: expected a time of 0 to {LAST_TIME} seconds, got {proof.time}", reason="malformed"
+        )
     signed = to_sign(purpose, proof.device, proof.time, body)
     try:
         public.verify(proof.signature, signed, ec.ECDSA(hashes.SHA256()))
@@ -110,8 +115,8 @@ def check_time(proof: Proof, now: datetime, window: timedelta = WINDOW) -> None:
 
 def _checked_time(text: str) -> int:
     # so many digits first: turning long ones into a number takes long
-    if len(text) > len(str(_LAST_TIME)) or int(text) > _LAST_TIME:
-        raise WireError(f"proof: expected a time of 0 to {_LAST_TIME} seconds, got {text[:20]}")
+    if len(text) > len(str(LAST_TIME)) or int(text) > LAST_TIME:
+        raise WireError(f"proof: expected a time of 0 to {LAST_TIME} seconds, got {text[:20]}")
     return int(text)
 
 

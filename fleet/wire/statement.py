@@ -82,4 +82,7 @@ def read(statement: bytes) -> Statement:
         raise TrustError(
             f"statement: expected an assignment's version, got {found.assignment_version}", reason="malformed"
         )
+    # Not a number compares as false.
+    if found.attack is not None and not 0.0 <= found.attack.time <= proof.LAST_TIME:
+        raise TrustError(f"statement: expected a time, got {found.attack.time}", reason="malformed")
     return found

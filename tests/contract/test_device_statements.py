@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,11 +25,11 @@ from device_agent.stating import PAUSE, Statements
 from fake_link import FakeLink
 from fleet.errors import TrustError
 from fleet.ids import DeviceId, Digest
-from fleet.trust import policy
+from fleet.trust import policy, proof
 from fleet.trust.repository import signed_file
 from fleet.wire import codec, statement, topics
 from fleet.wire.enrolment import public_pem
-from fleet.wire.messages import Hello, ModelSlot, SignedStatement, Statement
+from fleet.wire.messages import AttackIndicator, Hello, ModelSlot, SignedStatement, Statement
 from server.console.views import devices, overview
 from server.db.tables import Device
 from server.ports.messaging import Incoming
@@ -178,6 +179,27 @@ def test_what_the_device_has_not_signed_is_counted_and_changes_nothing(bench: Be
     assert found.row.badly_signed == 1
     assert found.row.badly_signed_why
     assert bench.kedge.health.counts()["badly_signed_statements"] == 1
+
+
+@pytest.mark.parametrize(
+    ("signed_at", "refused_at"), [(2**63, 0.0), (-1, 0.0), (5, math.nan), (5, 1e300), (5, -1.0)]
+)
+def test_a_device_cannot_spoil_its_page_with_times_of_no_calendar(
+    bench: Bench, signed_at: int, refused_at: float
+) -> None:
+    """Somebody has taken over a device, and signs times that nobody can show: its page would be an error.
+
+    There, of all places, people would see what it refused, and shut it out.
+    """
+    key = device_key.signer(bench.folder / "key.pem")
+    good = msgspec.msgpack.decode(bench.say(bench.agent()).statement, type=Statement)
+    attack = AttackIndicator(what="chunk", reason="bad_digest", detail="x", time=refused_at)
+    body = msgspec.msgpack.encode(msgspec.structs.replace(good, attack=attack, refused=1))
+    signature = key(proof.to_sign(statement.PURPOSE, DEVICE, signed_at, body))
+    found = bench.hear(SignedStatement(statement=body, time=signed_at, signature=signature))
+    assert found.statement is None
+    assert found.row.badly_signed == 1
+    assert "expected a time" in found.row.badly_signed_why
 
 
 def test_an_attack_is_told_of_with_the_signature_and_remembered(bench: Bench) -> None:
