@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from typing import Final
 
@@ -9,7 +10,7 @@ import msgspec
 
 from fleet.trust.metadata_set import ROOT, TARGETS
 from server.ports.clock import Clock
-from server.services.projects import Projects, ProjectState
+from server.services.projects import Projects, ProjectState, Waiting
 from server.services.signing import SigningService
 from server.services.signing_roles import ONLINE, RoleInfo
 
@@ -125,25 +126,14 @@ def _waiting(project: ProjectState) -> list[Attention]:
     if project.signs_itself:
         return []
     found = []
-    names = ", ".join(f"{row.model} {row.version}" for row in project.add)
-    if names:
+    if names := _names(project.add):
         missing = project.threshold - len(project.signed_by)
-        found.append(
-            Attention(
-                role=project.name,
-                urgent=False,
-                what=f"{names} waits for {missing} signature{'s' if missing > 1 else ''} of {project.name}",
-                action=f"kedge project sign {project.name} --key KEY",
-            )
-        )
-    gone = ", ".join(f"{row.model} {row.version}" for row in project.withdraw)
-    if gone:
-        found.append(
-            Attention(
-                role=project.name,
-                urgent=False,
-                what=f"{gone} is withdrawn, and {project.name} still names it",
-                action=f"kedge project sign {project.name} --key KEY",
-            )
-        )
-    return found
+        found.append(f"{names} waits for {missing} signature{'s' if missing > 1 else ''} of {project.name}")
+    if names := _names(project.withdraw):
+        found.append(f"{names} is withdrawn, and {project.name} still names it")
+    action = f"kedge project sign {project.name} --key KEY"
+    return [Attention(role=project.name, urgent=False, what=what, action=action) for what in found]
+
+
+def _names(rows: Iterable[Waiting]) -> str:
+    return ", ".join(f"{row.model} {row.version}" for row in rows)
