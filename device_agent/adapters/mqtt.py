@@ -186,14 +186,19 @@ class MqttLink:
             self._on_change(False)
 
     def _received(self, _client: paho.Client, _user: object, message: paho.MQTTMessage) -> None:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError as error:  # no honest broker's
+            _LOG.warning("a message on a topic that is no text: %s", error)
+            return
         with self._lock:
-            handler = self._handlers.get(message.topic) or self._wildcard(message.topic)
+            handler = self._handlers.get(topic) or self._wildcard(topic)
         if handler is None:
             return
         try:
-            handler(message.topic, bytes(message.payload))
+            handler(topic, bytes(message.payload))
         except Exception:  # noqa: BLE001 - one bad message must not end the thread that all others come through
-            _LOG.exception("a message on %s could not be handled", message.topic)
+            _LOG.exception("a message on %s could not be handled", topic)
 
     # ------------------------------------------------------------------------------------------------
 

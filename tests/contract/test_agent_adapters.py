@@ -237,6 +237,27 @@ def test_a_link_mends_itself_subscribes_again_and_survives_a_bad_handler(tmp_pat
         assert changes[:3] == [True, False, True]
 
 
+def test_a_topic_that_is_no_text_does_not_end_the_connection() -> None:
+    """Somebody in the broker's place sends nine bytes: a message on a topic that is not UTF-8.
+
+    If that ended the connection's thread, the device would not come back when the true broker does.
+    """
+    got: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"mqtt://127.0.0.1:{listener.getsockname()[1]}"
+        link = MqttLink(
+            "d1", BrokerAccess(url=url), credentials=NOWHERE, will=None, on_change=lambda _up: None
+        )
+        link.subscribe(["good"], lambda _topic, data: got.append(data))
+        link.start()
+        peer, _ = listener.accept()
+        with peer:
+            peer.recv(4096)
+            peer.sendall(bytes.fromhex("20020000 30070002fffe616263") + b"0\7\0\4good!")
+            wait_until(lambda: got == [b"!"], "what is sent after it arrives")
+        link.stop()
+
+
 @pytest.mark.parametrize("url", ["http://x", "mqtt://", "nonsense", "mqtts://127.0.0.1:1"])
 def test_a_bad_broker_address_is_one_line(url: str) -> None:
     with pytest.raises(StateError):
