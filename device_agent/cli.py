@@ -251,6 +251,8 @@ def run(
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    # It tells of each holder who did not sign, where enough others did.
+    logging.getLogger("tuf").setLevel(logging.WARNING)
     settings = Settings(
         window=window,
         health_window=health_window,

@@ -81,7 +81,8 @@ def _trust(settings: Settings, wall: datetime) -> Iterator[Check]:
 
 
 def _project(name: str, bundles: int, own: Signed, now: datetime) -> Check:
-    found = f"{bundles} bundles, all verify, until {own.expires:%Y-%m-%d}"
+    whole = "1 bundle, verifies" if bundles == 1 else f"{bundles} bundles, all verify"
+    found = f"{whole}, until {own.expires:%Y-%m-%d}"
     action = (
         f"start the server, which signs it; or have its keys sign again: kedge project sign {name} --key KEY"
     )

@@ -37,6 +37,8 @@ def run(settings: Settings, *, as_json: bool) -> None:
     logging.getLogger("amqtt.broker").setLevel(logging.CRITICAL)
     logging.getLogger("transitions").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # It tells of each holder who did not sign, where enough others did.
+    logging.getLogger("tuf").setLevel(logging.WARNING)
     # uvicorn stops on the signal, then raises it again: this makes that an orderly end.
     signal.signal(signal.SIGTERM, _exit)
     settings.prepare()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,18 +110,31 @@ def config(
     else:
         rules = site_config.bridge_rules(site_config.known(settings.sites))
         files = write(out, authority, clock, port=port, host=host, connections=connections, rules=rules)
+    _give_to_owner(out, files)
     url = f"mqtts://{host or 'localhost'}:{port}"
     if as_json:
         print_json({"files": [str(path) for path in files], "url": url})
         return
     for path in files:
         click.echo(path)
-    click.echo(f"start: mosquitto -c {files[0]}", err=True)
+    _say_what_next(files[0], url, out, site=bool(site))
+
+
+def _say_what_next(configuration: Path, url: str, out: Path, *, site: bool) -> None:
+    click.echo(f"start: mosquitto -c {configuration}", err=True)
     if site:
         click.echo("then:  write the fleet's broker again, and have it read its rules (SIGHUP)", err=True)
         return
     click.echo(f"then:  kedge serve --broker {url}", err=True)
     click.echo(f"and:   kedge broker watch --out {out} --server URL", err=True)
+
+
+def _give_to_owner(folder: Path, files: Iterable[Path]) -> None:
+    """Let root write a set-up again without locking out the user that mosquitto runs as."""
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        for path in files:
+            os.chown(path, owner.st_uid, owner.st_gid)
 
 
 @broker.command("watch")

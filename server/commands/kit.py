@@ -63,7 +63,8 @@ def export(
         size, free = writer.size(), writer.free_bytes()
         for device, why in sorted(plan["skipped"].items()):
             click.echo(f"not in the kit: {device}: {why}", err=True)
-        about = f"{len(plan['devices'])} devices, {size.total:,} bytes, {size.missing:,} to write"
+        number = len(plan["devices"])
+        about = f"{number} device{'s' if number > 1 else ''}, {size.total:,} bytes, {size.missing:,} to write"
         click.echo(about, err=True)
         if free < size.missing + _RESERVE:
             raise ClientError(f"{folder}: expected {size.missing + _RESERVE:,} free bytes, got {free:,}")

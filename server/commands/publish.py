@@ -71,6 +71,7 @@ def publish(
         if signer is not None:
             signing.check_key(published := look(), signer)
             project = published.project.name
+            look = partial(_look, read, layouts[0], project, published.first_root)
         sent = sum(upload(client, layout, tell) for layout in layouts)
         digests = [str(layout.bundle.digest) for layout in layouts]
         release = client.post("/releases", {"bundles": digests, "version": model_version, "project": project})

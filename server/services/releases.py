@@ -121,7 +121,7 @@ class Releases:
         if project != owner.name and (project or not self._signing.signs(owner)):
             raise InvalidError(
                 f"model {model}: signed by project {owner.name}, not by {project or 'this server'}: "
-                f"publish with --project {owner.name} and one of its keys"
+                "publish with --key and one of that project's keys"
             )
         return owner.name
 

@@ -100,7 +100,7 @@ def test_a_whole_device_and_server_are_said_to_be_so(made: Folders) -> None:
     )
     server = {x["name"]: x for x in found["server"]}
     assert [name for name, x in server.items() if x["health"] != "ok"] == ["offline keys"], server
-    assert server["project releases"]["found"].startswith("1 bundles, all verify, until ")
+    assert server["project releases"]["found"].startswith("1 bundle, verifies, until ")
     assert {path: path.stat().st_mtime_ns for path in made.data.rglob("*.pem")} == before
 
 
@@ -144,12 +144,11 @@ def test_months_offline_are_seen_in_metadata_and_certificate(folders: Folders) -
     assert found["model digits"].health == "ok"
 
 
-@pytest.mark.parametrize(
-    "name", ["identity.json", "tls.pem", "key.pem", "trust/root.json", "journal/digits.json"]
-)
+@pytest.mark.parametrize("name", ["identity.json", "tls.pem", "key.pem", "trust/root.json", "journal/*"])
 def test_a_damaged_file_is_one_line_with_what_to_do(folders: Folders, name: str) -> None:
     """Half a sector of zeros, in each file that a device cannot do without."""
-    (folders.state / name).write_bytes(b"\0" * 100)
+    for path in folders.state.glob(name):  # of a journal's two entries one is enough
+        path.write_bytes(b"\0" * 100)
     bad = [x for x in folders.device().values() if x.health == "fail"]
     assert len(bad) == 1
     assert bad[0].action
@@ -186,7 +185,7 @@ def test_what_expires_is_said_before_devices_stop_updating(folders: Folders) -> 
         "fail",
         "fail",
     )
-    assert later["project releases"].health == "ok"
+    assert later["project releases"].health == "fail"
 
 
 def test_no_folder_of_ours_is_one_line(tmp_path: Path) -> None:
