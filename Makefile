@@ -4,6 +4,8 @@ UV     := .tools/bin/uv
 BIN    := .venv/bin
 ARGS   ?=
 ONLY   ?=
+# Test files run beside one another; those of one file never do.
+WORKERS ?= 2
 
 help:            ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -32,7 +34,7 @@ test: install    ## run every check and test, with the tool-chains that this mac
 	-@KEDGE_UV=$(UV) $(BIN)/kedge toolchain install --all --accept-licence
 	@tools/system_packages.sh
 	$(MAKE) --no-print-directory lint
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: install    ## run the checks that execute nothing: ruff, mypy, import-linter
 	$(BIN)/ruff check .
