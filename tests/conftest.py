@@ -40,6 +40,11 @@ def shared_models() -> Path:
     return SHARED_MODELS
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Have pytest-xdist keep the order of files, which it would change by how many tests each has."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run what is quick first, and the browser last: Playwright keeps an event loop in the main thread."""
     order = ("unit", "contract", "system", "browser")
