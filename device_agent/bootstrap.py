@@ -10,11 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import httpx
 import msgspec
 
 from device_agent import runtimes
-from device_agent.adapters import device_key
+from device_agent.adapters import answers, device_key
 from device_agent.adapters.chunk_http import HttpSource, prover
 from device_agent.adapters.chunk_mqtt import MqttSource
 from device_agent.adapters.clock import SystemClock
@@ -220,7 +219,7 @@ def _link(
 
 def _metadata(link: MqttLink, identity: Identity) -> MetadataFetcher:
     """Return where trust metadata comes from: the broker, and where it has none the server's own HTTP."""
-    http = HttpFetcher(httpx.Client(timeout=_HTTP_TIMEOUT), identity.server.rstrip("/") + METADATA_PATH)
+    http = HttpFetcher(answers.client(_HTTP_TIMEOUT), identity.server.rstrip("/") + METADATA_PATH)
     return FirstThatAnswers((MqttFetcher(link), http))
 
 
@@ -230,7 +229,7 @@ def _priced(
     """Return where chunks come from, the cheapest first: the broker's bytes cost the server nothing."""
     wait = max(settings.http_after, _GATEWAY_FIRST if settings.broker else 0.0)
     http = HttpSource(
-        lambda: httpx.Client(timeout=_HTTP_TIMEOUT),
+        lambda: answers.client(_HTTP_TIMEOUT),
         identity.server,
         prover(DeviceId(identity.device_id), sign),
     )

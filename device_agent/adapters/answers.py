@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final, NamedTuple
 
 import httpx
@@ -26,7 +28,18 @@ class Answer(NamedTuple):
         return httpx.codes.is_success(self.status)
 
 
-def post(client: httpx.Client, url: str, body: bytes, limit: int = LIMIT) -> Answer:
+def client(timeout: float) -> httpx.Client:
+    """Return a client that keeps nothing of an answer: no cookies, which it could not even send back."""
+    return httpx.Client(timeout=timeout, cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])))
+
+
+def tag(headers: Mapping[str, str]) -> str:
+    """Return an answer's entity tag, "" where it has none that can be sent back."""
+    found = headers.get("etag", "")
+    return found if found.isascii() and found.isprintable() else ""
+
+
+def post(by: httpx.Client, url: str, body: bytes, limit: int = LIMIT) -> Answer:
     """Send JSON, and return the answer; redirections are not followed.
 
     Raises:
@@ -36,7 +49,7 @@ def post(client: httpx.Client, url: str, body: bytes, limit: int = LIMIT) -> Ans
     headers = {"content-type": "application/json", "accept-encoding": "identity"}
     until, data = time.monotonic() + _SECONDS, bytearray()
     try:
-        with client.stream("POST", url, content=body, headers=headers) as response:
+        with by.stream("POST", url, content=body, headers=headers) as response:
             for piece in response.iter_raw():
                 data += piece
                 if len(data) > limit or time.monotonic() > until:

@@ -102,7 +102,7 @@ def ask(state: StateFolder, asking: Asking) -> Identity | PendingReply:
         name=asking.name,
         vouched=vouching.vouched(key.public_pem(), asking.name, now, signature),
     )
-    with httpx.Client(timeout=_TIMEOUT) as client:
+    with answers.client(_TIMEOUT) as client:
         fetcher = HttpFetcher(client, f"{asking.server.rstrip('/')}/api/v1/trust")
         root = fetcher.fetch(_FIRST_ROOT, ROOT_LIMIT) or b""
         # before the secret is sent: a server that is not the token's must not see it

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Final
 
-import httpx
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -139,7 +138,7 @@ class Renewal:
 
 def _asked(server: str, request: RenewRequest) -> RenewReply:
     url = server.rstrip("/") + _PATH
-    with httpx.Client(timeout=_TIMEOUT) as client:
+    with answers.client(_TIMEOUT) as client:
         answer = answers.post(client, url, msgspec.json.encode(request))
     if not answer.good:
         raise UnreachableError(f"{url}: the server refuses ({answer.status})")

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import httpx
 
+from device_agent.adapters import answers
 from device_agent.errors import UnreachableError
 from device_agent.ports import Link, MetadataFetcher
 from fleet.errors import TrustError
@@ -172,7 +173,7 @@ class HttpFetcher:
                 raise TrustError(f"{name}: expected at most {limit} bytes, got more", reason="too_large")
         if name == _TIMESTAMP:
             # Most refreshes bring nothing new: then not even this one small file travels.
-            self._tag, self._timestamp = response.headers.get("etag", ""), bytes(data)
+            self._tag, self._timestamp = answers.tag(response.headers), bytes(data)
         return bytes(data)
 
 

@@ -72,7 +72,8 @@ class Watch:
                         raise ClientError(f"{self._url}: expected at most {_LIMIT} bytes, got more")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ClientError(f"{self._url}: {error}") from error
-        self._tag = response.headers.get("etag", "")
+        tag = response.headers.get("etag", "")
+        self._tag = tag if tag.isascii() and tag.isprintable() else ""  # one that can be sent back
         return bytes(data)
 
     def _keep(self, data: bytes) -> bool:
