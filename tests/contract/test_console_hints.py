@@ -66,7 +66,8 @@ def test_every_page_says_who_may_see_it() -> None:
     ]
     assert len(found) > 15
     assert all("role" in handler.opt or "public" in handler.opt for handler in found)
-    assert {path for handler in found for path in handler.paths if handler.opt.get("public")} == {"/login"}
+    public = {path for handler in found for path in handler.paths if handler.opt.get("public")}
+    assert public == {"/login", *(f"/login/oidc{path}" for path in ("", "/callback", "/leave"))}
 
 
 def test_every_question_says_what_will_happen() -> None:
