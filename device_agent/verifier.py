@@ -84,6 +84,9 @@ class Verifier:
         except (UnreachableError, StorageError) as error:
             _LOG.info("the assignment cannot be verified now: %s", error)
             return False
+        except Exception as error:  # noqa: BLE001 - who finds a fault in here must not end the updates with it
+            _LOG.exception("the assignment could not be judged")
+            self._post(TrustError(f"assignment: {type(error).__name__}: {error}", reason="malformed"))
         return True
 
     def _again(self, data: bytes) -> None:

@@ -90,6 +90,8 @@ class Renewal:
                     _LOG.info("the certificate is renewed")
             except (StateError, StorageError, UnreachableError) as error:
                 _LOG.warning("the certificate is not renewed, will try again: %s", error)
+            except Exception:  # noqa: BLE001 - who finds a fault in here must not end the renewals with it
+                _LOG.exception("the certificate is not renewed, will try again")
             if self._stopped.wait(pause):
                 return
 

@@ -13,9 +13,14 @@ import pytest
 
 from device_agent.adapters import answers
 from device_agent.adapters.chunk_http import HttpSource, prover
+from device_agent.adapters.clock import SystemClock
+from device_agent.adapters.trust_client import TrustClient
 from device_agent.adapters.trust_fetch import HttpFetcher
 from device_agent.ports import Arrival, Wanted
+from device_agent.verifier import Result, Verifier
+from fleet.errors import TrustError
 from fleet.ids import DeviceId, Digest
+from pure_repository import PureRepository
 from server.services.broker_watch import Watch
 
 BODY = b"abc"
@@ -80,3 +85,25 @@ def test_a_broker_is_watched_over_after_a_tag_that_cannot_be_sent_back(
     server.head += b"\r\n" + HEADERS["tag"]
     watch = Watch(tmp_path, server.url, lambda: None)
     assert [watch._fetch() for _ in range(2)] == [BODY, BODY]
+
+
+class Broken:
+    """A fetcher with a fault that nobody knows of yet."""
+
+    def fetch(self, name: str, limit: int) -> bytes | None:
+        """Fail as nothing should."""
+        raise LookupError(f"{name} {limit}")
+
+
+def test_a_fault_that_nobody_knows_of_ends_no_updates(tmp_path: Path) -> None:
+    """Somebody has found what ends in an exception of another kind: that is told, and the next is judged."""
+    trust = TrustClient(tmp_path / "trust", Broken(), "d1", "laptop-x86")
+    trust.bootstrap(PureRepository().files["1.root.json"])
+    posted: queue.Queue[Result] = queue.Queue()
+    verifier = Verifier(trust, SystemClock(), dict, posted.put)
+    for _ in range(2):
+        verifier.submit(b"{}")
+        told = posted.get(timeout=10)
+        assert isinstance(told, TrustError)
+        assert (told.reason, "LookupError" in str(told)) == ("malformed", True)
+    verifier.stop()

@@ -247,6 +247,19 @@ def test_the_agent_puts_key_and_certificate_in_place_by_itself(site: Site) -> No
     assert site.state.tls.stat().st_mode & 0o077 == 0
 
 
+def test_a_fault_that_nobody_knows_of_ends_no_renewals(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever exception somebody on the line finds a way to: it is told, and the thread looks again."""
+
+    def fail() -> None:
+        raise LookupError("nobody knows of it")
+
+    renewal = Renewal(site.state, lambda: START + 20 * DAY, fail)
+    renewal.start()
+    wait_until(lambda: "nobody knows of it" in caplog.text, "it is told")
+    assert renewal._thread.is_alive()
+    renewal.stop()
+
+
 def test_a_reply_that_is_lost_is_asked_for_with_the_same_key(site: Site) -> None:
     """The power is cut after the request: another key would be one that nobody has certified."""
     site.status = 503
