@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import threading
 import time
@@ -35,6 +36,7 @@ from fleet.wire.messages import (
 from packed_bundles import pack
 from processes import KEDGE, Process, wait_until
 from server.adapters.mqtt import BrokerLogin, MqttConnection
+from server.errors import BrokerError
 from server.ports.messaging import Incoming
 
 TARGET = "laptop-x86"
@@ -184,8 +186,10 @@ class SimDevice:
         return self
 
     def stop(self) -> None:
-        """Disconnect."""
-        self.connection.stop()
+        """Disconnect, once it has told of what it is doing."""
+        with self._lock:
+            self.obey = "ignore"
+            self.connection.stop()
 
     def send(self, topic: str, message: Message) -> None:
         """Publish a message."""
@@ -218,7 +222,8 @@ class SimDevice:
         threading.Thread(target=self._follow, args=(message.payload,), daemon=True).start()
 
     def _follow(self, payload: bytes) -> None:
-        with self._lock:
+        # Without its broker a device has nobody to tell; its next hello says what runs.
+        with self._lock, contextlib.suppress(BrokerError):
             signed = json.loads(payload)["signed"]
             if signed["version"] <= self.assignment_version or self.obey == "ignore":
                 return
