@@ -20,6 +20,7 @@ from device_agent.ports import Arrival, Wanted
 from device_agent.verifier import Result, Verifier
 from fleet.errors import TrustError
 from fleet.ids import DeviceId, Digest
+from processes import wait_until
 from pure_repository import PureRepository
 from server.services.broker_watch import Watch
 
@@ -41,7 +42,12 @@ class Answering:
                 peer, _ = self._listener.accept()
                 with peer:
                     peer.recv(65536)
-                    peer.sendall(b"HTTP/1.1 " + self.head + b"\r\ncontent-length: 3\r\n\r\n" + BODY)
+                    peer.sendall(
+                        b"HTTP/1.1 "
+                        + self.head
+                        + b"\r\nconnection: close\r\ncontent-length: 3\r\n\r\n"
+                        + BODY
+                    )
 
 
 @pytest.fixture
@@ -62,20 +68,24 @@ def test_metadata_is_fetched_again_after_a_header_that_cannot_be_sent_back(
     That error would be none of HTTP's, and end the thread that verifies assignments.
     """
     server.head += b"\r\n" + HEADERS[header]
-    fetcher = HttpFetcher(answers.client(5.0), server.url)
-    assert [fetcher.fetch("timestamp.json", 100) for _ in range(2)] == [BODY, BODY]
+    with answers.client(5.0) as client:
+        fetcher = HttpFetcher(client, server.url)
+        assert [fetcher.fetch("timestamp.json", 100) for _ in range(2)] == [BODY, BODY]
 
 
 def test_chunks_come_after_a_cookie_that_cannot_be_sent_back(server: Answering) -> None:
     """The same to a thread that fetches chunks: it would be gone, and nobody told."""
     server.head = b"206 Partial Content\r\n" + HEADERS["cookie"]
-    source = HttpSource(lambda: answers.client(5.0), server.url, prover(DeviceId("d1"), lambda _data: b"x"))
+    client = answers.client(5.0)
+    source = HttpSource(lambda: client, server.url, prover(DeviceId("d1"), lambda _data: b"x"))
     came: queue.Queue[Arrival] = queue.Queue()
     wanted = Wanted(Digest.of(BODY), len(BODY), Digest.of(BODY), 0)
     for _ in range(2):
         source.ask([wanted], came.put)
         assert came.get(timeout=10).data == BODY
+        wait_until(lambda: source._workers == 0, "the thread has put the client aside")
     source.rest()
+    assert client.is_closed
 
 
 def test_a_broker_is_watched_over_after_a_tag_that_cannot_be_sent_back(
