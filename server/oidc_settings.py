@@ -61,9 +61,9 @@ class OidcSettings:
         if not self.client_id:
             raise SettingsError("oidc: expected a client id")
         if bool(self.role_claim) != bool(self.roles):
-            raise SettingsError("oidc: expected a role claim together with groups and their roles")
+            raise SettingsError("oidc: expected --oidc-role-claim together with --oidc-role")
         if not self.roles and not self.default_role:
             raise SettingsError(
-                "oidc: nobody could sign in: say which groups have which role, or a default role for "
-                "everybody whom the provider knows"
+                "oidc: nobody could sign in: give --oidc-role-claim with --oidc-role for each group, or "
+                "--oidc-default-role for everybody whom the provider knows"
             )

@@ -224,7 +224,10 @@ class SigningService(Started):
         with self._lock:
             for needed in (role, named_by(role)):
                 if needed not in self._signers:
-                    raise ConflictError(f"{role}: {needed} is signed with keys that are not on this server")
+                    raise ConflictError(
+                        f"{role}: {needed} is signed with keys that are not on this server: give --folder, "
+                        "and have people sign what it then proposes"
+                    )
             old, new = self._signers[role], self._keys.create(role, coming=True)
             self._signers[role] = new
             projects = self._image.projects

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,7 @@ def test_what_people_must_sign_is_shown_with_what_to_do(browser: Browser, handed
     expect(main).to_contain_text("kws 7 waits for 2 signatures of vision")
     expect(main).to_contain_text("0 of 2 signatures are there")
     expect(main).to_contain_text("people, offline")
+    expect(main.get_by_role("row", name="vision")).to_contain_text(re.compile(r"2 of 2\s*key [0-9a-f]{8}"))
     expect(main).not_to_contain_text("Root and targets are signed by this server")
     assert axe(page) == []
     page.emulate_media(color_scheme="dark")
