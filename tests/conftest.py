@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,15 +22,6 @@ settings.load_profile("kedge")
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None bars the import
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache_of_compilations() -> Iterator[None]:
-    """Give the tests a cache of their own: empty at the start, shared by all of them."""
-    with tempfile.TemporaryDirectory(prefix="kedge-cache-") as folder:
-        os.environ["KEDGE_CACHE"] = folder
-        yield
-        del os.environ["KEDGE_CACHE"]
-
-
 @pytest.fixture(scope="session")
 def shared_models() -> Path:
     """The folder of real models beside the project; tests that need it are skipped where it is absent."""
@@ -41,8 +31,13 @@ def shared_models() -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have pytest-xdist keep the order of files, which it would change by how many tests each has."""
+    """Give the tests a cache of compilations of their own: empty at the start, shared by all workers."""
+    # pytest-xdist would order the files by how many tests each has.
     config.option.loadscopereorder = False
+    if not hasattr(config, "workerinput"):  # a worker inherits it
+        folder = tempfile.TemporaryDirectory(prefix="kedge-cache-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["KEDGE_CACHE"] = folder.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
