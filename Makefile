@@ -34,7 +34,7 @@ test: install    ## run every check and test, with the tool-chains that this mac
 	-@KEDGE_UV=$(UV) $(BIN)/kedge toolchain install --all --accept-licence
 	@tools/system_packages.sh
 	$(MAKE) --no-print-directory lint
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: install    ## run the checks that execute nothing: ruff, mypy, import-linter
 	$(BIN)/ruff check .
