@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class MqttConnection:
         self._receivers: Final[dict[str, Callable[[Incoming], None]]] = {}
         self._on_connected: Final[list[Callable[[], None]]] = []
         self._up: Final = threading.Event()
+        self._told_unreachable = False
         self._client: Final = Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
@@ -73,6 +75,7 @@ class MqttConnection:
         client.max_inflight_messages_set(64)
         client.on_connect = self._connected
         client.on_disconnect = self._disconnected
+        client.on_connect_fail = self._unreachable
 
     @property
     def connected(self) -> bool:
@@ -95,7 +98,7 @@ class MqttConnection:
         self._client.loop_stop()
         self._up.clear()
         # The client closes its sockets when it is freed, which a cycle through its callbacks would put off.
-        self._client.on_connect = self._client.on_disconnect = None
+        self._client.on_connect = self._client.on_disconnect = self._client.on_connect_fail = None
         for topic_filter in list(self._receivers):
             self._client.message_callback_remove(topic_filter)
 
@@ -150,9 +153,15 @@ class MqttConnection:
         if self._receivers:
             client.subscribe([(topic_filter, 1) for topic_filter in list(self._receivers)])
         self._up.set()
+        self._told_unreachable = False
         LOG.info("connected to broker %s:%d", self._host, self._port)
         for call in self._on_connected:
             call()
+
+    def _unreachable(self, _client: Client, _data: object) -> None:
+        if not self._told_unreachable:  # once per outage: it goes on trying every few seconds
+            self._told_unreachable = True
+            LOG.warning("broker %s:%d: %s; trying again", self._host, self._port, sys.exc_info()[1])
 
     def _disconnected(
         self,

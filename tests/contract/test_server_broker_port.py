@@ -364,3 +364,16 @@ def test_a_lost_device_leaves_its_will(guest: Callable[..., _Guest], server: Mqt
 def test_a_port_that_is_taken_is_an_error_and_no_hang(embedded: int) -> None:
     with pytest.raises(SettingsError, match="embedded broker"):
         EmbeddedBroker("127.0.0.1", embedded, SERVER, _known).start()
+
+
+def test_a_broker_that_is_not_there_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A wrong port in `--broker`: the log says so, and not again with every attempt."""
+    port = free_port()
+    connection = MqttConnection(f"mqtt://127.0.0.1:{port}", "kedge_server", BrokerLogin())
+    connection.start()
+    try:
+        wait_until(lambda: "Connection refused; trying again" in caplog.text, "it says so", 10)
+        assert not connection.wait_connected(1.5)  # it tries again after a second
+    finally:
+        connection.stop()
+    assert caplog.text.count(f"127.0.0.1:{port}") == 1
