@@ -95,7 +95,7 @@ def test_a_rejected_device_stays_out_and_its_place_goes_to_another(kedge: Parts)
     """Somebody found a claim in a bin; the operator knows no such device."""
     key, claim = fresh(), approval_claim(kedge)
     kedge.enrolment.enrol(request(key, claim, "odd"))
-    with pytest.raises(ForbiddenError, match="all 1"):
+    with pytest.raises(ForbiddenError, match="used up, for 1 device"):
         kedge.enrolment.enrol(request(fresh(), claim, "cam"))
     kedge.admission.reject(SYSTEM, "odd", fingerprint(key))
     for _ in range(2):

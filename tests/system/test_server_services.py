@@ -185,7 +185,7 @@ def test_a_claim_enrols_as_many_devices_as_it_says(kedge: Parts) -> None:
         assert may_log_in(kedge.database, reply.device_id, reply.broker.password)
         passwords[name] = reply.broker.password
     assert kedge.devices.get("dev-a").labels == {"site": "north"}
-    with pytest.raises(ForbiddenError, match="all 2"):
+    with pytest.raises(ForbiddenError, match="used up, for 2 devices"):
         kedge.enrolment.enrol(EnrolRequest(claim=token.secret, csr_pem=csr(), target=TARGET, name="dev-c"))
     kedge.devices.revoke(ADMIN, "dev-b")
     assert not may_log_in(kedge.database, "dev-b", passwords["dev-b"])
