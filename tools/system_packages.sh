@@ -15,6 +15,7 @@ need nats-server nats-server
 need nginx nginx-light
 need softhsm2-util softhsm2
 need faketime faketime
+need strace strace
 [ -n "$(ls -d /usr/lib/postgresql/*/bin/initdb 2>/dev/null)" ] || missing="$missing postgresql"
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

@@ -73,12 +73,18 @@ class Carried:
     def roll_out(self, kind: str) -> int:
         """Release a bundle, and assign it to everybody."""
         release = self.server.publish(digits_bundle(kind))["id"]
+        # Its last device has come back; the rollout itself ends with the server's next look at it.
+        wait_until(lambda: "running" not in self.states(), "the rollout before has ended")
         policy = {"groups": [{"percent": 100.0}]}
         rollout = self.server.api(
             "POST", "/rollouts", {"release": release, "policy": policy, "approve": True}
         )
         wait_until(lambda: self.action(rollout["id"]) == "assigned", "it is assigned")
         return int(rollout["id"])
+
+    def states(self) -> set[str]:
+        """Return the states that rollouts are in."""
+        return {x["state"] for x in self.server.api("GET", "/rollouts")}
 
     def action(self, rollout: int) -> str:
         """Return how the device's part in a rollout stands."""
