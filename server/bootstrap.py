@@ -58,6 +58,8 @@ from server.services.releases import Releases
 from server.services.revocations import Revocations
 from server.services.roles import SYSTEM, Role
 from server.services.rollout_steps import RolloutSteps
+from server.services.rollout_ticker import RolloutTicker
+from server.services.rollout_views import RolloutViews
 from server.services.rollouts import Rollouts
 from server.services.secrets import new_secret
 from server.services.signing import SigningService
@@ -160,7 +162,6 @@ def build(settings: Settings) -> Runtime:
     deltas = Deltas(database, clock, blobs, DeltaProcess(), settings.scratch)
     assignments = Assignments(database, clock, signing, connection, deltas)
     steps = RolloutSteps(clock, live, assignments)
-    rollouts = Rollouts(database, clock, audit, live, steps)
     pools = Pools(database, clock, audit, connect)
     offload, queue = Offload(database, clock, pools, connect), OffloadQueue(database, clock, health)
     distribution = Distribution(
@@ -178,7 +179,7 @@ def build(settings: Settings) -> Runtime:
         distribution,
         wanted,
         assignments,
-        rollouts,
+        RolloutTicker(database, clock, audit, steps),
         projects=projects,
         tick_seconds=settings.tick_seconds,
     )
@@ -231,7 +232,8 @@ def build(settings: Settings) -> Runtime:
         trust=trust,
         kits=Kits(database, clock, audit, blobs, signing, assignments, ingest),
         assignments=assignments,
-        rollouts=rollouts,
+        rollouts=Rollouts(database, clock, audit, live, steps),
+        rollout_views=RolloutViews(database, clock),
         stats=Stats(database, clock),
         pools=pools,
         offload_views=OffloadViews(database, clock, pools, offload),

@@ -16,7 +16,8 @@ from server.db.tables import Rollout
 from server.errors import InvalidError
 from server.services.container import Services
 from server.services.roles import Principal, Role
-from server.services.rollouts import Preview, Selection
+from server.services.rollout_candidates import Selection
+from server.services.rollouts import Preview
 from server.services.scopes import Scope
 
 AnyRequest = Request[Principal, Any, Any]
@@ -93,7 +94,7 @@ class RolloutOut(msgspec.Struct, frozen=True, kw_only=True):
 
 def _rollout(services: Services, row: Rollout) -> RolloutOut:
     rollout_id = row.id or 0
-    counts = services.rollouts.counts(rollout_id)
+    counts = services.rollout_views.counts(rollout_id)
     possible = moves(RolloutState(row.state))
     return RolloutOut(
         id=rollout_id,
@@ -119,9 +120,9 @@ def _rollout(services: Services, row: Rollout) -> RolloutOut:
                 started_at=group.started_at,
                 finished_at=group.finished_at,
             )
-            for group in services.rollouts.groups(rollout_id)
+            for group in services.rollout_views.groups(rollout_id)
         ],
-        failures=services.rollouts.failures(rollout_id),
+        failures=services.rollout_views.failures(rollout_id),
         moves=[name for name, move in COMMANDS.items() if move in possible],
     )
 
@@ -136,7 +137,7 @@ def rollouts(
 ) -> list[RolloutOut]:
     """Return rollouts, the newest first, in one state or in any."""
     within = request.user.within(Scope.ROLLOUTS_READ)
-    rows = services.rollouts.page("" if in_state is None else in_state.value, offset, limit, within)
+    rows = services.rollout_views.page("" if in_state is None else in_state.value, offset, limit, within)
     return [_rollout(services, row) for row in rows]
 
 
@@ -149,7 +150,7 @@ def rollouts(
 )
 def rollout(request: AnyRequest, services: ServicesDep, rollout_id: FromPath[int]) -> RolloutOut:
     """Return one rollout with its groups in numbers."""
-    return _rollout(services, services.rollouts.seen(request.user, rollout_id))
+    return _rollout(services, services.rollout_views.seen(request.user, rollout_id))
 
 
 @get(
@@ -169,8 +170,10 @@ def actions(
     limit: Limit = 100,
 ) -> list[ActionOut]:
     """Return each device's part, by group and device."""
-    services.rollouts.seen(request.user, rollout_id)
-    return [action_out(row) for row in services.rollouts.actions(rollout_id, group, status, offset, limit)]
+    services.rollout_views.seen(request.user, rollout_id)
+    return [
+        action_out(row) for row in services.rollout_views.actions(rollout_id, group, status, offset, limit)
+    ]
 
 
 @post(

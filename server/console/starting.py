@@ -18,7 +18,8 @@ from server.db.tables import Release
 from server.errors import InvalidError
 from server.services.container import Services
 from server.services.labels import parse_labels
-from server.services.rollouts import Preview, Selection
+from server.services.rollout_candidates import Selection
+from server.services.rollouts import Preview
 
 _MINUTE: Final = 60.0
 _HOUR: Final = 3600.0

@@ -28,6 +28,7 @@ from server.services.pools import Pools
 from server.services.projects import Projects
 from server.services.releases import Releases
 from server.services.revocations import Revocations
+from server.services.rollout_views import RolloutViews
 from server.services.rollouts import Rollouts
 from server.services.signing import SigningService
 from server.services.single_sign_on import SingleSignOn
@@ -73,6 +74,7 @@ class Services:
     kits: Kits
     assignments: Assignments
     rollouts: Rollouts
+    rollout_views: RolloutViews
     stats: Stats
     pools: Pools
     offload_views: OffloadViews

@@ -16,7 +16,8 @@ from server.db.tables import Action, Device, DeviceAssignment, DeviceModel, Even
 from server.ports.clock import Clock
 from server.services.assignments import Assignments
 from server.services.farewell import Farewell
-from server.services.rollout_steps import RolloutSteps, open_actions
+from server.services.rollout_rows import open_actions
+from server.services.rollout_steps import RolloutSteps
 from server.services.statements import Statements
 
 LOG: Final = logging.getLogger("kedge.reconcile")

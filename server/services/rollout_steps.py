@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-import msgspec
 from sqlmodel import Session, col, select
 
 from fleet.rollout import progress
-from fleet.rollout.decision import Progress
 from fleet.rollout.plan import Policy
 from fleet.rollout.states import ActionStatus, GroupState, Move, RolloutState, after
 from fleet.wire.messages import UpdateState
@@ -17,27 +15,13 @@ from server.db.tables import Action, DeviceModel, Release, ReleaseBundle, Rollou
 from server.ports.clock import Clock
 from server.services.assignments import Assignments
 from server.services.live import Live
+from server.services.rollout_rows import actions_of, policy_of
 
 _S = ActionStatus
 #: What a device was given and has not begun.
 _NOT_BEGUN: Final = frozenset({_S.QUEUED, _S.ASSIGNED})
 #: What is waited for, before a group or a way back has ended.
 _AWAITED: Final = _NOT_BEGUN | {_S.IN_PROGRESS, _S.REVERTING}
-
-
-def policy_of(rollout: Rollout) -> Policy:
-    """Return the rollout's policy."""
-    return msgspec.convert(rollout.policy, Policy)
-
-
-def progress_of(action: Action) -> Progress:
-    """Return what the decision needs of an action."""
-    return Progress(
-        status=_S(action.status),
-        assigned_at=action.assigned_at,
-        started_at=action.started_at,
-        finished_at=action.finished_at,
-    )
 
 
 class RolloutSteps:
@@ -82,7 +66,7 @@ class RolloutSteps:
         rollout.group = group.index
         group.state, group.started_at = GroupState.RUNNING.value, now
         session.add_all((group, rollout))
-        for action in self.actions(session, rollout, group.index):
+        for action in actions_of(session, rollout, group.index):
             if action.status == _S.QUEUED:
                 self._give(session, rollout, action, policy)
         self._live.publish("rollout", {"id": rollout.id, "state": rollout.state, "group": group.index})
@@ -103,14 +87,6 @@ class RolloutSteps:
         for group in session.exec(query):
             group.state = GroupState.CANCELED.value
             session.add(group)
-
-    @staticmethod
-    def actions(session: Session, rollout: Rollout, group: int | None = None) -> list[Action]:
-        """Return a rollout's actions, of one group or of all, by device."""
-        query = select(Action).where(Action.rollout_id == rollout.id)
-        if group is not None:
-            query = query.where(Action.group_index == group)
-        return list(session.exec(query.order_by(Action.device_id)))
 
     # --- giving and taking ---------------------------------------------------------------------------
 
@@ -142,7 +118,7 @@ class RolloutSteps:
 
     def _take_back(self, session: Session, rollout: Rollout) -> None:
         """Cancel what has not begun; what failed is not tried again; what is under way comes to its end."""
-        for action in self.actions(session, rollout):
+        for action in actions_of(session, rollout):
             status = _S(action.status)
             if status is _S.ASSIGNED or status.failed:
                 self._want_before(session, rollout, action, rollback=False)
@@ -151,7 +127,7 @@ class RolloutSteps:
 
     def _go_back(self, session: Session, rollout: Rollout) -> None:
         """Give every device that got, or may get, the release what it had before."""
-        for action in self.actions(session, rollout):
+        for action in actions_of(session, rollout):
             status = _S(action.status)
             if status in (_S.QUEUED, _S.CANCELED):
                 self._set(session, action, _S.CANCELED)
@@ -252,15 +228,3 @@ def _present(session: Session, device_id: str, model: str) -> tuple[str, int | N
     )
     release = session.exec(query).first()
     return (row.active, release) if release is not None else (row.desired, row.desired_release)
-
-
-def open_actions(session: Session, device_id: str, model: str) -> list[Action]:
-    """Return a device's actions of one model that may still change, the oldest first."""
-    still = [_S.ASSIGNED.value, _S.IN_PROGRESS.value, _S.TIMED_OUT.value, _S.REVERTING.value]
-    query = (
-        select(Action)
-        .join(Rollout, col(Rollout.id) == Action.rollout_id)
-        .where(Action.device_id == device_id, Rollout.model == model, col(Action.status).in_(still))
-        .order_by(col(Action.id))
-    )
-    return list(session.exec(query))

@@ -13,7 +13,7 @@ from server.services.assignments import Assignments
 from server.services.distribution import Distribution
 from server.services.projects import Projects
 from server.services.releases import Releases
-from server.services.rollouts import Rollouts
+from server.services.rollout_ticker import RolloutTicker
 from server.services.signing import SigningService
 from server.services.wanted import Wanted
 from server.workers.supervisor import Worker
@@ -36,7 +36,7 @@ class Delivery:
         distribution: Distribution,
         wanted: Wanted,
         assignments: Assignments,
-        rollouts: Rollouts,
+        rollouts: RolloutTicker,
         *,
         projects: Projects,
         tick_seconds: float,

@@ -66,7 +66,7 @@ def test_a_withdrawn_release_is_asked_for_no_more(side: Side) -> None:
     given = next(name for name in ("d1", "d2") if path("1") in side.assigned(name))
     side.withdrawals.withdraw(SYSTEM, bad, "answers nonsense")
     assert side.parts.state(rollout) == "aborted"
-    assert side.parts.rollouts.get(rollout).reason == "answers nonsense"
+    assert side.parts.rollout_views.get(rollout).reason == "answers nonsense"
     assert side.assigned(given) == {path("k1", "kws")}
     assert side.named() == {path("k1", "kws")}
     with side.parts.database.read() as session:

@@ -31,8 +31,11 @@ from server.services.reconcile import Reconcile
 from server.services.releases import Releases
 from server.services.revocations import Revocations
 from server.services.roles import SYSTEM
+from server.services.rollout_candidates import Selection
 from server.services.rollout_steps import RolloutSteps
-from server.services.rollouts import Rollouts, Selection
+from server.services.rollout_ticker import RolloutTicker
+from server.services.rollout_views import RolloutViews
+from server.services.rollouts import Rollouts
 from server.services.signing import SigningService
 from server.services.stats import Stats
 from sim_devices import TARGET, layout
@@ -61,6 +64,8 @@ class Parts(NamedTuple):
     releases: Releases
     assignments: Assignments
     rollouts: Rollouts
+    rollout_views: RolloutViews
+    ticker: RolloutTicker
     ingest: Ingest
     stats: Stats
     signing: SigningService
@@ -88,11 +93,11 @@ class Parts(NamedTuple):
 
     def state(self, rollout: int) -> str:
         """Return a rollout's state."""
-        return self.rollouts.get(rollout).state
+        return self.rollout_views.get(rollout).state
 
     def statuses(self, rollout: int) -> dict[str, str]:
         """Return device to status."""
-        return {action.device_id: action.status for action in self.rollouts.actions(rollout)}
+        return {action.device_id: action.status for action in self.rollout_views.actions(rollout)}
 
 
 @functools.cache
@@ -156,6 +161,8 @@ def parts(folder: Path, url: str = "sqlite://") -> Parts:
         ),
         assignments=assignments,
         rollouts=Rollouts(database, clock, audit, live, steps),
+        rollout_views=RolloutViews(database, clock),
+        ticker=RolloutTicker(database, clock, audit, steps),
         ingest=Ingest(
             database, clock, live, health, connection, Reconcile(clock, assignments, steps, farewell),
             lambda _device, _request: None, lambda _text: None,

@@ -19,7 +19,7 @@ from server.db.tables import DeviceAssignment, DeviceModel
 from server.errors import InvalidError
 from server.services.garbage import Garbage
 from server.services.roles import SYSTEM
-from server.services.rollouts import Selection
+from server.services.rollout_candidates import Selection
 from server.services.wanted import DatabaseLedger, Wanted
 from server_parts import Parts, parts
 

@@ -46,13 +46,13 @@ def test_a_rollout_runs_and_reports_are_stored_once(kedge: Parts) -> None:
     assert kedge.devices.find(DeviceFilter(labels={"site": "north"}))[1] == 1
     rollout = kedge.roll_out(kedge.release("v1"), 1)
     for _ in range(2):
-        for action in kedge.rollouts.actions(rollout, status="assigned"):
+        for action in kedge.rollout_views.actions(rollout, status="assigned"):
             event = UpdateEvent(
                 id=f"e-{action.device_id}", rollout=str(rollout), model="digits", bundle=action.bundle,
                 state=UpdateState.COMMITTED, time=0.0, boot_id="b", monotonic=0.0,
             )  # fmt: skip
             kedge.ingest.handle([Incoming(topics.event(DeviceId(action.device_id)), codec.encode(event))] * 2)
-        kedge.rollouts.tick()
+        kedge.ticker.tick()
     assert kedge.state(rollout) == "finished"
     topic = topics.report(DeviceId("dev-a"))
     good = codec.encode(report_of("r-1", "boot", 0.0))

@@ -41,7 +41,7 @@ from server.errors import (
 from server.ports.messaging import Incoming
 from server.services.devices import DeviceFilter, may_log_in
 from server.services.roles import SYSTEM, Principal, Role
-from server.services.rollouts import Selection
+from server.services.rollout_candidates import Selection
 from server.workers.ingest import SHARE, IngestWorker
 from server_parts import Parts, parts
 from sim_devices import TARGET, csr, report_of
@@ -61,7 +61,7 @@ def _say(kedge: Parts, device: str, kind: str, body: bytes) -> None:
 def _step(
     kedge: Parts, device: str, rollout: int, state: UpdateState, reason: str = "", bundle: str = ""
 ) -> None:
-    wanted = next(a.bundle for a in kedge.rollouts.actions(rollout) if a.device_id == device)
+    wanted = next(a.bundle for a in kedge.rollout_views.actions(rollout) if a.device_id == device)
     event = UpdateEvent(
         id=f"{device}-{rollout}-{state.value}-{bundle[-4:]}", rollout=str(rollout), model="digits",
         bundle=bundle or wanted, state=state, time=0.0, boot_id="b", monotonic=0.0, reason=reason,
@@ -287,16 +287,16 @@ def test_a_rollout_goes_group_by_group_as_devices_commit(kedge: Parts) -> None:
     rollout = kedge.roll_out(kedge.release("v1"), 1)
     first = [d for d, s in kedge.statuses(rollout).items() if s == "assigned"]
     assert len(first) == 1
-    assert kedge.rollouts.tick() == 0
+    assert kedge.ticker.tick() == 0
     _step(kedge, first[0], rollout, UpdateState.DOWNLOADING)
     assert kedge.statuses(rollout)[first[0]] == "in_progress"
     _step(kedge, first[0], rollout, UpdateState.COMMITTED)
-    assert kedge.rollouts.tick() == 1
+    assert kedge.ticker.tick() == 1
     rest = [d for d, s in kedge.statuses(rollout).items() if s == "assigned"]
     assert len(rest) == 2
     for device in rest:
         _step(kedge, device, rollout, UpdateState.COMMITTED)
-    kedge.rollouts.tick()
+    kedge.ticker.tick()
     assert kedge.state(rollout) == "finished"
     assert {_published(kedge, d)["version"] for d in ("dev-a", "dev-b", "dev-c")} == {1}
 
@@ -307,19 +307,19 @@ def test_when_it_halts_who_has_not_begun_gets_its_old_assignment_back(kedge: Par
     for device in ("dev-a", "dev-b", "dev-c"):
         _published(kedge, device)
         _step(kedge, device, old, UpdateState.COMMITTED)
-    kedge.rollouts.tick()
+    kedge.ticker.tick()
     rollout = kedge.roll_out(kedge.release("v2"), 2)
     begun, waiting = sorted(d for d, s in kedge.statuses(rollout).items() if s == "assigned")
     assert _published(kedge, begun)["version"] == 2
     _step(kedge, begun, rollout, UpdateState.ROLLED_BACK, "golden_mismatch")
-    kedge.rollouts.tick()
+    kedge.ticker.tick()
     assert kedge.state(rollout) == "halted"
     assert sorted(kedge.statuses(rollout).values()) == ["canceled", "canceled", "failed"]
     for device in (begun, waiting):
         signed = _published(kedge, device)
         assert list(signed["targets"]) == [f"bundles/digits/v1/{TARGET}"]  # type: ignore[call-overload]  # JSON
         assert signed["version"] == 3
-    assert kedge.rollouts.failures(rollout) == {"golden_mismatch": 1}
+    assert kedge.rollout_views.failures(rollout) == {"golden_mismatch": 1}
     assert kedge.audit.entries(subject=f"rollout {rollout}")[0].action == "rollout.halt"
 
 
@@ -328,7 +328,7 @@ def test_a_device_that_vanishes_in_the_middle_times_out_and_counts_as_failed(ked
     rollout = kedge.roll_out(kedge.release("v1"), finish_seconds=60.0)
     _step(kedge, "dev-a", rollout, UpdateState.DOWNLOADING)
     kedge.clock.seconds += 61
-    kedge.rollouts.tick()
+    kedge.ticker.tick()
     assert (kedge.state(rollout), kedge.statuses(rollout)["dev-a"]) == ("halted", "timed_out")
 
 
@@ -336,10 +336,10 @@ def test_an_offline_device_is_late_and_the_rollout_goes_on_without_it(kedge: Par
     kedge.add_devices("dev-a", "dev-b")
     rollout = kedge.roll_out(kedge.release("v1"), start_seconds=60.0)
     _step(kedge, "dev-a", rollout, UpdateState.COMMITTED)
-    assert kedge.rollouts.tick() == 0
+    assert kedge.ticker.tick() == 0
     kedge.clock.seconds += 61
-    assert kedge.rollouts.counts(rollout)[0] == {"assigned": 1, "late": 1, "succeeded": 1}
-    kedge.rollouts.tick()
+    assert kedge.rollout_views.counts(rollout)[0] == {"assigned": 1, "late": 1, "succeeded": 1}
+    kedge.ticker.tick()
     assert kedge.state(rollout) == "finished"
     _step(kedge, "dev-b", rollout, UpdateState.COMMITTED)
     assert kedge.statuses(rollout)["dev-b"] == "succeeded"
@@ -350,18 +350,18 @@ def test_it_rolls_back_by_itself_when_told_to(kedge: Parts) -> None:
     old = kedge.roll_out(kedge.release("v1"))
     for device in ("dev-a", "dev-b"):
         _step(kedge, device, old, UpdateState.COMMITTED)
-    kedge.rollouts.tick()
-    before = kedge.rollouts.actions(old)[0].bundle
+    kedge.ticker.tick()
+    before = kedge.rollout_views.actions(old)[0].bundle
     rollout = kedge.roll_out(kedge.release("v2"), on_failure="roll_back", min_executed=2, failure=0.4)
     _step(kedge, "dev-a", rollout, UpdateState.COMMITTED)
     _step(kedge, "dev-b", rollout, UpdateState.ROLLED_BACK, "golden_mismatch")
-    kedge.rollouts.tick()
+    kedge.ticker.tick()
     assert kedge.state(rollout) == "rolling_back"
     terms = _published(kedge, "dev-a")["x-kedge"]
     assert isinstance(terms, dict)
     assert terms["allow_rollback"] is True
     _step(kedge, "dev-a", rollout, UpdateState.COMMITTED, bundle=before)
-    kedge.rollouts.tick()
+    kedge.ticker.tick()
     assert kedge.state(rollout) == "rolled_back"
     assert kedge.statuses(rollout) == {"dev-a": "reverted", "dev-b": "failed"}
 
@@ -372,7 +372,7 @@ def test_people_steer_and_what_is_impossible_is_refused(kedge: Parts) -> None:
     kedge.rollouts.command(ADMIN, rollout, Move.PAUSE)
     first = next(d for d, s in kedge.statuses(rollout).items() if s == "assigned")
     _step(kedge, first, rollout, UpdateState.COMMITTED)
-    assert kedge.rollouts.tick() == 0
+    assert kedge.ticker.tick() == 0
     with pytest.raises(ConflictError, match="possible: resume, promote, abort"):
         kedge.rollouts.command(ADMIN, rollout, Move.PAUSE)
     kedge.rollouts.command(ADMIN, rollout, Move.PROMOTE)
@@ -380,7 +380,7 @@ def test_people_steer_and_what_is_impossible_is_refused(kedge: Parts) -> None:
         kedge.rollouts.command(ADMIN, rollout, Move.PROMOTE)
     kedge.rollouts.command(ADMIN, rollout, Move.ABORT, "enough")
     assert sorted(kedge.statuses(rollout).values()) == ["canceled", "canceled", "succeeded"]
-    assert [group.state for group in kedge.rollouts.groups(rollout)] == ["finished", "canceled"]
+    assert [group.state for group in kedge.rollout_views.groups(rollout)] == ["finished", "canceled"]
 
 
 def test_a_rollout_tells_whom_it_leaves_out_and_why(kedge: Parts) -> None:
@@ -409,10 +409,10 @@ def test_a_hello_makes_up_for_events_that_were_lost_and_has_old_assignments_sent
     _published(kedge, "dev-a")
     _hello(kedge, "dev-a", version=0)
     assert kedge.assignments.publish_pending() == 1
-    _hello(kedge, "dev-a", active=kedge.rollouts.actions(rollout)[0].bundle, version=1)
+    _hello(kedge, "dev-a", active=kedge.rollout_views.actions(rollout)[0].bundle, version=1)
     assert kedge.statuses(rollout) == {"dev-a": "succeeded"}
     assert kedge.assignments.publish_pending() == 0
-    kedge.rollouts.tick()
+    kedge.ticker.tick()
     assert kedge.state(rollout) == "finished"
 
 
@@ -449,8 +449,8 @@ def test_no_rollout_waits_for_a_revoked_device(kedge: Parts) -> None:
     kedge.devices.revoke(ADMIN, "dev-c")
     assert kedge.statuses(rollout) == {"dev-a": "assigned", "dev-b": "canceled", "dev-c": "canceled"}
     _step(kedge, "dev-a", rollout, UpdateState.COMMITTED)
-    kedge.rollouts.tick()
-    kedge.rollouts.tick()
+    kedge.ticker.tick()
+    kedge.ticker.tick()
     assert kedge.state(rollout) == "finished"
 
 
@@ -511,9 +511,9 @@ def test_an_old_event_sent_again_does_not_turn_the_picture_back(kedge: Parts) ->
     kedge.add_devices("a")
     first = kedge.roll_out(kedge.release("1.0"))
     _step(kedge, "a", first, UpdateState.COMMITTED)
-    kedge.rollouts.tick()
+    kedge.ticker.tick()
     second = kedge.roll_out(kedge.release("2.0"))
-    old, new = (kedge.rollouts.actions(number)[0].bundle for number in (first, second))
+    old, new = (kedge.rollout_views.actions(number)[0].bundle for number in (first, second))
     _step(kedge, "a", second, UpdateState.COMMITTED)
     kedge.rollouts.command(ADMIN, second, Move.ROLL_BACK)
     _step(kedge, "a", second, UpdateState.COMMITTED, bundle=old)
@@ -529,7 +529,7 @@ def test_an_event_that_was_overtaken_on_the_way_changes_no_slot(kedge: Parts) ->
     """The broker lost a step; sent again, it comes after the later one and must not seem the newest."""
     kedge.add_devices("a")
     rollout = kedge.roll_out(kedge.release("1.0"))
-    wanted = kedge.rollouts.actions(rollout)[0].bundle
+    wanted = kedge.rollout_views.actions(rollout)[0].bundle
     for name, state, at in (("2", UpdateState.COMMITTED, 9.0), ("1", UpdateState.CANARY, 5.0)):
         event = UpdateEvent(
             id=name, rollout=str(rollout), model="digits", bundle=wanted, state=state, time=0.0, boot_id="b",
@@ -618,7 +618,7 @@ def test_an_error_that_is_no_number_still_tells_of_the_rollback(kedge: Parts) ->
     """A bundle that answers NaN has an error of NaN: the failure counts, the figure has no place in JSON."""
     kedge.add_devices("a")
     rollout = kedge.roll_out(kedge.release("1.0"))
-    wanted = kedge.rollouts.actions(rollout)[0].bundle
+    wanted = kedge.rollout_views.actions(rollout)[0].bundle
     _say(kedge, "a", "event", _event(
         rollout=str(rollout), bundle=wanted, state=UpdateState.ROLLED_BACK, reason="golden_mismatch",
         measured={"max_abs_error": math.nan, "samples": 8.0},
@@ -649,11 +649,11 @@ def test_rolling_a_finished_rollout_back_tells_each_device_to_its_last_step(kedg
     kedge.add_devices("a")
     first = kedge.roll_out(kedge.release("1.0"))
     _step(kedge, "a", first, UpdateState.COMMITTED)
-    kedge.rollouts.tick()
-    old = kedge.rollouts.actions(first)[0].bundle
+    kedge.ticker.tick()
+    old = kedge.rollout_views.actions(first)[0].bundle
     second = kedge.roll_out(kedge.release("2.0"))
     _step(kedge, "a", second, UpdateState.COMMITTED)
-    kedge.rollouts.tick()
+    kedge.ticker.tick()
     assert kedge.state(second) == "finished"
     kedge.rollouts.command(ADMIN, second, Move.ROLL_BACK)
     _step(kedge, "a", second, UpdateState.CANARY, bundle=old)
@@ -661,7 +661,7 @@ def test_rolling_a_finished_rollout_back_tells_each_device_to_its_last_step(kedg
     hello = Hello(boot_id="b", agent_version="1", target=TARGET, time=1.0, monotonic=1.0, slots=slots)
     _say(kedge, "a", "hello", codec.encode(hello))
     _step(kedge, "a", second, UpdateState.COMMITTED, bundle=old)
-    action = kedge.rollouts.actions(second)[0]
+    action = kedge.rollout_views.actions(second)[0]
     assert (action.status, action.step) == ("reverted", "committed")
 
 
@@ -671,6 +671,6 @@ def test_a_device_that_ran_nothing_before_keeps_the_release_and_the_rollout_says
     first = kedge.roll_out(kedge.release("1.0"))
     _step(kedge, "a", first, UpdateState.COMMITTED)
     kedge.rollouts.command(ADMIN, first, Move.ROLL_BACK)
-    kedge.rollouts.tick()
-    action = kedge.rollouts.actions(first)[0]
+    kedge.ticker.tick()
+    action = kedge.rollout_views.actions(first)[0]
     assert (kedge.state(first), action.status, action.reason) == ("rolled_back", "canceled", "nothing_before")
