@@ -14,10 +14,11 @@ from securesystemslib.signer import Signer
 from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import Key, Metadata, Root, Targets
 
-from fleet.errors import CeremonyError
+from fleet.errors import CeremonyError, TrustError
 from fleet.trust.ceremony import Proposal, Trusted, root_in_force
 from fleet.trust.holders import named
-from fleet.trust.metadata_set import ROOT, TARGETS
+from fleet.trust.metadata_set import ROOT, TARGETS, Delegator
+from fleet.trust.repository import good_signatures
 from fleet.trust.workflow import filename
 
 S = TypeVar("S", Root, Targets)
@@ -111,22 +112,57 @@ def _signed(metadata: Metadata[S] | None, signer: Signer) -> Metadata[S] | None:
     return again
 
 
-def merge(one: Proposal, other: Proposal) -> Proposal:
-    """Return a proposal with the signatures of both; two people may sign copies of it at the same time.
+def merge(trusted: Trusted, one: Proposal, other: Proposal) -> Proposal:
+    """Return a proposal with the good signatures of both; two people may sign copies of it at the same time.
+
+    Args:
+        trusted: what both follow.
+        one: a proposal.
+        other: a copy of it, which others have signed.
 
     Raises:
         CeremonyError: they do not propose the same.
     """
-    return Proposal(_merged(one.root, other.root, ROOT), _merged(one.targets, other.targets, TARGETS))
+    new = one.root.signed if one.root is not None else None
+    before = trusted.root.signed if trusted.root is not None else None
+    root = _merged(one.root, other.root, ROOT, [x for x in (before, new) if x is not None])
+    in_force = [x for x in (new or before,) if x is not None]
+    return Proposal(root, _merged(one.targets, other.targets, TARGETS, in_force))
 
 
-def _merged(one: Metadata[S] | None, other: Metadata[S] | None, role: str) -> Metadata[S] | None:
+def _merged(
+    one: Metadata[S] | None, other: Metadata[S] | None, role: str, delegators: Sequence[Root]
+) -> Metadata[S] | None:
     if one is None and other is None:
         return None
     if one is None or other is None or one.signed_bytes != other.signed_bytes:
         raise CeremonyError(f"{role}: the two folders do not propose the same; only signatures are merged")
+    return gathered(one, other, delegators, role)
+
+
+def gathered(one: Metadata[S], other: Metadata[S], delegators: Sequence[Delegator], role: str) -> Metadata[S]:
+    """Return a file with the good signatures of two copies of it, and no others.
+
+    A bad signature stands in nobody's way: whoever hands in a copy may put anything under a colleague's key,
+    and must not undo what the colleague has signed.
+
+    Args:
+        one: a file; `other` says the same, byte for byte.
+        other: a copy of it.
+        delegators: who name keys for the file; a signature is good that counts for one of them.
+        role: the file's role.
+
+    Raises:
+        TrustError: the copies say different things, or a delegator does not know the role.
+    """
+    if one.signed_bytes != other.signed_bytes:
+        raise TrustError(f"{role}: expected two copies of one file, got two files", reason="mix_and_match")
     again = copied(one)
-    again.signatures.update({k: v for k, v in other.signatures.items() if k not in again.signatures})
+    again.signatures.clear()
+    for copy in (one, other):
+        for delegator in delegators:
+            for keyid in good_signatures(copy, delegator, role):
+                again.signatures.setdefault(keyid, copy.signatures[keyid])
     return again
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from litestar import Request, Response, Router, get, post
+from litestar import Request, Response, Router, delete, get, post
 from litestar.params import FromPath, JSONBody
 
 from fleet.trust import holders, repository
@@ -136,9 +136,12 @@ def projects(services: ServicesDep) -> list[ProjectState]:
 @get("/api/v1/projects/{name:str}", opt=_SIGN, sync_to_thread=True, summary="Show a project", tags=["trust"])
 def project(request: AnyRequest, services: ServicesDep, name: FromPath[str]) -> ProjectState:
     """Return one project, with what it is to sign, as far as the caller may publish it."""
-    state = services.projects.get(name)
+    return _shown(request.user, services.projects.get(name))
+
+
+def _shown(user: Principal, state: ProjectState) -> ProjectState:
     mine = [
-        tuple(row for row in rows if request.user.covers(Scope.RELEASES_PUBLISH, model=row.model))
+        tuple(row for row in rows if user.covers(Scope.RELEASES_PUBLISH, model=row.model))
         for rows in (state.add, state.withdraw)
     ]
     return msgspec.structs.replace(state, add=mine[0], withdraw=mine[1])
@@ -161,4 +164,19 @@ def sign(
     return signed
 
 
-ROUTES = Router(path="/", route_handlers=[keys, rotate, prepare, status, adopt, projects, project, sign])
+@delete(
+    "/api/v1/projects/{name:str}/proposal",
+    opt=_SIGN,
+    status_code=200,
+    sync_to_thread=True,
+    summary="Drop what waits for signatures",
+    tags=["trust"],
+)
+def discard(request: AnyRequest, services: ServicesDep, name: FromPath[str]) -> ProjectState:
+    """Drop what not enough keys of a project have signed; its releases wait to be signed again."""
+    return _shown(request.user, services.projects.discard(request.user, name))
+
+
+ROUTES = Router(
+    path="/", route_handlers=[keys, rotate, prepare, status, adopt, projects, project, sign, discard]
+)

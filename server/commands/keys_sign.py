@@ -59,6 +59,8 @@ def sign(
     memory.check(known, trusted, place)
     signed = signatures.sign(trusted, proposal, signer)
     memory.keep(place, known, trusted, proposal)
+    # Somebody may have signed in the same folder while this person was reading.
+    signed = signatures.merge(trusted, signed, where.proposal(trusted))
     where.propose(signed)
     show(where, review(trusted, signed, now()), as_json=as_json, signatures_only=True)
 
@@ -72,6 +74,6 @@ def merge(folder: Path, other: Path, as_json: bool) -> None:
     where, there = CeremonyFolder(folder), CeremonyFolder(other)
     trusted = where.trusted()
     there.check()
-    merged = signatures.merge(where.proposal(trusted), there.proposal(trusted))
+    merged = signatures.merge(trusted, where.proposal(trusted), there.proposal(trusted))
     where.propose(merged)
     show(where, review(trusted, merged, now()), as_json=as_json, signatures_only=True)

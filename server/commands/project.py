@@ -126,3 +126,30 @@ def _show(change: Difference, *, yes: bool) -> None:
         click.echo("nothing changes but expiry", err=True)
     if not yes:
         click.confirm("Sign this?", abort=True, err=True)
+
+
+@project.command("discard")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Drop it without asking.")
+@server_options
+def discard(*, name: str, yes: bool, server: str, token: str, as_json: bool) -> None:
+    """Drop what waits for more signatures of project NAME, with those that it has.
+
+    Says whose they are, and asks. The releases in it stay, and wait to be signed again.
+    """
+    if as_json and not yes:
+        raise ClientError("--json asks nobody: look at it first, then add --yes")
+    with connect(server, token) as client:
+        state = client.get(f"/projects/{name}")
+        if not state["proposal"]:
+            raise ClientError(f"project {name}: nothing waits for signatures")
+        keys = ", ".join(keyid[:12] for keyid in state["signed_by"])
+        who = f"handed in by {state['proposed_by']}, signed by {keys}"
+        click.echo(f"project {name}: a change waits, {who}", err=True)
+        if not yes:
+            click.confirm("Drop it?", abort=True, err=True)
+        client.delete(f"/projects/{name}/proposal")
+    if as_json:
+        print_json({"project": name, "discarded": sorted(state["proposal"])})
+    else:
+        click.echo(f"project {name}: nothing waits for signatures any more")

@@ -139,8 +139,9 @@ def _wanted(
     told = signing.difference(published, proposal)
     if dict(told.added) != {bundle.path: entry(bundle) for bundle in own} or told.gone:
         raise ClientError(
-            f"project {published.project.name}: another change waits for signatures; look at it with "
-            f"`kedge project sign {published.project.name}`"
+            f"project {published.project.name}: another change waits for signatures: look at it and sign it "
+            f"(kedge project sign {published.project.name}), or drop it (kedge project discard "
+            f"{published.project.name})"
         )
     return None
 

@@ -7,8 +7,10 @@ a CI's key cannot use the server to name anything else.
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
 from typing import Final
 
 import msgspec
@@ -17,9 +19,10 @@ from sqlmodel import Session, col, select
 from tuf.api.metadata import Metadata, TargetFile, Targets
 
 from fleet.errors import TrustError
-from fleet.trust import assignment, project_files, repository
+from fleet.trust import assignment, project_files, repository, signatures
 from fleet.trust import metadata_set as rules
 from fleet.trust.assignment import AssignedBundle
+from fleet.trust.holders import named
 from fleet.trust.repository import Project
 from server.db.engine import Database
 from server.db.tables import BundleRow, Release, ReleaseBundle
@@ -55,6 +58,7 @@ class ProjectState(msgspec.Struct, frozen=True, kw_only=True):
         withdraw: withdrawn releases whose entries are still there.
         proposal: the next files with the signatures that there are, by name; empty when there are none.
         signed_by: ids of the keys that have signed the proposal.
+        proposed_by: whose request brought the first of the signatures, "" when there are none.
     """
 
     name: str
@@ -68,6 +72,7 @@ class ProjectState(msgspec.Struct, frozen=True, kw_only=True):
     withdraw: tuple[Waiting, ...]
     proposal: dict[str, str]
     signed_by: tuple[str, ...]
+    proposed_by: str
 
 
 class Signed(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +99,8 @@ class Projects:
         self._audit: Final = audit
         self._live: Final = live
         self._signing: Final = signing
+        # Between reading what waits and keeping it with one more signature nobody else may do the same.
+        self._one_at_a_time: Final = threading.Lock()
 
     # --- reading -------------------------------------------------------------------------------------
 
@@ -122,7 +129,8 @@ class Projects:
     def _state(self, session: Session, project: Project) -> ProjectState:
         own = self._signing.image().files.get(project.name)
         row = session.get(ProjectProposal, project.name)
-        files = dict(row.files) if row is not None and not self._outdated(row) else {}
+        row = row if row is not None and not self._outdated(row) else None
+        files = dict(row.files) if row is not None else {}
         return ProjectState(
             name=project.name,
             keyids=project.signers.keyids,
@@ -135,6 +143,7 @@ class Projects:
             withdraw=tuple(self._leaving(session, project)),
             proposal=files,
             signed_by=self._signed_by(project, files),
+            proposed_by=row.proposed_by if row is not None else "",
         )
 
     @staticmethod
@@ -173,24 +182,24 @@ class Projects:
 
         Raises:
             NotFoundError: there is no such project.
-            ConflictError: something else was published, or waits, meanwhile: build on that, and sign again.
+            ConflictError: something else was published meanwhile: build on that, and sign again. Or another
+                change waits: sign or drop that first.
             InvalidError: they say something else than what waits, or nobody who may has signed.
         """
         project = self._project(name)
-        with self._database.write() as session:
-            row = session.get(ProjectProposal, name)
-            if row is not None and self._outdated(row):
-                session.delete(row)
-                session.flush()
-                row = None
-            merged = _merged(row.files if row is not None else {}, files)
-            overlay = self._lay_over(project, merged)
+        with self._one_at_a_time, self._database.write() as session:
+            row = self._proposed(session, name)
+            kept = row.files if row is not None else {}
+            if row is not None and not _same(kept, files):
+                raise ConflictError(self._busy(project, row))
+            overlay = self._lay_over(project, files)
             added, left = self._check(session, project, overlay)
             for waiting in (*added, *left):
                 actor.check(Scope.RELEASES_PUBLISH, model=waiting.model)
-            keyids = _signatures(overlay, project)
-            if not keyids:
+            if not _signatures(overlay, project):
                 raise InvalidError(f"project {name}: expected a signature of one of its keys, got none")
+            merged = _gathered(kept, files, overlay, project)
+            keyids = _signatures(self._lay_over(project, merged), project)
             missing = max(0, project.signers.threshold - len(keyids))
             self._keep(session, actor, project, row, merged, missing)
             after = {"files": sorted(merged), "signed_by": sorted(keyids), "missing": missing}
@@ -198,6 +207,56 @@ class Projects:
         if not missing:
             self.settle()
         return Signed(adopted=not missing, missing=missing)
+
+    def discard(self, actor: Principal, name: str) -> ProjectState:
+        """Drop what waits for more signatures of a project, so that another change can be signed.
+
+        The releases in it stay, and wait to be signed again.
+
+        Args:
+            actor: who does it; whoever may hand in the change may drop it.
+            name: the project.
+
+        Raises:
+            NotFoundError: there is no such project, or nothing of it waits.
+        """
+        project = self._project(name)
+        with self._one_at_a_time, self._database.write() as session:
+            row = self._proposed(session, name)
+            if row is None:
+                raise NotFoundError(f"project {name}: nothing waits for signatures")
+            for model in self._models(project, row.files):
+                actor.check(Scope.RELEASES_PUBLISH, model=model)
+            before = {"files": sorted(row.files), "signed_by": list(self._signed_by(project, row.files))}
+            session.delete(row)
+            self._audit.record(session, actor, "project.discard", f"project {name}", before=before)
+        return self.get(name)
+
+    def _models(self, project: Project, files: Mapping[str, str]) -> set[str]:
+        """Return the models that files change, whether what they say still waits or not."""
+        old = project_files.entries(project, self._signing.image().files_of(project))
+        new = project_files.entries(project, files_of(project, self._lay_over(project, files).files))
+        changed = {path for path in old.keys() | new.keys() if old.get(path) != new.get(path)}
+        return {path.split("/")[1] for path in changed}
+
+    def _proposed(self, session: Session, name: str) -> ProjectProposal | None:
+        """Return what waits for signatures; what was overtaken by something else goes."""
+        row = session.get(ProjectProposal, name)
+        if row is not None and self._outdated(row):
+            session.delete(row)
+            session.flush()
+            return None
+        return row
+
+    def _busy(self, project: Project, row: ProjectProposal) -> str:
+        signed = set(self._signed_by(project, row.files))
+        who = ", ".join(named(key) for key in project.signers.keys if key.keyid in signed)
+        when = datetime.fromtimestamp(row.proposed_at, timezone.utc)
+        return (
+            f"project {project.name}: another change waits for signatures, handed in by {row.proposed_by} "
+            f"{when:%Y-%m-%d %H:%M} UTC and signed by {who}: sign it (kedge project sign {project.name}), "
+            f"or drop it (kedge project discard {project.name})"
+        )
 
     def _keep(
         self,
@@ -308,38 +367,44 @@ def _differs(project: Project, added: Mapping[str, TargetFile], wanted: Mapping[
     return f"project {project.name}: expected every bundle of the release, {missing[0]} is not among them"
 
 
-def _merged(kept: Mapping[str, str], files: Mapping[str, str]) -> dict[str, str]:
-    """Return files with the signatures of both; where nothing is kept, what was handed in.
-
-    Raises:
-        ConflictError: they sign something else than what waits already.
-    """
-    if not kept:
-        return dict(files)
-    if set(kept) != set(files):
-        raise ConflictError(
-            "another change of this project waits for signatures: sign or withdraw that first"
-        )
-    return {name: _merge(name, text, files[name]) for name, text in kept.items()}
+def _same(kept: Mapping[str, str], files: Mapping[str, str]) -> bool:
+    """Return whether files say the same as those that wait, whoever has signed them."""
+    return kept.keys() == files.keys() and all(
+        _parsed(name, text).signed_bytes == _parsed(name, files[name]).signed_bytes
+        for name, text in kept.items()
+    )
 
 
-def _merge(name: str, kept: str, more: str) -> str:
-    first, second = (rules.parse(Targets, text.encode(), name) for text in (kept, more))
-    if first.signed_bytes != second.signed_bytes:
-        raise ConflictError(f"{name}: another change waits for signatures: sign or withdraw that first")
-    first.signatures.update(second.signatures)
-    return first.to_bytes().decode()
+def _parsed(name: str, text: str) -> Metadata[Targets]:
+    return rules.parse(Targets, text.encode(), name)
+
+
+def _gathered(
+    kept: Mapping[str, str], files: Mapping[str, str], overlay: Overlay, project: Project
+) -> dict[str, str]:
+    """Return the files with the good signatures of those that wait and of those that were handed in."""
+    found = {}
+    for name, text in files.items():
+        role = (parse_name(name) or ("", 0))[0]
+        one, other = _parsed(name, kept.get(name, text)), _parsed(name, text)
+        delegator = _delegator(overlay, project, role)
+        found[name] = signatures.gathered(one, other, [delegator], role).to_bytes().decode()
+    return found
+
+
+def _delegator(overlay: Overlay, project: Project, role: str) -> Targets:
+    own = overlay.files.get(project.name)
+    delegator = overlay.targets if role == project.name else own
+    if delegator is None:
+        raise InvalidError(f"{role}: its project has signed nothing")
+    return delegator
 
 
 def _signatures(overlay: Overlay, project: Project) -> set[str]:
     """Return the ids of the keys that have signed every file that changes."""
-    own = overlay.files.get(project.name)
     found: set[str] | None = None
     for role, data in overlay.changed.items():
-        delegator = overlay.targets if role == project.name else own
-        if delegator is None:
-            raise InvalidError(f"{role}: its project has signed nothing")
-        metadata: Metadata[Targets] = rules.parse(Targets, data, role)
-        good = set(repository.good_signatures(metadata, delegator, role))
+        metadata = rules.parse(Targets, data, role)
+        good = set(repository.good_signatures(metadata, _delegator(overlay, project, role), role))
         found = good if found is None else found & good
     return found or set()

@@ -19,9 +19,10 @@ from fleet.trust.repository import Project, signed_file
 from fleet.trust.workflow import filename
 from project_parts import next_targets, project, targets_key, utc
 from server.client.bundles import Layout
+from server.db.tables import Release
 from server.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
 from server.services.projects import Projects, Signed
-from server.services.roles import SYSTEM, Principal
+from server.services.roles import SYSTEM, Principal, Role
 from server.services.scopes import Grant, Scope
 from server_parts import Parts, parts
 from sim_devices import layout
@@ -191,3 +192,69 @@ def test_a_model_is_published_by_its_project_alone(ci: Ci) -> None:
             ci.parts.releases.publish(SYSTEM, "9", [digest], named)
     with pytest.raises(NotFoundError, match="expected one of vision, releases"):
         ci.projects.get("nobody")
+
+
+def _as(text: str, key: CryptoSigner) -> str:
+    """Return a file with rubbish as the signature of a key."""
+    document = msgspec.json.decode(text)
+    rubbish = {"keyid": key.public_key.keyid, "sig": "00" * 64}
+    document["signatures"] = [x for x in document["signatures"] if x["keyid"] != rubbish["keyid"]] + [rubbish]
+    return msgspec.json.encode(document).decode()
+
+
+def test_nobody_drops_a_colleagues_signature(tmp_path: Path) -> None:
+    """Two of two must sign, and one of them is a thief, who wants the release never to come out.
+
+    The colleague's signature waits. He hands in his own, with rubbish under the colleague's key, before and
+    after: the rubbish is not kept, the good signatures are, and the release comes out.
+    """
+    ci = Ci(tmp_path, threshold=2)
+    release = ci.release("1")
+    ((name, good),) = ci.files(*release).items()
+    assert ci.sign({name: _as(ci.files(*release, key=1)[name], ci.keys[0])}).missing == 1
+    assert ci.projects.discard(SYSTEM, "vision").signed_by == ()
+    assert ci.sign({name: good}) == Signed(adopted=False, missing=1)
+    with pytest.raises(InvalidError, match="expected a signature of one of its keys, got none"):
+        ci.sign({name: _as(good, ci.keys[0])})
+    assert ci.projects.get("vision").signed_by == (ci.keys[0].public_key.keyid,)
+    spoiled = _as(ci.files(*release, key=1)[name], ci.keys[0])
+    assert ci.sign({name: spoiled}) == Signed(adopted=True, missing=0)
+    assert set(ci.parts.signing.bundles()) == set(release)
+
+
+def test_what_waits_is_dropped_on_purpose_and_says_whose_it_is(tmp_path: Path) -> None:
+    """Release 1 waits for a second key that is on holiday, and release 2 cannot wait.
+
+    Handing in release 2 is refused, with the name of who has handed in release 1, and the way out.
+    """
+    ci = Ci(tmp_path, threshold=2)
+    one, two = ci.release("1"), ci.release("2")
+    ci.sign(ci.files(*one), Principal(name="anna", role=Role.RELEASER))
+    assert ci.projects.get("vision").proposed_by == "anna"
+    said = r"handed in by anna 20\d\d-.* and signed by key [0-9a-f]{8}: sign it .*project discard vision"
+    with pytest.raises(ConflictError, match=said):
+        ci.sign(ci.files(*two))
+    grant = Grant(scope=Scope.RELEASES_PUBLISH, models=("kws",))
+    with pytest.raises(ForbiddenError):
+        ci.projects.discard(Principal(name="token:other", role=None, grants=(grant,)), "vision")
+    assert ci.projects.discard(SYSTEM, "vision").proposal == {}
+    with pytest.raises(NotFoundError, match="nothing waits"):
+        ci.projects.discard(SYSTEM, "vision")
+    ci.sign(ci.files(*two))
+    assert ci.sign(ci.files(*two, key=1)) == Signed(adopted=True, missing=0)
+    assert [row.version for row in ci.projects.get("vision").add] == ["1"]
+
+
+def test_what_waits_for_a_release_that_is_withdrawn_can_be_dropped(tmp_path: Path) -> None:
+    """The release turns out to be bad before the second key has signed it: nobody can sign it any more."""
+    ci = Ci(tmp_path, threshold=2)
+    release = ci.release("1")
+    files = ci.files(*release)
+    ci.sign(files)
+    with ci.parts.database.write() as session:
+        row = session.get_one(Release, 1)
+        row.withdrawn_at = ci.parts.clock.now()
+        session.add(row)
+    with pytest.raises(InvalidError, match="is not what a release that waits says"):
+        ci.sign(ci.files(*release, key=1))
+    assert ci.projects.discard(SYSTEM, "vision").proposal == {}

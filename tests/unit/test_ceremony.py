@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from securesystemslib.signer import CryptoSigner
+from securesystemslib.signer import CryptoSigner, Signature
 from tuf.api.metadata import Metadata, Root, TargetFile
 
 from ceremony_world import NOW, CeremonyWorld, holders, person, refresh
@@ -166,11 +166,44 @@ def test_signatures_of_two_copies_are_merged(world: CeremonyWorld) -> None:
     world.propose(rotated(CAROL, DAVE))
     by_alice = signatures.sign(world.trusted, world.proposal, ALICE)
     by_bob = signatures.sign(world.trusted, world.proposal, BOB)
-    world.proposal = signatures.merge(by_alice, by_bob)
+    world.proposal = signatures.merge(world.trusted, by_alice, by_bob)
     world.publish()
     world.propose(rotated(DAVE, CAROL))
     with pytest.raises(CeremonyError, match="do not propose the same"):
-        signatures.merge(by_alice, world.proposal)
+        signatures.merge(world.trusted, by_alice, world.proposal)
+
+
+def _spoiled(proposal: Proposal, *people: CryptoSigner) -> Proposal:
+    """Return a proposal with rubbish in the place of these people's signatures."""
+    assert proposal.root is not None
+    root = signatures.copied(proposal.root)
+    for one in people:
+        root.signatures[one.public_key.keyid] = Signature(one.public_key.keyid, "00" * 64)
+    return Proposal(root, proposal.targets)
+
+
+def test_nobody_drops_a_colleagues_signature(world: CeremonyWorld) -> None:
+    """Carol is to lose her key, and wants to keep it.
+
+    She signs a copy of the folder and puts rubbish under the names of Alice and Bob: whichever way the copies
+    are merged, and however often, what Alice and Bob have signed stays, and no rubbish does.
+    """
+    world.propose(rotated(CAROL, DAVE))
+    by_alice = signatures.sign(world.trusted, world.proposal, ALICE)
+    by_bob = signatures.sign(world.trusted, world.proposal, BOB)
+    hers = _spoiled(signatures.sign(world.trusted, world.proposal, CAROL), ALICE, BOB, person("nobody"))
+    merged = hers
+    for copy in (by_alice, hers, by_bob, hers):
+        merged = signatures.merge(world.trusted, merged, copy)
+        other_way = signatures.merge(world.trusted, copy, merged)
+        assert other_way.root is not None
+        assert merged.root is not None
+        assert merged.root.signatures == other_way.root.signatures
+    assert merged.root is not None
+    assert merged.root.signatures.keys() == {x.public_key.keyid for x in (ALICE, BOB, CAROL)}
+    world.proposal = merged
+    world.publish()
+    assert refresh(world.device(), world.files).root.version == 2
 
 
 def test_a_proposal_for_another_base_is_refused(world: CeremonyWorld) -> None:
