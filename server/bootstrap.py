@@ -29,10 +29,14 @@ from server.ports.broker import Doorman
 from server.ports.clock import Clock
 from server.services.accounts import Accounts, FirstCredential
 from server.services.admission import Admission
+from server.services.assignment_publishing import AssignmentPublisher
+from server.services.assignment_signing import AssignmentSigner
 from server.services.assignments import Assignments
 from server.services.audit import Audit
-from server.services.audit_witness import Witness
+from server.services.audit_witness import NOTE, Witness
 from server.services.authority import SERVER_NAME, CertificateLifetimes, FleetAuthority
+from server.services.authority_folder import AuthorityFolder
+from server.services.authority_steps import AuthoritySteps
 from server.services.blob_reading import BlobReading
 from server.services.claims import Claims
 from server.services.container import Services
@@ -66,6 +70,7 @@ from server.services.signing import SigningService
 from server.services.signing_keys import PASSPHRASE_VARIABLE
 from server.services.single_sign_on import CALLBACK, SingleSignOn
 from server.services.stats import Stats
+from server.services.succession import Authorities
 from server.services.trust_state import TrustState
 from server.services.wanted import DatabaseLedger, Wanted
 from server.services.withdrawals import Withdrawals
@@ -158,9 +163,10 @@ def build(settings: Settings) -> Runtime:
     revocations = Revocations(database, clock, authority, _doorman(settings, broker), live)
     releases = Releases(database, clock, audit, live, blobs, signing, settings.max_blob_bytes)
     projects = Projects(database, clock, audit, live, signing)
-    trust = TrustState(signing, projects, clock)
+    trust = TrustState(signing, projects, clock, Authorities(database, authority.members))
     deltas = Deltas(database, clock, blobs, DeltaProcess(), settings.scratch)
-    assignments = Assignments(database, clock, signing, connection, deltas)
+    assignments = Assignments(clock)
+    signer = AssignmentSigner(database, clock, signing, assignments, deltas)
     steps = RolloutSteps(clock, live, assignments)
     pools = Pools(database, clock, audit, connect)
     offload, queue = Offload(database, clock, pools, connect), OffloadQueue(database, clock, health)
@@ -169,18 +175,20 @@ def build(settings: Settings) -> Runtime:
     )
     wanted = Wanted(database, signing, [deltas.parcels])
     farewell = Farewell(clock, audit, steps, assignments, revocations)
-    reconcile = Reconcile(clock, assignments, steps, farewell)
+    reconcile = Reconcile(clock, signing, assignments, steps, farewell)
     ingest = Ingest(database, clock, live, health, connection, reconcile, queue.submit, distribution.report)
     delivery = Delivery(
         connection,
         database,
         signing,
-        releases,
         distribution,
         wanted,
-        assignments,
-        RolloutTicker(database, clock, audit, steps),
+        releases=releases,
         projects=projects,
+        assignments=assignments,
+        signer=signer,
+        outgoing=AssignmentPublisher(database, connection),
+        rollouts=RolloutTicker(database, clock, audit, steps),
         tick_seconds=settings.tick_seconds,
     )
     delta_worker = DeltaWorker(database, deltas, delivery.wake)
@@ -230,7 +238,7 @@ def build(settings: Settings) -> Runtime:
         projects=projects,
         withdrawals=Withdrawals(database, clock, audit, live, projects, assignments, steps),
         trust=trust,
-        kits=Kits(database, clock, audit, blobs, signing, assignments, ingest),
+        kits=Kits(database, clock, audit, blobs, signing, signer, ingest),
         assignments=assignments,
         rollouts=Rollouts(database, clock, audit, live, steps),
         rollout_views=RolloutViews(database, clock),
@@ -279,6 +287,31 @@ def open_accounts(settings: Settings) -> Iterator[Accounts]:
     try:
         upgrade(database)
         yield Accounts(database, clock, Audit(database, clock))
+    finally:
+        database.close()
+
+
+@contextlib.contextmanager
+def open_authorities(settings: Settings) -> Iterator[AuthoritySteps]:
+    """Give the steps from one authority to the next for a data folder whose server is stopped.
+
+    Raises:
+        SettingsError: there is no authority, or its server keeps its database elsewhere.
+    """
+    if not settings.keys.is_dir():
+        raise SettingsError(f"{settings.keys}: expected a server's keys, there are none")
+    clock = SystemClock()
+    folder = AuthorityFolder(settings.keys, clock)
+    never_ran = not settings.database and not settings.database_file.exists()
+    if never_ran and (settings.data / NOTE).exists():
+        raise SettingsError(
+            f"{settings.database_file}: expected the server's database, there is none; name it with --database"
+        )
+    database = Database("sqlite://" if never_ran else settings.database_url)
+    try:
+        upgrade(database)
+        witness = None if never_ran else Witness(settings.data, settings.keys)
+        yield AuthoritySteps(folder, database, Audit(database, clock, witness))
     finally:
         database.close()
 

@@ -24,7 +24,7 @@ from server.errors import ForbiddenError, InvalidError, NotFoundError
 from server.ports.blobs import BlobStore
 from server.ports.clock import Clock
 from server.ports.messaging import Incoming
-from server.services.assignments import Assignments
+from server.services.assignment_signing import AssignmentSigner, assigned_bundles
 from server.services.audit import Audit
 from server.services.enrolment import identity_key
 from server.services.ingest import Ingest
@@ -97,7 +97,7 @@ class Kits:
         audit: Audit,
         blobs: BlobStore,
         signing: SigningService,
-        assignments: Assignments,
+        signer: AssignmentSigner,
         ingest: Ingest,
     ) -> None:
         """Keep what is needed."""
@@ -106,7 +106,7 @@ class Kits:
         self._audit: Final = audit
         self._blobs: Final = blobs
         self._signing: Final = signing
-        self._assignments: Final = assignments
+        self._signer: Final = signer
         self._ingest: Final = ingest
 
     # --- going out -----------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ class Kits:
         until = now + timedelta(days=days).total_seconds()
         with self._database.write() as session:
             ids = self._chosen(session, which)
-            rows = self._assignments.holding(session, ids, until)
+            rows = self._signer.holding(session, ids, until)
             skipped = {x: "nothing was ever assigned to it" for x in ids if x not in rows}
             for row in [row for row in rows.values() if row.activate_before <= now]:
                 ended = datetime.fromtimestamp(row.activate_before, timezone.utc)
@@ -137,7 +137,7 @@ class Kits:
                     f"its assignment had to be activated before {ended:%Y-%m-%d %H:%M} UTC"
                 )
                 del rows[row.device_id]
-            bundles = {x: self._assignments.bundles(session, x) for x in rows}
+            bundles = assigned_bundles(session, list(rows))
             receipts = {x: self._receipt(session, x) for x in rows}
             after = {"devices": sorted(rows), "days": days}
             self._audit.record(session, actor, "kit.export", f"kit of {len(rows)} devices", after=after)

@@ -18,6 +18,7 @@ from server.services.assignments import Assignments
 from server.services.farewell import Farewell
 from server.services.rollout_rows import open_actions
 from server.services.rollout_steps import RolloutSteps
+from server.services.signing import SigningService
 from server.services.statements import Statements
 
 LOG: Final = logging.getLogger("kedge.reconcile")
@@ -32,10 +33,16 @@ class Reconcile:
     """Applies hellos, status and update events to devices and their parts in rollouts."""
 
     def __init__(
-        self, clock: Clock, assignments: Assignments, steps: RolloutSteps, farewell: Farewell
+        self,
+        clock: Clock,
+        signing: SigningService,
+        assignments: Assignments,
+        steps: RolloutSteps,
+        farewell: Farewell,
     ) -> None:
         """Keep what is needed."""
         self._clock: Final = clock
+        self._signing: Final = signing
         self._assignments: Final = assignments
         self._steps: Final = steps
         self._farewell: Final = farewell
@@ -93,7 +100,7 @@ class Reconcile:
 
     def _outrun(self, device_id: str, held: bytes) -> None:
         try:
-            if self._assignments.outrun_metadata(held):
+            if self._signing.outrun(held):
                 LOG.warning("%s holds newer metadata than this server: it was restored?", device_id)
         except TrustError as error:
             LOG.warning("%s holds a timestamp that is not to be followed: %s", device_id, error)

@@ -9,6 +9,8 @@ from typing import Final
 
 from server.db.engine import Database
 from server.ports.messaging import Connection
+from server.services.assignment_publishing import AssignmentPublisher
+from server.services.assignment_signing import AssignmentSigner
 from server.services.assignments import Assignments
 from server.services.distribution import Distribution
 from server.services.projects import Projects
@@ -32,13 +34,15 @@ class Delivery:
         connection: Connection,
         database: Database,
         signing: SigningService,
-        releases: Releases,
         distribution: Distribution,
         wanted: Wanted,
-        assignments: Assignments,
-        rollouts: RolloutTicker,
         *,
+        releases: Releases,
         projects: Projects,
+        assignments: Assignments,
+        signer: AssignmentSigner,
+        outgoing: AssignmentPublisher,
+        rollouts: RolloutTicker,
         tick_seconds: float,
     ) -> None:
         """Prepare the workers; nothing runs yet."""
@@ -50,6 +54,8 @@ class Delivery:
         self._distribution: Final = distribution
         self._wanted: Final = wanted
         self._assignments: Final = assignments
+        self._signer: Final = signer
+        self._outgoing: Final = outgoing
         self._rollouts: Final = rollouts
         self._reconnected: Final = threading.Event()
         self._changed: Final = threading.Event()
@@ -78,7 +84,7 @@ class Delivery:
         self._arrange()
         self._distribution.mend()
         self._distribution.publish_metadata(self._signing.files())
-        while self._assignments.publish_pending():
+        while self._signer.sign_pending() + self._outgoing.publish_pending():
             pass
 
     def _arrange(self) -> None:
@@ -114,6 +120,7 @@ class Delivery:
         self._projects.settle()
         self._releases.sign_pending()
         self._signing.refresh()
-        self._assignments.follow_director()
-        self._assignments.renew()
+        self._signer.follow_director()
+        with self._database.write() as session:
+            self._assignments.renew(session)
         self.wake()

@@ -100,7 +100,7 @@ def _enrol(server: Parts, release: int) -> None:
             key = "id" if table is Device else "device_id"
             session.execute(insert(table), [{key: name, **values} for name in names])
         server.assignments.sign_all(session)
-    server.assignments.sign_pending()
+    server.signer.sign_pending()
 
 
 def _document(server: Parts) -> bytes:
@@ -114,7 +114,7 @@ def _sign_all(server: Parts) -> list[float]:
     with server.database.write() as session:
         server.assignments.sign_all(session)
     rates, start, done = [], time.perf_counter(), 0
-    while signed := server.assignments.sign_pending():
+    while signed := server.signer.sign_pending():
         done += signed
         if done % (DEVICES // 10) == 0:
             rates.append(DEVICES // 10 / (time.perf_counter() - start))

@@ -311,7 +311,7 @@ def test_a_decommissioned_device_gets_nothing_else_any_more(kedge: Parts) -> Non
     rollout = kedge.roll_out(kedge.release("1"))
     assert set(kedge.statuses(rollout)) == {"bell"}
     kedge.clock.seconds += 20 * 86400
-    kedge.assignments.renew()
-    kedge.assignments.publish_pending()
+    kedge.renew()
+    kedge.publish_assignments()
     assert b'"decommission":true' in kedge.broker.retained["kedge/v1/device/cam/assignment"]
     assert b"decommission" not in kedge.broker.retained["kedge/v1/device/bell/assignment"]

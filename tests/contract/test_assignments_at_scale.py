@@ -13,7 +13,8 @@ from sqlmodel import select
 from fleet.ids import DeviceId
 from fleet.wire import topics
 from server.db.tables import BundleRow, Device, DeviceAssignment
-from server.services.assignments import RENEW_SECONDS, Assignments
+from server.services.assignment_signing import AssignmentSigner
+from server.services.assignments import RENEW_SECONDS
 from server.services.signing import SigningService
 from server_parts import Parts, parts
 
@@ -38,7 +39,7 @@ def kedge(tmp_path: Path) -> Parts:
 
 def published(kedge: Parts, device: str) -> dict[str, Any]:
     """Publish everything; return what the device is told."""
-    while kedge.assignments.publish_pending():
+    while kedge.publish_assignments():
         pass
     found: dict[str, Any] = json.loads(kedge.broker.retained[topics.assignment(DeviceId(device))])
     return found
@@ -59,7 +60,7 @@ def test_what_changes_while_it_is_signed_is_signed_again(kedge: Parts, tmp_path:
     first, second = kedge.release("v1"), kedge.release("v2")
     signing = Meanwhile(tmp_path / "keys", tmp_path / "trust", kedge.clock)
     signing.open()
-    racing = Assignments(kedge.database, kedge.clock, signing, kedge.connection)
+    racing = AssignmentSigner(kedge.database, kedge.clock, signing, kedge.assignments)
     signing.happens = lambda: want(kedge, "dev-a", second)
     want(kedge, "dev-a", first)
     assert racing.sign_pending() == 1
@@ -111,15 +112,15 @@ def test_devices_that_were_assigned_something_at_once_are_not_renewed_at_once(ke
             kedge.assignments.want(
                 session, name, "digits", bundle.digest, release, rollout=1, activate_seconds=60.0
             )
-    while kedge.assignments.sign_pending():
+    while kedge.signer.sign_pending():
         pass
     kedge.clock.seconds += RENEW_SECONDS - 60.0
-    assert kedge.assignments.renew() == 0
+    assert kedge.renew() == 0
     days = []
     for _ in range(8):
         kedge.clock.seconds += 86400.0
-        days.append(kedge.assignments.renew())
-        while kedge.assignments.sign_pending():
+        days.append(kedge.renew())
+        while kedge.signer.sign_pending():
             pass
     assert sum(days) == len(names)
     assert max(days) < len(names) / 3

@@ -21,7 +21,7 @@ from server.client.bundles import Layout
 from server.db.delta_tables import DeltaRow
 from server.db.tables import BundleRow, DeviceAssignment, DeviceModel
 from server.ports.delta_maker import FilePair
-from server.services.assignments import Assignments
+from server.services.assignment_signing import AssignmentSigner
 from server.services.deltas import PATIENCE, Deltas, State
 from server.services.distribution import Parcel
 from server.services.roles import SYSTEM
@@ -62,8 +62,8 @@ class Server:
         wired = self.parts
         scratch = folder / "scratch"
         self.deltas = Deltas(wired.database, wired.clock, self.blobs, self.maker, scratch)
-        self.assignments = Assignments(
-            wired.database, wired.clock, wired.signing, wired.connection, self.deltas
+        self.signer = AssignmentSigner(
+            wired.database, wired.clock, wired.signing, wired.assignments, self.deltas
         )
         self.releases = [self._release(folder / "1", FIRST.tobytes()), self._release(folder / "2", second)]
         wired.add_devices("a", "b")
@@ -84,11 +84,13 @@ class Server:
         """Ask a device to run a release."""
         release, bundle = self.releases[number]
         with self.parts.database.write() as session:
-            self.assignments.want(session, device, "digits", bundle, release, rollout=1, activate_seconds=DAY)
+            self.parts.assignments.want(
+                session, device, "digits", bundle, release, rollout=1, activate_seconds=DAY
+            )
 
     def sign(self) -> None:
         """Sign whatever may be signed now."""
-        while self.assignments.sign_pending():
+        while self.signer.sign_pending():
             pass
 
     def signed(self, device: str) -> dict[str, DeltaOffer] | None:

@@ -30,7 +30,7 @@ from fleet.trust.repository import signed_file
 from fleet.wire import codec, statement, topics
 from fleet.wire.enrolment import public_pem
 from fleet.wire.messages import AttackIndicator, Hello, ModelSlot, SignedStatement, Statement
-from server.console.views import devices, overview
+from server.console.views import devices, needs
 from server.db.tables import Device
 from server.ports.messaging import Incoming
 from server.services.signing import SigningService
@@ -233,13 +233,13 @@ def test_people_are_told_on_the_overview_and_on_the_devices_page(bench: Bench) -
     agent, now = bench.agent(), bench.kedge.clock.now()
     bench.hear(bench.say(agent, hello(active=str(Digest.of(b"x")))))
     with bench.kedge.database.read() as session:
-        assert overview.needs(session, now) == []
+        assert needs.current(session, now) == []
     agent.refused("assignment", "not_in_repository", "bundles/digits/9/laptop-x86 is unknown")
     last = bench.say(agent, hello(active=str(Digest.of(b"x"))))
     bench.hear(last)
     bench.hear(msgspec.structs.replace(last, signature=b""))
     with bench.kedge.database.read() as session:
-        titles = [(need.title, need.tone, need.href) for need in overview.needs(session, now)]
+        titles = [(need.title, need.tone, need.href) for need in needs.current(session, now)]
         page = devices.page(session, DEVICE, now)
     href = f"/devices/{DEVICE}#signed"
     assert titles == [
@@ -304,7 +304,7 @@ def test_a_server_restored_from_an_old_backup_goes_beyond_what_devices_hold(benc
     kedge = bench.kedge
     first = kedge.release("v1")
     kedge.roll_out(first)
-    while kedge.assignments.publish_pending():
+    while kedge.publish_assignments():
         pass
     shutil.copytree(kedge.folder / "trust", bench.folder / "backup")
     held = TrustClient(
@@ -329,7 +329,7 @@ def test_a_server_restored_from_an_old_backup_goes_beyond_what_devices_hold(benc
     agent = bench.agent()
     agent.refused("assignment", "rollback", "expected version 7 or later, got 1", held.held_timestamp())
     bench.hear(bench.say(agent, hello(version=7)))
-    while kedge.assignments.publish_pending():
+    while kedge.publish_assignments():
         pass
     document = json.loads(kedge.broker.retained[topics.assignment(DEVICE)])["signed"]
     assert document["version"] == 8

@@ -31,7 +31,7 @@ class Side(NamedTuple):
 
     def assigned(self, device: str) -> set[str]:
         """Return the paths that a device's signed assignment names."""
-        while self.parts.assignments.sign_pending():
+        while self.parts.signer.sign_pending():
             pass
         with self.parts.database.read() as session:
             row = session.get_one(DeviceAssignment, device)

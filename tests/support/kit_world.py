@@ -104,7 +104,7 @@ class KitWorld:
         self.parts: Parts = parts(folder / "server")
         self.blobs = FolderBlobStore(folder / "server" / "blobs")
         p = self.parts
-        self.kits = Kits(p.database, p.clock, p.audit, self.blobs, p.signing, p.assignments, p.ingest)
+        self.kits = Kits(p.database, p.clock, p.audit, self.blobs, p.signing, p.signer, p.ingest)
 
     def release(self, name: str) -> int:
         """Publish a bundle whose model is 5 kB of its own; return the release's id."""

@@ -17,6 +17,8 @@ from server.db.migrate import upgrade
 from server.db.tables import Device
 from server.services.accounts import Accounts
 from server.services.admission import Admission
+from server.services.assignment_publishing import AssignmentPublisher
+from server.services.assignment_signing import AssignmentSigner
 from server.services.assignments import Assignments
 from server.services.audit import Audit
 from server.services.authority import FleetAuthority
@@ -63,6 +65,8 @@ class Parts(NamedTuple):
     devices: Devices
     releases: Releases
     assignments: Assignments
+    signer: AssignmentSigner
+    outgoing: AssignmentPublisher
     rollouts: Rollouts
     rollout_views: RolloutViews
     ticker: RolloutTicker
@@ -90,6 +94,15 @@ class Parts(NamedTuple):
             SYSTEM, release_id=release, selection=Selection(), policy=policy, approve=True
         )
         return made.id or 0
+
+    def publish_assignments(self) -> int:
+        """Sign and publish a batch of assignments; return how many there were."""
+        return max(self.signer.sign_pending(), self.outgoing.publish_pending())
+
+    def renew(self) -> int:
+        """Have assignments that are old signed again; return how many."""
+        with self.database.write() as session:
+            return self.assignments.renew(session)
 
     def state(self, rollout: int) -> str:
         """Return a rollout's state."""
@@ -130,7 +143,7 @@ def parts(folder: Path, url: str = "sqlite://") -> Parts:
     connection = broker.connection()
     audit = Audit(database, clock)
     claims = Claims(database, clock, audit, signing.root_fingerprint)
-    assignments = Assignments(database, clock, signing, connection)
+    assignments = Assignments(clock)
     steps = RolloutSteps(clock, live, assignments)
     authority = FleetAuthority(folder / "keys", clock)
     doorman = FakeDoorman()
@@ -160,11 +173,14 @@ def parts(folder: Path, url: str = "sqlite://") -> Parts:
             database, clock, audit, live, FolderBlobStore(folder / "blobs"), signing, 2**20
         ),
         assignments=assignments,
+        signer=AssignmentSigner(database, clock, signing, assignments),
+        outgoing=AssignmentPublisher(database, connection),
         rollouts=Rollouts(database, clock, audit, live, steps),
         rollout_views=RolloutViews(database, clock),
         ticker=RolloutTicker(database, clock, audit, steps),
         ingest=Ingest(
-            database, clock, live, health, connection, Reconcile(clock, assignments, steps, farewell),
+            database, clock, live, health, connection,
+            Reconcile(clock, signing, assignments, steps, farewell),
             lambda _device, _request: None, lambda _text: None,
         ),
         stats=Stats(database, clock),

@@ -138,7 +138,7 @@ def test_a_groups_limits_stand_in_its_devices_signed_assignments(kedge: Parts) -
     kedge.rollouts.create(
         SYSTEM, release_id=release, selection=Selection(), policy=Policy(groups=groups), approve=True
     )
-    kedge.assignments.sign_pending()
+    kedge.signer.sign_pending()
     with kedge.database.read() as session:
         rows = [row for name in ("d1", "d2", "d3") if (row := session.get(DeviceAssignment, name))]
     (row,) = rows
@@ -146,7 +146,7 @@ def test_a_groups_limits_stand_in_its_devices_signed_assignments(kedge: Parts) -
     assert (row.rate, row.jitter) == (500_000, 60.0)
     with kedge.database.write() as session:
         kedge.assignments.sign_all(session)
-    kedge.assignments.sign_pending()
+    kedge.signer.sign_pending()
     with kedge.database.read() as session:
         again = session.get_one(DeviceAssignment, row.device_id)
     assert again.version > row.version
@@ -156,7 +156,7 @@ def test_a_groups_limits_stand_in_its_devices_signed_assignments(kedge: Parts) -
 def test_a_group_without_limits_adds_not_a_byte(kedge: Parts) -> None:
     kedge.add_devices("d1")
     kedge.roll_out(kedge.release("v1"))
-    kedge.assignments.sign_pending()
+    kedge.signer.sign_pending()
     with kedge.database.read() as session:
         assert terms(session.get_one(DeviceAssignment, "d1").document) is None
 

@@ -79,7 +79,7 @@ def _hello(kedge: Parts, device: str, active: str = "", version: int = 0) -> Non
 
 
 def _published(kedge: Parts, device: str) -> dict[str, object]:
-    while kedge.assignments.publish_pending():
+    while kedge.publish_assignments():
         pass
     found: dict[str, object] = json.loads(kedge.broker.retained[topics.assignment(DeviceId(device))])[
         "signed"
@@ -408,10 +408,10 @@ def test_a_hello_makes_up_for_events_that_were_lost_and_has_old_assignments_sent
     rollout = kedge.roll_out(kedge.release("v1"))
     _published(kedge, "dev-a")
     _hello(kedge, "dev-a", version=0)
-    assert kedge.assignments.publish_pending() == 1
+    assert kedge.publish_assignments() == 1
     _hello(kedge, "dev-a", active=kedge.rollout_views.actions(rollout)[0].bundle, version=1)
     assert kedge.statuses(rollout) == {"dev-a": "succeeded"}
-    assert kedge.assignments.publish_pending() == 0
+    assert kedge.publish_assignments() == 0
     kedge.ticker.tick()
     assert kedge.state(rollout) == "finished"
 
@@ -483,13 +483,13 @@ def test_assignments_are_signed_again_from_half_of_their_life_on(kedge: Parts) -
     kedge.roll_out(kedge.release("v1"))
     before = _published(kedge, "dev-a")
     _hello(kedge, "dev-a", version=1)
-    assert kedge.assignments.renew() == 0
+    assert kedge.renew() == 0
     kedge.clock.seconds += 23 * 86400
-    assert kedge.assignments.renew() == 1
+    assert kedge.renew() == 1
     after = _published(kedge, "dev-a")
     assert (before["version"], after["version"]) == (1, 2)
     assert before["targets"] == after["targets"]
-    assert kedge.assignments.renew() == 0
+    assert kedge.renew() == 0
     assert _published(kedge, "dev-b")["version"] == 1
     _hello(kedge, "dev-b", version=1)
     assert _published(kedge, "dev-b")["version"] == 2
