@@ -166,6 +166,29 @@ def gathered(one: Metadata[S], other: Metadata[S], delegators: Sequence[Delegato
     return again
 
 
+def contents(proposal: Proposal) -> tuple[bytes | None, bytes | None]:
+    """Return what is signed of a proposal's root and targets, whoever has signed it."""
+    root, targets = proposal.root, proposal.targets
+    return (
+        root.signed_bytes if root is not None else None,
+        targets.signed_bytes if targets is not None else None,
+    )
+
+
+def dropped(trusted: Trusted, before: Proposal, after: Proposal) -> dict[str, tuple[Key, ...]]:
+    """Return whose good signatures are lost where a proposal is changed, by file."""
+    changed = {
+        role
+        for role, old, new in ((ROOT, before.root, after.root), (TARGETS, before.targets, after.targets))
+        if old is not None and (new is None or old.signed_bytes != new.signed_bytes)
+    }
+    found: dict[str, dict[str, Key]] = {}
+    for count in counts(trusted, before):
+        if count.file in changed and count.signed:
+            found.setdefault(count.file, {}).update({key.keyid: key for key in count.signed})
+    return {role: tuple(keys.values()) for role, keys in found.items()}
+
+
 def finished(trusted: Trusted, proposal: Proposal) -> dict[str, bytes]:
     """Return the files to publish, with the signatures that count and no others.
 

@@ -151,7 +151,7 @@ def init(
     for signers in offline.values():
         for key in signers.keys:
             write_public_key(where.keys, key)
-    store(where, trusted, Proposal(), proposal, as_json=as_json)
+    store(where, trusted, proposal, as_json=as_json)
 
 
 def _online(settings: Settings, offline: Mapping[str, RoleKeys]) -> dict[str, Key]:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import click
 
-from fleet.errors import CeremonyError
+from fleet.errors import CeremonyError, TrustError
 from fleet.trust import plan as plans
+from fleet.trust import signatures
 from fleet.trust.ceremony import Lifetimes, Proposal
+from fleet.trust.holders import named
 from fleet.trust.metadata_set import ROOT, TARGETS
 from fleet.trust.plan import Plan
 from fleet.trust.repository import Project, RoleKeys
-from server.commands.keys_shared import change, folder_argument, json_option, public_key
+from server.commands.keys_shared import change, drop_option, folder_argument, json_option, public_key
 from server.commands.shared import print_json
 from server.offline.folder import CeremonyFolder
 
@@ -38,8 +40,9 @@ roles_option = click.option(
     metavar="ROLE",
     help="root, targets, snapshot, timestamp, director or a project; may be repeated.",
 )
+@drop_option
 @json_option
-def add(folder: Path, key: str, roles: tuple[str, ...], as_json: bool) -> None:
+def add(*, folder: Path, key: str, roles: tuple[str, ...], drop_signatures: bool, as_json: bool) -> None:
     """Propose one more key for a role.
 
     KEY is the file of a public key, or its owner's name when it lies in the FOLDER.
@@ -51,15 +54,16 @@ def add(folder: Path, key: str, roles: tuple[str, ...], as_json: bool) -> None:
             plan = plans.with_key(plan, role, new)
         return plan
 
-    change(folder, edit, as_json=as_json)
+    change(folder, edit, as_json=as_json, drop_signatures=drop_signatures)
 
 
 @click.command()
 @folder_argument
 @click.argument("who")
 @roles_option
+@drop_option
 @json_option
-def revoke(folder: Path, who: str, roles: tuple[str, ...], as_json: bool) -> None:
+def revoke(*, folder: Path, who: str, roles: tuple[str, ...], drop_signatures: bool, as_json: bool) -> None:
     """Propose to take a key away: what it signs counts no more.
 
     WHO is the owner's name, or the beginning of the key's id as `kedge keys list` shows it.
@@ -72,7 +76,7 @@ def revoke(folder: Path, who: str, roles: tuple[str, ...], as_json: bool) -> Non
             plan = plans.without_key(plan, role, old)
         return plan
 
-    change(folder, edit, as_json=as_json)
+    change(folder, edit, as_json=as_json, drop_signatures=drop_signatures)
 
 
 @click.command()
@@ -80,8 +84,11 @@ def revoke(folder: Path, who: str, roles: tuple[str, ...], as_json: bool) -> Non
 @click.argument("who")
 @click.argument("key")
 @roles_option
+@drop_option
 @json_option
-def rotate(folder: Path, who: str, key: str, roles: tuple[str, ...], as_json: bool) -> None:
+def rotate(
+    *, folder: Path, who: str, key: str, roles: tuple[str, ...], drop_signatures: bool, as_json: bool
+) -> None:
     """Propose to put another key in a key's place.
 
     WHO is the owner's name of the key that goes, or the beginning of its id; KEY is the file of the public
@@ -94,17 +101,23 @@ def rotate(folder: Path, who: str, key: str, roles: tuple[str, ...], as_json: bo
             plan = plans.with_replaced(plan, role, old, new)
         return plan
 
-    change(folder, edit, as_json=as_json)
+    change(folder, edit, as_json=as_json, drop_signatures=drop_signatures)
 
 
 @click.command()
 @folder_argument
 @click.argument("role")
 @click.argument("count", type=click.IntRange(min=1))
+@drop_option
 @json_option
-def threshold(folder: Path, role: str, count: int, as_json: bool) -> None:
+def threshold(*, folder: Path, role: str, count: int, drop_signatures: bool, as_json: bool) -> None:
     """Propose how many of a role's keys must sign."""
-    change(folder, lambda _, plan: plans.with_threshold(plan, role, count), as_json=as_json)
+    change(
+        folder,
+        lambda _, plan: plans.with_threshold(plan, role, count),
+        as_json=as_json,
+        drop_signatures=drop_signatures,
+    )
 
 
 @click.command()
@@ -117,14 +130,16 @@ def threshold(folder: Path, role: str, count: int, as_json: bool) -> None:
     help="Which file; may be repeated. Without it: both.",
 )
 @click.option("--days", type=click.IntRange(min=1), default=365, show_default=True, help="From now on.")
+@drop_option
 @json_option
-def extend(folder: Path, files: tuple[str, ...], days: int, as_json: bool) -> None:
+def extend(*, folder: Path, files: tuple[str, ...], days: int, drop_signatures: bool, as_json: bool) -> None:
     """Propose root and targets again with a later expiry, and nothing else."""
     lifetime = timedelta(days=days)
     change(
         folder,
         lambda _, plan: plan,
         as_json=as_json,
+        drop_signatures=drop_signatures,
         renew=files or (ROOT, TARGETS),
         lifetimes=Lifetimes(root=lifetime, targets=lifetime),
     )
@@ -145,9 +160,17 @@ def project() -> None:
 @click.option(
     "--path", "paths", multiple=True, metavar="PATTERN", help="As bundles/vision-*/*/*; may be repeated."
 )
+@drop_option
 @json_option
 def set_project(
-    folder: Path, name: str, keys: tuple[str, ...], count: int | None, paths: tuple[str, ...], as_json: bool
+    *,
+    folder: Path,
+    name: str,
+    keys: tuple[str, ...],
+    count: int | None,
+    paths: tuple[str, ...],
+    drop_signatures: bool,
+    as_json: bool,
 ) -> None:
     """Propose a new project, or other keys, threshold or paths for one that there is.
 
@@ -164,16 +187,22 @@ def set_project(
             plan, Project(name=name, signers=signers, paths=paths or (old.paths if old else ()))
         )
 
-    change(folder, edit, as_json=as_json)
+    change(folder, edit, as_json=as_json, drop_signatures=drop_signatures)
 
 
 @project.command("remove")
 @folder_argument
 @click.argument("name")
+@drop_option
 @json_option
-def remove_project(folder: Path, name: str, as_json: bool) -> None:
+def remove_project(*, folder: Path, name: str, drop_signatures: bool, as_json: bool) -> None:
     """Propose to remove a project: devices install nothing more that it has signed."""
-    change(folder, lambda _, plan: plans.without_project(plan, name), as_json=as_json)
+    change(
+        folder,
+        lambda _, plan: plans.without_project(plan, name),
+        as_json=as_json,
+        drop_signatures=drop_signatures,
+    )
 
 
 @click.command()
@@ -183,8 +212,21 @@ def discard(folder: Path, as_json: bool) -> None:
     """Drop what is proposed, with its signatures."""
     where = CeremonyFolder(folder)
     where.check()
+    signed = _signed(where)
     where.propose(Proposal())
     if as_json:
         print_json({"proposed": False})
-    else:
-        click.echo("nothing is proposed")
+        return
+    if signed:
+        click.echo(f"dropped what {', '.join(signed)} had signed")
+    click.echo("nothing is proposed")
+
+
+def _signed(where: CeremonyFolder) -> list[str]:
+    """Return who has signed; nobody, where that cannot be told: what is damaged is dropped all the same."""
+    try:
+        trusted = where.trusted()
+        lost = signatures.dropped(trusted, where.proposal(trusted), Proposal())
+    except (CeremonyError, TrustError):
+        return []
+    return sorted({named(key) for keys in lost.values() for key in keys})

@@ -19,7 +19,7 @@ from fleet.trust.metadata_set import ROOT, TARGETS
 from fleet.trust.plan import Plan, plan_of
 from server.adapters.clock import SystemClock
 from server.client.http import Json, trust_files
-from server.commands.keys_shared import change, folder_argument, json_option
+from server.commands.keys_shared import change, drop_option, folder_argument, json_option
 from server.commands.shared import connect, print_json, server_options, table
 from server.offline import online_keys, published
 from server.offline.folder import CeremonyFolder, write_public_key
@@ -114,8 +114,18 @@ def _print(roles: list[Json], more: dict[str, object], *, as_json: bool) -> None
     help="Propose it in this ceremony's folder: needed where people hold the keys that must name it.",
 )
 @_DATA
+@drop_option
 @server_options
-def renew(role: str, folder: Path | None, data: Path | None, server: str, token: str, as_json: bool) -> None:
+def renew(
+    *,
+    role: str,
+    folder: Path | None,
+    data: Path | None,
+    drop_signatures: bool,
+    server: str,
+    token: str,
+    as_json: bool,
+) -> None:
     """Give a role whose key lies on the server a new one: what a thief of the old one signs counts no more.
 
     ROLE is timestamp, snapshot, director or releases; root and targets too, while they are on the server.
@@ -135,7 +145,7 @@ def renew(role: str, folder: Path | None, data: Path | None, server: str, token:
         write_public_key(where.keys, key, replace=True)
         return plans.with_only_key(plan, role, key)
 
-    change(folder, edit, as_json=as_json)
+    change(folder, edit, as_json=as_json, drop_signatures=drop_signatures)
 
 
 def _coming(role: str, data: Path | None, server: str, token: str) -> Key:

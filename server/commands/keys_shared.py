@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import click
 from securesystemslib.signer import Key
 
+from fleet.errors import CeremonyError
 from fleet.text import printable
-from fleet.trust import ceremony
+from fleet.trust import ceremony, signatures
 from fleet.trust.ceremony import Lifetimes, Proposal, Trusted
 from fleet.trust.holders import named
 from fleet.trust.plan import Plan
@@ -31,6 +32,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 folder_argument = click.argument("folder", type=click.Path(path_type=Path))
 #: `--json`, which a command takes as `as_json`.
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+#: `--drop-signatures`, which a command that changes a proposal takes as `drop_signatures`.
+drop_option = click.option(
+    "--drop-signatures",
+    is_flag=True,
+    help="Change what somebody has signed already; they have to sign again.",
+)
 #: `--passphrase-file`, which a command takes as `passphrase_file`.
 secret_option = click.option(
     "--passphrase-file",
@@ -95,6 +102,7 @@ def change(
     edit: Callable[[CeremonyFolder, Plan], Plan],
     *,
     as_json: bool,
+    drop_signatures: bool,
     renew: tuple[str, ...] = (),
     lifetimes: Lifetimes | None = None,
 ) -> None:
@@ -104,11 +112,12 @@ def change(
         path: the ceremony's folder.
         edit: makes the new plan of the one that is proposed so far.
         as_json: print JSON.
+        drop_signatures: the person says that what is signed already may change.
         renew: files to propose though nothing changes in them.
         lifetimes: for how long they hold.
 
     Raises:
-        CeremonyError: the change makes no sense.
+        CeremonyError: the change makes no sense, or somebody has signed what it would change.
         TrustError: what is trusted does not verify, or the plan cannot be.
     """
     folder = CeremonyFolder(path)
@@ -116,12 +125,17 @@ def change(
     before = folder.proposal(trusted)
     plan = edit(folder, ceremony.plan_in(trusted, before))
     after = ceremony.propose(trusted, before, plan, now(), renew=renew, lifetimes=lifetimes)
-    store(folder, trusted, before, after, as_json=as_json)
+    gone = signatures.dropped(trusted, before, after)
+    if gone and not drop_signatures:
+        who = "; ".join(f"{role}, which {', '.join(map(named, keys))} signed" for role, keys in gone.items())
+        raise CeremonyError(
+            f"this changes {who}: first have the others sign and upload that, or drop it all (kedge keys "
+            f"discard {path}); --drop-signatures changes it, and they sign again"
+        )
+    store(folder, trusted, after, as_json=as_json)
 
 
-def store(
-    folder: CeremonyFolder, trusted: Trusted, before: Proposal, after: Proposal, *, as_json: bool
-) -> None:
+def store(folder: CeremonyFolder, trusted: Trusted, after: Proposal, *, as_json: bool) -> None:
     """Keep a changed proposal in its folder, and show it."""
     if not after:
         folder.propose(after)
@@ -132,9 +146,6 @@ def store(
         return
     words = review(trusted, after, now())
     folder.propose(after)
-    for role, old, new in (("root", before.root, after.root), ("targets", before.targets, after.targets)):
-        if old is not None and old.signatures and old is not new:
-            click.echo(f"the signatures on the earlier proposal of {role} are gone", err=True)
     show(folder, words, as_json=as_json)
 
 

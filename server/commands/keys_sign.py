@@ -57,10 +57,12 @@ def sign(
     place = seen or memory.place(key, signer.public_key, keys_shared.home())
     known = memory.read(place)
     memory.check(known, trusted, place)
-    signed = signatures.sign(trusted, proposal, signer)
+    there = where.proposal(trusted)
+    if signatures.contents(there) != signatures.contents(proposal):
+        raise CeremonyError(f"{folder}: was changed while you were reading: kedge keys review {folder}")
+    # Somebody may have signed in the same folder meanwhile: what they have signed stays.
+    signed = signatures.merge(trusted, signatures.sign(trusted, proposal, signer), there)
     memory.keep(place, known, trusted, proposal)
-    # Somebody may have signed in the same folder while this person was reading.
-    signed = signatures.merge(trusted, signed, where.proposal(trusted))
     where.propose(signed)
     show(where, review(trusted, signed, now()), as_json=as_json, signatures_only=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -11,10 +12,10 @@ import select
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from click.testing import CliRunner
@@ -28,7 +29,7 @@ from kedge.cli import cli
 from processes import KEDGE, wait_until
 from pure_repository import PureClient
 from server.errors import SettingsError
-from server.offline import online_keys
+from server.offline import key_files, online_keys
 from server.offline.folder import CeremonyFolder
 from server.services.data_lock import alone
 from server.services.signing import SigningService
@@ -71,7 +72,7 @@ class People:
         for name in names:
             shutil.copy(self.folder / name / f"{name}.pub.json", self.stick / "keys")
 
-    def kedge(self, *arguments: str, answer: str = "") -> str:
+    def kedge(self, *arguments: str, answer: str | IO[bytes] = "") -> str:
         """Run a command of `kedge keys`; return what it prints."""
         environment = {"KEDGE_KEY_PASSPHRASE": SECRET, "HOME": str(self.folder)}
         done = CliRunner().invoke(cli, ["keys", *arguments], env=environment, input=answer)
@@ -351,6 +352,82 @@ def test_two_people_sign_copies_at_the_same_time(people: People, tmp_path: Path)
     people.sign("bob", stick=copy)
     assert not people.json("review", str(people.stick))["complete"]
     assert people.json("merge", str(people.stick), str(copy))["complete"]
+
+
+class Thinking(io.RawIOBase):
+    """A person who reads for a while before they say yes; meanwhile something happens."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        super().__init__()
+        self._meanwhile, self._said = meanwhile, False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - bytes that can be written
+        if not len(buffer) or self._said:
+            return 0
+        self._said = True
+        self._meanwhile()
+        buffer[:2] = b"y\n"
+        return 2
+
+
+def test_who_signs_while_another_reads_is_not_written_over(people: People) -> None:
+    """Alice and Bob have the folder on a shared disk. Bob signs while Alice reads, and then she says yes."""
+    people.kedge("rotate", str(people.stick), "carol", "dave")
+
+    def bob_signs() -> None:
+        folder = CeremonyFolder(people.stick)
+        trusted = folder.trusted()
+        bob = key_files.load(people.folder / "bob" / "bob.pem", lambda _: SECRET)
+        folder.propose(signatures.sign(trusted, folder.proposal(trusted), bob))
+
+    key = str(people.folder / "alice" / "alice.pem")
+    answer = io.BufferedReader(Thinking(bob_signs))
+    said = people.kedge("sign", str(people.stick), "--key", key, answer=answer)
+    assert "Enough have signed" in said
+    assert people.json("review", str(people.stick))["complete"]
+
+
+def test_who_changes_the_proposal_while_another_reads_gets_no_signature(people: People) -> None:
+    """While Alice reads, Mallory puts another proposal into the folder: she has not said yes to that."""
+    people.kedge("rotate", str(people.stick), "carol", "dave")
+    other = people.folder / "other"
+    shutil.copytree(people.stick, other)
+    people.kedge("discard", str(other))
+    people.kedge("revoke", str(other), "bob")
+
+    def mallory_swaps() -> None:
+        for name in ("root.json", "targets.json"):
+            shutil.copy(other / "proposal" / name, people.stick / "proposal" / name)
+
+    key = str(people.folder / "alice" / "alice.pem")
+    with pytest.raises(CeremonyError, match="was changed while you were reading"):
+        people.kedge(
+            "sign", str(people.stick), "--key", key, answer=io.BufferedReader(Thinking(mallory_swaps))
+        )
+    assert all(not count["signed"] for count in people.json("review", str(people.stick))["signatures"])
+
+
+def test_what_somebody_has_signed_is_changed_only_on_purpose(people: People) -> None:
+    """Alice has signed that Dave comes. Admin thinks of one thing more, and nobody is to lose time."""
+    people.kedge("rotate", str(people.stick), "carol", "dave")
+    people.sign("alice")
+    said = refused(people, "threshold", str(people.stick), "root", "3")
+    assert re.match(
+        r"this changes root, which alice \([0-9a-f]{8}\) signed: first have the others sign", said
+    )
+    assert f"kedge keys discard {people.stick}" in said
+    people.kedge("threshold", str(people.stick), "releases", "1")  # changes nothing, and loses nothing
+    root = people.json("review", str(people.stick))["signatures"][0]
+    assert [x.partition(" ")[0] for x in root["signed"]] == ["alice"]
+    people.kedge("threshold", str(people.stick), "root", "3", "--drop-signatures")
+    assert not any(x["signed"] for x in people.json("review", str(people.stick))["signatures"])
+    people.sign("alice")
+    said = people.kedge("discard", str(people.stick))
+    assert "dropped what alice (" in said
+    assert "nothing is proposed" in said
 
 
 def test_a_person_who_says_no_has_signed_nothing(people: People) -> None:
