@@ -6,7 +6,8 @@
     ├── KedgeError               something Kedge understands went wrong: one line, no traceback, exit 2
     │   ├── UserError            a person's input is at fault
     │   │   ├── MissingExtraError    an optional part of Kedge is not installed
-    │   │   └── CeremonyError        keys or metadata cannot be changed as asked
+    │   │   ├── CeremonyError        keys or metadata cannot be changed as asked
+    │   │   └── TokenUriError        an address of a key in hardware is none
     │   ├── WireError            bytes from the wire are not what the protocol says
     │   ├── BundleError          a bundle is incomplete, altered or malformed
     │   ├── DeltaError           a difference between two files is malformed, or not for this file
@@ -43,6 +44,10 @@ class MissingExtraError(UserError):
 
 class CeremonyError(UserError):
     """Keys or metadata that people sign offline cannot be changed, reviewed or signed as asked."""
+
+
+class TokenUriError(UserError):
+    """The address of a key in hardware is none, or none that Kedge can obey."""
 
 
 class WireError(KedgeError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -20,9 +20,12 @@ from cryptography.x509.oid import NameOID
 from device_agent.adapters import files
 from device_agent.errors import StateError
 from device_agent.ports import DeviceKey
+from fleet.errors import MissingExtraError
+from fleet.token_uri import SCHEME
 from fleet.wire.enrolment import public_pem
 
-_HARDWARE: Final = "pkcs11:"
+if TYPE_CHECKING:  # only devices with such hardware have the library
+    from device_agent.adapters.token_key import TokenKey
 
 
 class FileKey:
@@ -60,9 +63,7 @@ def open_key(path: Path) -> DeviceKey:
     address = _address(path)
     if not address:
         return FileKey(path)
-    from device_agent.adapters.token_key import TokenKey  # only devices with such hardware have the library
-
-    return TokenKey(address)
+    return _in_hardware(address)
 
 
 def ensure(path: Path, address: str = "") -> DeviceKey:
@@ -74,6 +75,7 @@ def ensure(path: Path, address: str = "") -> DeviceKey:
 
     Raises:
         StateError: the device has another key already, or the hardware does not give one.
+        MissingExtraError: it is to lie in hardware, and the library for that is not installed.
         StorageError: the disk does not take it.
     """
     if path.exists():
@@ -85,9 +87,7 @@ def ensure(path: Path, address: str = "") -> DeviceKey:
     if not address:
         make(path)
         return open_key(path)
-    from device_agent.adapters.token_key import TokenKey
-
-    key = TokenKey(address)
+    key = _in_hardware(address)
     key.ensure()
     files.write(path, address.encode(), 0o600)
     return key
@@ -143,10 +143,18 @@ def certificate_request(key: ec.EllipticCurvePrivateKey) -> str:
     return request.public_bytes(serialization.Encoding.PEM).decode()
 
 
+def _in_hardware(address: str) -> TokenKey:
+    try:
+        from device_agent.adapters.token_key import TokenKey
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("a key in hardware", "pkcs11") from error
+    return TokenKey(address)
+
+
 def _address(path: Path) -> str:
     """Return the address that the file holds, "" when it holds a key."""
     try:
         text = path.read_text(errors="replace")
     except OSError as error:
         raise StateError(f"{path}: {error.strerror}") from error
-    return text.strip() if text.startswith(_HARDWARE) else ""
+    return text.strip() if text.startswith(SCHEME) else ""

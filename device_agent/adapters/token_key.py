@@ -9,67 +9,30 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qs, unquote
 
 import PyKCS11 as pkcs11  # noqa: N813 - as every other module is called
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from device_agent.errors import StateError
+from fleet import token_uri
+from fleet.errors import TokenUriError
 from fleet.wire.enrolment import public_pem
 
 #: Where the token's PIN is read from, unless the address names a file.
 PIN_VARIABLE: Final = "KEDGE_PKCS11_PIN"
 #: The curve P-256 as PKCS#11 names it: its object identifier, DER.
 _P256: Final = bytes.fromhex("06082a8648ce3d030107")
+#: PKCS#11 has whole programs log in, not sessions: of two threads, the second would be "logged in already".
+_ONE_AT_A_TIME: Final = threading.Lock()
 _USUAL_LABEL: Final = "kedge-device"
-#: An uncompressed point of P-256, inside a DER octet string.
-_POINT_HEAD: Final = b"\x04\x41\x04"
-
-
-class TokenAddress:
-    """A `pkcs11:` URI (RFC 7512): `pkcs11:token=NAME;object=LABEL?module-path=FILE&pin-source=FILE`."""
-
-    def __init__(self, uri: str) -> None:
-        """Read it.
-
-        Raises:
-            StateError: it is no such URI, or names no token or module.
-        """
-        scheme, _, rest = uri.partition(":")
-        path, _, query = rest.partition("?")
-        parts = dict(part.partition("=")[::2] for part in path.split(";"))
-        asked = parse_qs(query)
-        self.token: Final = unquote(parts.get("token", ""))
-        self.label: Final = unquote(parts.get("object", "")) or _USUAL_LABEL
-        self.module: Final = asked.get("module-path", [""])[0]
-        self.pin_file: Final = asked.get("pin-source", [""])[0].removeprefix("file:")
-        if scheme != "pkcs11" or not self.token or not self.module:
-            raise StateError(
-                "key: expected pkcs11:token=NAME;object=LABEL?module-path=FILE&pin-source=FILE, got "
-                f"{uri[:200]!r}"
-            )
-
-    def pin(self) -> str:
-        """Return the PIN.
-
-        Raises:
-            StateError: there is none.
-        """
-        if not self.pin_file:
-            pin = os.environ.get(PIN_VARIABLE, "")
-            if not pin:
-                raise StateError(
-                    f"token {self.token}: expected its PIN in {PIN_VARIABLE}, or pin-source=FILE"
-                )
-            return pin
-        try:
-            return Path(self.pin_file).read_text().strip()
-        except OSError as error:
-            raise StateError(f"token {self.token}: PIN: {self.pin_file}: {error.strerror}") from error
+#: Bytes of an uncompressed point of P-256, and the head of the DER octet string that most tokens put it in.
+_POINT: Final = 65
+_WRAPPED: Final = b"\x04\x41"
 
 
 class TokenKey:
@@ -79,9 +42,15 @@ class TokenKey:
         """Use the key at this address; the token is not asked yet.
 
         Raises:
-            StateError: the address is none.
+            StateError: the address is none, or names no library.
         """
-        self._address: Final = TokenAddress(uri)
+        try:
+            self._uri: Final = token_uri.parse(uri)
+        except TokenUriError as error:
+            raise StateError(f"key: {error}") from error
+        if not self._uri.module:
+            raise StateError(f"key: {uri}: which PKCS#11 library? add ?module-path=/usr/lib/....so")
+        self._label: Final = self._uri.label or ("" if self._uri.key_id else _USUAL_LABEL)
 
     def ensure(self) -> None:
         """Have the token make a P-256 key, unless it has one of this label.
@@ -104,9 +73,12 @@ class TokenKey:
         with self._session() as session:
             handle = self._needed(session, pkcs11.CKO_PUBLIC_KEY)
             point = bytes(session.getAttributeValue(handle, [pkcs11.CKA_EC_POINT])[0])
-        if not point.startswith(_POINT_HEAD):
-            raise self._trouble("its key is no P-256 key")
-        return public_pem(ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point[2:]))
+        if len(point) > _POINT:
+            point = point.removeprefix(_WRAPPED)
+        try:
+            return public_pem(ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point))
+        except ValueError as error:
+            raise self._trouble("its key is no P-256 key") from error
 
     def sign(self, data: bytes) -> bytes:
         """Return a signature: ECDSA, SHA-256, DER.
@@ -135,29 +107,49 @@ class TokenKey:
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[Any]:  # the library has no types
+        with _ONE_AT_A_TIME, self._opened() as session:
+            yield session
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Any]:  # as above
         library = pkcs11.PyKCS11Lib()
         try:
-            library.load(self._address.module)
+            library.load(self._uri.module)
             slots = library.getSlotList(tokenPresent=True)
-            slot = next((x for x in slots if _label(library, x) == self._address.token), None)
+            slot = next((x for x in slots if self._is_it(library.getTokenInfo(x))), None)
             if slot is None:
                 raise self._trouble("there is no such token")
             session = library.openSession(slot, pkcs11.CKF_SERIAL_SESSION | pkcs11.CKF_RW_SESSION)
             try:
-                session.login(self._address.pin())
+                session.login(self._pin())
                 yield session
             finally:
                 session.closeSession()
         except pkcs11.PyKCS11Error as error:
             raise self._trouble(error) from error
+        finally:
+            library.unload()
+
+    def _is_it(self, info: Any) -> bool:  # noqa: ANN401 - the library has no types
+        return self._uri.names(
+            token=info.label, serial=info.serialNumber, manufacturer=info.manufacturerID, model=info.model
+        )
+
+    def _pin(self) -> str:
+        file = self._uri.pin_file
+        try:
+            pin = Path(file).read_text().strip() if file else os.environ.get(PIN_VARIABLE, "")
+        except OSError as error:
+            raise self._trouble(f"PIN: {file}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise self._trouble(f"PIN: {file}: expected text, got something else") from error
+        if not pin:
+            raise self._trouble(f"expected its PIN in {file or PIN_VARIABLE + ', or pin-source=file:/path'}")
+        return pin
 
     def _templates(self) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
         yes, no = pkcs11.CK_TRUE, pkcs11.CK_FALSE
-        both = [
-            (pkcs11.CKA_KEY_TYPE, pkcs11.CKK_EC),
-            (pkcs11.CKA_TOKEN, yes),
-            (pkcs11.CKA_LABEL, self._address.label),
-        ]
+        both = [(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_EC), (pkcs11.CKA_TOKEN, yes), *self._named()]
         public = [
             *both,
             (pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY),
@@ -175,20 +167,19 @@ class TokenKey:
         ]
         return public, private
 
+    def _named(self) -> list[tuple[Any, ...]]:
+        pairs = ((pkcs11.CKA_LABEL, self._label), (pkcs11.CKA_ID, self._uri.key_id))
+        return [(attribute, value) for attribute, value in pairs if value]
+
     def _find(self, session: Any, kind: int) -> Any | None:  # noqa: ANN401 - the library has no types
-        wanted = [(pkcs11.CKA_CLASS, kind), (pkcs11.CKA_LABEL, self._address.label)]
-        found = session.findObjects(wanted)
+        found = session.findObjects([(pkcs11.CKA_CLASS, kind), *self._named()])
         return found[0] if found else None
 
     def _needed(self, session: Any, kind: int) -> Any:  # noqa: ANN401 - the library has no types
         found = self._find(session, kind)
         if found is None:
-            raise self._trouble(f"it has no key {self._address.label!r}")
+            raise self._trouble(f"it has no key {self._label or self._uri.key_id.hex()!r}")
         return found
 
     def _trouble(self, why: object) -> StateError:
-        return StateError(f"token {self._address.token}: {why}")
-
-
-def _label(library: Any, slot: int) -> str:  # noqa: ANN401 - the library has no types
-    return str(library.getTokenInfo(slot).label).rstrip(" \0")
+        return StateError(f"token {self._uri.token or self._uri.serial}: {why}")

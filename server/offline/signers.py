@@ -6,9 +6,9 @@ from pathlib import Path
 
 from securesystemslib.signer import Signer
 
+from fleet.token_uri import SCHEME
 from server.offline import key_files, tokens
 from server.offline.key_files import Ask
-from server.offline.token_uri import SCHEME
 
 
 def open_signer(where: str, ask: Ask) -> Signer:

@@ -7,9 +7,11 @@ securesystemslib's kind; its own `HSMSigner` finds keys by a number alone (see A
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ec import (
@@ -21,12 +23,14 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from securesystemslib.signer import Key, SecretsHandler, Signature, Signer, SSlibKey
 
-from fleet.errors import MissingExtraError
+from fleet import token_uri
+from fleet.errors import MissingExtraError, TokenUriError
+from fleet.token_uri import TokenUri
 from server.errors import OfflineKeyError
-from server.offline import token_uri
 from server.offline.key_files import Ask
-from server.offline.token_uri import TokenUri
 
+#: Environment variable with the path of the PKCS#11 library, for URIs without `module-path`.
+MODULE_VARIABLE: Final = "KEDGE_PKCS11_MODULE"
 #: DER of a curve's object identifier, as CKA_EC_PARAMS holds it.
 _CURVES: Final[dict[bytes, EllipticCurve]] = {
     bytes.fromhex("06082a8648ce3d030107"): SECP256R1(),
@@ -81,6 +85,26 @@ class TokenSigner(Signer):
         return Signature(self._key.keyid, encode_dss_signature(*numbers).hex())
 
 
+def read_uri(uri: str) -> TokenUri:
+    """Return where a key is.
+
+    Raises:
+        OfflineKeyError: the URI is none, or names no key, or nobody says which library.
+    """
+    try:
+        where = token_uri.parse(uri)
+    except TokenUriError as error:
+        raise OfflineKeyError(str(error)) from error
+    if not where.label and not where.key_id:
+        raise OfflineKeyError(f"{uri}: expected a token and a key (object=, id=)")
+    module = where.module or os.environ.get(MODULE_VARIABLE, "")
+    if not module:
+        raise OfflineKeyError(
+            f"{uri}: which PKCS#11 library? add ?module-path=/usr/lib/....so, or set {MODULE_VARIABLE}"
+        )
+    return dataclasses.replace(where, module=module)
+
+
 def open_key(uri: str, ask: Ask) -> TokenSigner:
     """Return the signer of the key that a PKCS#11 URI names.
 
@@ -88,7 +112,7 @@ def open_key(uri: str, ask: Ask) -> TokenSigner:
         OfflineKeyError: there is no such token or key, or the PIN is wrong.
         MissingExtraError: PKCS#11 is not installed.
     """
-    where, known = token_uri.parse(uri), _once(ask)
+    where, known = read_uri(uri), _once(ask)
     with _session(where, known) as (pkcs11, session):
         handle = _find(pkcs11, session, where, pkcs11.CKO_PUBLIC_KEY)
         key = _public_key(pkcs11, session, handle, where)
@@ -102,7 +126,7 @@ def generate(uri: str, ask: Ask) -> TokenSigner:
         OfflineKeyError: there is no such token, it has such a key already, or the PIN is wrong.
         MissingExtraError: PKCS#11 is not installed.
     """
-    where, known = token_uri.parse(uri), _once(ask)
+    where, known = read_uri(uri), _once(ask)
     if not where.label:
         raise OfflineKeyError(f"{uri}: expected object=NAME, under which the new key is found")
     with _session(where, known, write=True) as (pkcs11, session):
@@ -153,11 +177,11 @@ def _session(uri: TokenUri, ask: Ask, *, write: bool = False) -> Iterator[tuple[
         import PyKCS11 as pkcs11  # noqa: N813 - the name under which the standard is known
     except ModuleNotFoundError as error:
         raise MissingExtraError("a key in hardware", "pkcs11") from error
-    if not uri.module.is_file():
+    if not Path(uri.module).is_file():
         raise OfflineKeyError(f"{uri.text}: there is no PKCS#11 library {uri.module}")
     library = pkcs11.PyKCS11Lib()
     try:
-        library.load(str(uri.module))
+        library.load(uri.module)
         flags = pkcs11.CKF_SERIAL_SESSION | (pkcs11.CKF_RW_SESSION if write else 0)
         session = library.openSession(_slot(pkcs11, library, uri), flags)
         try:
@@ -187,9 +211,10 @@ def _slot(pkcs11: Any, library: Any, uri: TokenUri) -> int:  # noqa: ANN401 - as
         info = library.getTokenInfo(slot)
         if not info.flags & pkcs11.CKF_TOKEN_INITIALIZED:
             continue
-        label, serial = info.label.strip(" \0"), info.serialNumber.strip(" \0")
-        names.append(f"{label} (serial {serial})")
-        if uri.token in ("", label) and uri.serial in ("", serial):
+        names.append(f"{info.label.strip()} (serial {info.serialNumber.strip()})")
+        if uri.names(
+            token=info.label, serial=info.serialNumber, manufacturer=info.manufacturerID, model=info.model
+        ):
             found.append(int(slot))
     if len(found) != 1:
         there = ", ".join(names) or "none"
@@ -200,9 +225,11 @@ def _slot(pkcs11: Any, library: Any, uri: TokenUri) -> int:  # noqa: ANN401 - as
 def _pin(uri: TokenUri, ask: Ask) -> str:
     file = uri.pin_file
     try:
-        pin = file.read_text().strip() if file is not None else ask(f"PIN of {uri.token or uri.serial}")
+        pin = Path(file).read_text().strip() if file else ask(f"PIN of {uri.token or uri.serial}")
     except OSError as error:
         raise OfflineKeyError(f"{file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise OfflineKeyError(f"{file}: expected a PIN in text, got something else") from error
     if not pin:
         raise OfflineKeyError(f"{uri.text}: no PIN was given")
     return pin

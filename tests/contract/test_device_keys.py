@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,26 @@ def test_a_key_in_hardware_cannot_be_read_out(token: SoftToken, tmp_path: Path) 
         device_key.load(tmp_path / "key.pem")
 
 
+def test_several_threads_sign_at_once(made: Open) -> None:
+    """A statement, a renewal and proofs for chunks fall into one moment; a token lets a program in once."""
+    key = public_key(made().public_pem())
+    with ThreadPoolExecutor(4) as threads:
+        signed = list(threads.map(lambda _: made().sign(b"x"), range(20)))
+    for signature in signed:
+        key.verify(signature, b"x", ec.ECDSA(hashes.SHA256()))
+
+
+def test_a_key_in_a_token_may_go_by_its_number(token: SoftToken, tmp_path: Path) -> None:
+    """The factory has numbered its keys, and another has the usual name."""
+    usual, numbered, other = (token.uri.replace("object=device", x) for x in ("", "id=%0a", "id=%0b"))
+    one = device_key.ensure(tmp_path / "usual.pem", usual).public_pem()
+    two = device_key.ensure(tmp_path / "numbered.pem", numbered).public_pem()
+    assert one != two == device_key.open_key(tmp_path / "numbered.pem").public_pem()
+    (tmp_path / "other.pem").write_text(other)
+    with pytest.raises(StateError, match="no key '0b'"):
+        device_key.open_key(tmp_path / "other.pem").sign(b"x")
+
+
 def test_a_device_has_one_key(token: SoftToken, tmp_path: Path) -> None:
     """Somebody asks to enrol with a key in hardware where there is one in a file already."""
     path = tmp_path / "key.pem"
@@ -83,9 +104,11 @@ def test_a_device_has_one_key(token: SoftToken, tmp_path: Path) -> None:
     [
         (("token=kedge", "token=other"), "no such token"),
         (("object=device", "object=nobody"), "no key 'nobody'"),
-        (("module-path=", "module=path"), "expected pkcs11:token"),
+        (("module-path=", "module=path"), "expected module-path, pin-source"),
+        (("module-path=", "x"), "expected module-path, pin-source"),
+        (("pkcs11:token=kedge;", "pkcs11:"), "expected a token"),
         (("pin-source=file:", "pin-source=file:/none"), "PIN: /none"),
-        (("pin-source=", "x="), "KEDGE_PKCS11_PIN"),
+        (("pin-source=", "pin="), "each once, got 'pin="),
         (("libsofthsm2.so", "missing.so"), "token kedge"),
     ],
 )
