@@ -114,11 +114,15 @@ def wire(state: StateFolder, settings: Settings, clock: SystemClock) -> System:
     def held() -> list[Digest]:
         return agent.held()
 
+    def pass_on(digest: Digest, data: bytes) -> None:
+        if gateway is not None:
+            gateway.pass_on(digest, data)
+
     priced = _priced(link, identity, device_key.signer(state.key), settings)
     site = Site(
         target=identity.target,
         store=store,
-        downloader=lambda: Downloader(priced, store, poster(happenings), held=held),
+        downloader=lambda: Downloader(priced, store, poster(happenings), held=held, verified=pass_on),
         deltas=Deltas(
             store,
             facts.free_disk,

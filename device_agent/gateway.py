@@ -3,7 +3,8 @@
 The site's broker is bridged to the fleet's: assignments and metadata come to it by themselves, chunks do not.
 The gateway reads its neighbours' assignments there, verifies who signed them, so that nobody on the site can
 make it fetch what is nobody's, downloads each bundle through its own connection as if it were for itself, and
-publishes the chunks, retained. A gateway that lies changes nothing: every chunk has its digest.
+publishes the chunks, retained, as they come in (`device_agent.site_shelf`). A gateway that lies changes
+nothing: every chunk has its digest.
 
 It keeps no state but a ledger of what it has published and the bytes in its store, so it may be killed at any
 time: assignments are retained, and it begins anew with them.
@@ -26,8 +27,8 @@ from device_agent.adapters.site_ledger import SiteLedger
 from device_agent.adapters.store import FileStore
 from device_agent.adapters.trust_client import TrustClient
 from device_agent.errors import UnreachableError
-from device_agent.update.site_plan import Parcel, SitePlan, fitting
-from fleet.bundle import chunks
+from device_agent.site_shelf import Shelf
+from device_agent.update.site_plan import Parcel, SitePlan
 from fleet.errors import BundleError, KedgeError, TrustError, WireError
 from fleet.ids import Digest
 from fleet.trust import assignment
@@ -38,10 +39,8 @@ from fleet.wire.messages import RefusalEvent
 _LOG: Final = logging.getLogger(__name__)
 #: Seconds between looks at what is still to be done.
 _AGAIN: Final = 2.0
-#: Seconds to wait for a retained index before the broker counts as having lost its parcel.
-_PATIENCE: Final = 2.0
-#: Seconds to wait for the broker's acknowledgement of one chunk.
-_PUBLISHED: Final = 30.0
+#: Seconds to wait for a download that this device makes for itself, before looking at the neighbours again.
+_BUSY: Final = 1.0
 #: Seconds without a new assignment after which those that are retained have all come.
 _SETTLED: Final = 3.0
 #: Chunks that neighbours have missed and that are published again at a time.
@@ -79,6 +78,7 @@ class SiteGateway:
         """Prepare; nothing is asked for before `start`."""
         self._parts: Final = parts
         self._plan: Final = SitePlan()
+        self._shelf: Final = Shelf(parts.link, parts.store, parts.ledger, parts.budget)
         self._changed: Final = threading.Condition()
         self._arrived: Final[dict[str, bytes]] = {}
         self._missed: Final[dict[Digest, None]] = {}
@@ -89,7 +89,7 @@ class SiteGateway:
         self._over: set[str] = set()
         self._fetching = False
         self._last_news = time.monotonic()
-        self.published_bytes = 0
+        self._trouble = ""
         self._thread: Final = threading.Thread(target=self._run, name="site", daemon=True)
 
     def start(self) -> None:
@@ -105,12 +105,14 @@ class SiteGateway:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+        self._shelf.stop()
         self._thread.join(10.0)
         self._parts.link.stop()
 
     def connected(self, up: bool) -> None:
         """Note that the connection to the site's broker came or went: it may have lost what it retained."""
         if up:
+            self._shelf.reconnected()
             with self._changed:
                 self._reconnected = True
                 self._changed.notify_all()
@@ -127,6 +129,10 @@ class SiteGateway:
         """Return the bundles whose bytes have to stay; None while one is being fetched."""
         return None if self._fetching else list(self._held.values())
 
+    def pass_on(self, digest: Digest, data: bytes) -> None:
+        """Take a chunk that a download of this device has verified: neighbours may wait for it."""
+        self._shelf.pass_on(digest, data)
+
     def status(self) -> dict[str, object]:
         """Return where it stands, for the agent's status page."""
         return {
@@ -134,7 +140,7 @@ class SiteGateway:
             "served": sorted(self._served),
             "over_budget": sorted(self._over),
             "retained_bytes": sum({d: n for x in list(self._served.values()) for d, n in x.items()}.values()),
-            "published_bytes": self.published_bytes,
+            "published_bytes": self._shelf.published_bytes,
         }
 
     # --- what comes, on the link's thread -----------------------------------------------------------
@@ -163,38 +169,41 @@ class SiteGateway:
                 self._changed.wait_for(self._has_news, _AGAIN)
                 if self._stopped:
                     return
-                arrived, missed = dict(self._arrived), list(self._missed)[:_MENDED]
+                arrived = dict(self._arrived)
                 self._arrived.clear()
-                for digest in missed:
-                    del self._missed[digest]
                 if self._reconnected:
                     self._reconnected = False
                     self._served.clear()
             try:
-                self._work(arrived, missed)
+                self._work(arrived)
+                self._trouble = ""
             except KedgeError as error:
-                _LOG.info("site: not done, will try again: %s", error)
+                self._tell(str(error))
                 with self._changed:
                     self._arrived.update({t: p for t, p in arrived.items() if t not in self._arrived})
                     self._changed.wait_for(lambda: self._stopped, _AGAIN)
 
+    def _tell(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            _LOG.info("site: not done, will try again: %s", trouble)
+        self._trouble = trouble
+
     def _has_news(self) -> bool:
         return self._stopped or bool(self._arrived) or bool(self._missed) or self._reconnected
 
-    def _work(self, arrived: dict[str, bytes], missed: list[Digest]) -> None:
+    def _work(self, arrived: dict[str, bytes]) -> None:
         if arrived or not self._parts.link.connected:
             self._last_news = time.monotonic()
         if arrived:
             self._follow(arrived)
-        for digest in missed:
-            self._plan.ask(digest)
+        self._look_after()
         if time.monotonic() - self._last_news > _SETTLED:
             self._clear()
-        self._mend(missed)
         settled = self._served.keys() | self._over
         waiting = [parcel for parcel in self._plan.wanted() if parcel.index not in settled]
+        self._shelf.expect(waiting)
         # What is here already needs no line, which may be down.
-        for parcel in sorted(waiting, key=lambda x: not self._is_here(x)):
+        for parcel in sorted(waiting, key=lambda x: not self._shelf.is_here(x)):
             self._serve(parcel)
 
     def _follow(self, arrived: dict[str, bytes]) -> None:
@@ -218,19 +227,40 @@ class SiteGateway:
             if self._plan.assign(found):
                 self._over = set()  # what had no room may have some now
 
+    def _look_after(self) -> None:
+        """Publish again what neighbours have missed or got spoilt, also while something large comes in."""
+        with self._changed:
+            missed = list(self._missed)[:_MENDED]
+            for digest in missed:
+                del self._missed[digest]
+        for digest in missed:
+            self._plan.ask(digest)
+            try:
+                self._shelf.mend(digest, [x for x in self._plan.wanted() if x.index in self._served])
+            except UnreachableError as error:
+                self._tell(str(error))  # who still misses it says so again
+            except BundleError as error:
+                self._tell(str(error))
+                self._served.clear()  # every file is looked at again, and what is damaged is fetched
+
     def _serve(self, parcel: Parcel) -> None:
-        """Fetch a parcel, and publish it unless an earlier life has, and it is still there.
+        """Fetch a parcel, and have all of it on the site's broker.
 
         Raises:
             UnreachableError: it does not come now, or the site's broker is gone.
         """
-        before = parcel.index in self._parts.ledger.parcels()
-        room = cache(lambda: self._has_room(parcel))
+        index, shelf = Digest(parcel.index), self._shelf
+        room = cache(lambda: shelf.has_room(parcel))
 
         def stop() -> bool:
+            self._look_after()
             # The index comes first, and says how large all of it is.
-            return self._stopped or (self._parts.store.has(Digest(parcel.index)) and not room())
+            return self._stopped or (self._parts.store.has(index) and not room())
 
+        there = shelf.known(parcel) and shelf.retained(parcel)
+        if not there and self._parts.store.has(index):
+            with contextlib.suppress(UnreachableError):  # bringing it needs no broker of the site
+                shelf.begin(parcel)
         try:
             self._fetch(parcel, stop)
         except UnreachableError:
@@ -239,21 +269,10 @@ class SiteGateway:
         if stop():
             self._leave_out(parcel)
             return
-        sizes = self._sizes(parcel)
-        self._parts.ledger.add(parcel.index, sizes)
-        if not (before and self._retained(parcel)):
-            self._publish(parcel)
-        self._served[parcel.index] = sizes
-
-    def _is_here(self, parcel: Parcel) -> bool:
-        store = self._parts.store
-        if not store.has(Digest(parcel.index)):
-            return False
-        return all(store.has(Digest(blob)) for blob in self._listed(parcel.index).blobs)
-
-    def _has_room(self, parcel: Parcel) -> bool:
-        wanted = {index: dict(sizes) for index, sizes in self._parts.ledger.parcels().items()}
-        return parcel.index in fitting({**wanted, parcel.index: self._sizes(parcel)}, self._parts.budget)
+        if not there:
+            shelf.begin(parcel)
+            shelf.complete(parcel)
+        self._served[parcel.index] = shelf.sizes(parcel)
 
     def _leave_out(self, parcel: Parcel) -> None:
         if not self._stopped:
@@ -264,81 +283,30 @@ class SiteGateway:
     def _fetch(self, parcel: Parcel, stop: Callable[[], bool]) -> None:
         self._fetching = True
         try:
-            with self._parts.downloading:
-                downloader = self._parts.downloader()
-                if parcel.bundle is not None:
-                    downloader.fetch(parcel.bundle, stop, parcel.rate)
-                    self._held[parcel.index] = parcel.bundle
-                else:
-                    downloader.fetch_parcel(Digest(parcel.index), parcel.index_size, stop, parcel.rate)
+            if not self._parts.downloading.acquire(timeout=_BUSY):
+                raise UnreachableError("site: this device is downloading for itself")
+            try:
+                self._bring(parcel, stop)
+            finally:
+                self._parts.downloading.release()
         finally:
             self._fetching = False
 
-    def _listed(self, index: str) -> chunks.ChunkIndex:
-        return chunks.decode(self._parts.store.get(Digest(index)))
-
-    def _sizes(self, parcel: Parcel) -> dict[Digest, int]:
-        listed = self._listed(parcel.index).blobs.values()
-        sizes = {piece.digest: piece.size for pieces in listed for piece in pieces}
-        return {**sizes, Digest(parcel.index): parcel.index_size}
-
-    def _retained(self, parcel: Parcel) -> bool:
-        """Return whether the broker still has the parcel: its index was published last."""
-        came = threading.Event()
-        topic = topics.chunk(Digest(parcel.index))
-        self._parts.link.subscribe([topic], lambda _topic, payload: came.set() if payload else None)
-        try:
-            return came.wait(_PATIENCE)
-        finally:
-            self._parts.link.unsubscribe([topic])
-
-    def _publish(self, parcel: Parcel, only: Digest | None = None) -> None:
-        """Publish every chunk, each acknowledged by the broker before the next, and the index last.
-
-        Args:
-            parcel: what to publish.
-            only: just this one of its chunks.
-        """
-        done: set[Digest] = set()
-        for blob, pieces in self._listed(parcel.index).blobs.items():
-            offset = 0
-            for piece in pieces:
-                if piece.digest not in done and only in (None, piece.digest):
-                    self._put(piece.digest, self._parts.store.read(Digest(blob), offset, piece.size))
-                    done.add(piece.digest)
-                offset += piece.size
-        if only not in (None, Digest(parcel.index)):
-            return
-        self._put(Digest(parcel.index), self._parts.store.get(Digest(parcel.index)))
-
-    def _put(self, digest: Digest, data: bytes) -> None:
-        if self._stopped:
-            raise UnreachableError("site: stopped")
-        if Digest.of(data) != digest:
-            raise BundleError(f"site: {digest} was altered on the disk")
-        self._parts.link.put(topics.chunk(digest), data, _PUBLISHED)
-        self.published_bytes += len(data)
+    def _bring(self, parcel: Parcel, stop: Callable[[], bool]) -> None:
+        downloader = self._parts.downloader()
+        if parcel.bundle is not None:
+            downloader.fetch(parcel.bundle, stop, parcel.rate)
+            self._held[parcel.index] = parcel.bundle
+        else:
+            downloader.fetch_parcel(Digest(parcel.index), parcel.index_size, stop, parcel.rate)
 
     def _clear(self) -> None:
         """Clear the chunks of what no neighbour is to run any more."""
         wanted = {parcel.index for parcel in self._plan.wanted()}
-        ledger = self._parts.ledger.parcels()
-        leaving = [index for index in ledger if index not in wanted]
-        if not wanted or not leaving:
-            return  # without a single assignment, it is more likely that the bridge is not up yet
-        kept = {digest for index in ledger if index in wanted for digest in ledger[index]}
-        for index in leaving:
-            for digest in ledger[index]:
-                if digest not in kept:
-                    self._parts.link.put(topics.chunk(digest), b"", _PUBLISHED)
-            self._parts.ledger.remove(index)
+        # Without a single assignment, it is more likely that the bridge is not up yet.
+        gone = self._shelf.clear(wanted) if wanted else []
+        for index in gone:
             self._served.pop(index, None)
             self._held.pop(index, None)
-        self._over = set()
-
-    def _mend(self, missed: list[Digest]) -> None:
-        """Publish again what a neighbour has missed or got spoilt, of what is served."""
-        for digest in missed:
-            found = [x for x in self._plan.wanted() if digest in self._served.get(x.index, ())]
-            for parcel in found[:1]:
-                self._publish(parcel, only=digest)
+        if gone:
+            self._over = set()

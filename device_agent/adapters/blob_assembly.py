@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from device_agent.ports import BlobStore, PartialBlob, Wanted
 from fleet.bundle import chunks
 from fleet.bundle.chunks import Chunk
 from fleet.errors import BundleError
 from fleet.ids import Digest
+
+#: Told of a verified chunk, on the thread that downloads.
+OnChunk: TypeAlias = Callable[[Digest, bytes], None]
 
 #: After so many bytes they are made to survive a power cut: no more than these are fetched again after one.
 _SYNC_EVERY: Final = 16 * 1024 * 1024
@@ -29,9 +32,18 @@ class _Place(NamedTuple):
 class Assembly:
     """The blobs of one download, each in a partial file; leaving the context keeps what came."""
 
-    def __init__(self, store: BlobStore, blobs: Mapping[Digest, tuple[Chunk, ...]]) -> None:
-        """Find out what is wanted; nothing is opened yet."""
+    def __init__(
+        self, store: BlobStore, blobs: Mapping[Digest, tuple[Chunk, ...]], verified: OnChunk
+    ) -> None:
+        """Find out what is wanted; nothing is opened yet.
+
+        Args:
+            store: takes the blobs.
+            blobs: each blob's chunks in their order.
+            verified: told of each chunk that was written, wherever it was found.
+        """
         self._store: Final = store
+        self._verified: Final = verified
         self._blobs: Final = blobs
         self._partial: Final[dict[Digest, PartialBlob]] = {}
         self._places: Final[dict[Digest, list[_Place]]] = {}
@@ -65,6 +77,7 @@ class Assembly:
         """Write a verified chunk to every place where it belongs."""
         for blob, offset in self._places.pop(digest):
             self._partial[blob].write(offset, data)
+        self._verified(digest, data)
         self._unsynced += len(data)
         if self._unsynced >= _SYNC_EVERY:
             self._unsynced = 0

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
-from device_agent.adapters.blob_assembly import Assembly
+from device_agent.adapters.blob_assembly import Assembly, OnChunk
 from device_agent.errors import UnreachableError
 from device_agent.ports import Arrival, BlobStore, ChunkSource, Wanted
 from device_agent.update.chunk_plan import ChunkPlan, Patience
@@ -25,9 +25,6 @@ from fleet.trust.assignment import AssignedBundle
 OnRefusal: TypeAlias = Callable[[str, str], None]
 #: Asked now and then; true ends the download, to be resumed by another call.
 Stop: TypeAlias = Callable[[], bool]
-#: Takes a verified chunk.
-_Sink: TypeAlias = Callable[[Digest, bytes], None]
-
 _TICK: Final = 0.25
 
 
@@ -69,6 +66,7 @@ class Downloader:
         patience: Patience | None = None,
         give_up: float = 60.0,
         held: Callable[[], Iterable[Digest]] = tuple,
+        verified: OnChunk = lambda _digest, _data: None,
     ) -> None:
         """Use these sources and this store.
 
@@ -79,6 +77,7 @@ class Downloader:
             patience: how long to wait for a chunk before asking again.
             give_up: seconds without a single chunk after which `fetch` ends; nothing that came is lost.
             held: the chunk indexes of what is on the device: what it has in common is copied.
+            verified: told of each chunk when it is in the store, or in its place in a blob; it never raises.
         """
         self._sources: Final = {offered.source.name: offered for offered in sources}
         self._store: Final = store
@@ -87,6 +86,7 @@ class Downloader:
         # Who is held back must have had its chance.
         self._give_up: Final = give_up + max(offered.hold_back for offered in sources)
         self._held: Final = held
+        self._verified: Final = verified
 
     def fetch(self, bundle: AssignedBundle, stop: Stop = lambda: False, rate: int = 0) -> Downloaded:
         """Bring everything that the device needs of a bundle into the store, and verify all of it.
@@ -141,14 +141,21 @@ class Downloader:
                 Sourcing(prices, time.monotonic()),
                 self._store,
                 self._refused,
-                self._patience,
-                TokenBucket(rate),
-                stop,
-                self._give_up,
+                self._verified,
+                _Terms(self._patience, self._give_up, TokenBucket(rate), stop),
             )
         finally:
             for offered in self._sources.values():
                 offered.source.rest()
+
+
+class _Terms(NamedTuple):
+    """How long a download waits, how fast it may be, and what ends it."""
+
+    patience: Patience | None
+    give_up: float
+    bucket: TokenBucket
+    stop: Stop
 
 
 class _Job:
@@ -160,19 +167,15 @@ class _Job:
         sourcing: Sourcing,
         store: BlobStore,
         refused: OnRefusal,
-        patience: Patience | None,
-        bucket: TokenBucket,
-        stop: Stop,
-        give_up: float,
+        verified: OnChunk,
+        terms: _Terms,
     ) -> None:
         self._sources: Final = sources
         self._sourcing: Final = sourcing
         self._store: Final = store
         self._refused: Final = refused
-        self._patience: Final = patience
-        self._bucket: Final = bucket
-        self._stop: Final = stop
-        self._give_up: Final = give_up
+        self._verified: Final = verified
+        self._terms: Final = terms
         self._began: Final = time.monotonic()
         self._arrivals: Final[queue.SimpleQueue[Arrival]] = queue.SimpleQueue()
         self._asked: Final[dict[Digest, str]] = {}
@@ -187,6 +190,7 @@ class _Job:
         wanted = Digest(digest)
         if not self._there(wanted):
             self._bring([Wanted(wanted, size, wanted, 0)], self._store.put)
+            self._verified(wanted, self._store.get(wanted))
         return self._store.get(wanted)
 
     def _there(self, digest: Digest) -> bool:
@@ -199,7 +203,7 @@ class _Job:
     def blobs(self, blobs: Mapping[Digest, tuple[Chunk, ...]], held: Iterable[Digest]) -> Downloaded:
         """Bring the blobs that are not there, and say what that took."""
         missing = {digest: parts for digest, parts in blobs.items() if not self._there(digest)}
-        with Assembly(self._store, missing) as assembly:
+        with Assembly(self._store, missing, self._verified) as assembly:
             assembly.reuse(held, self._check_stop)
             self._bring(assembly.open(), assembly.write)
             assembly.finish()
@@ -212,25 +216,25 @@ class _Job:
             dict(self._by_source),
         )
 
-    def _bring(self, wanted: Iterable[Wanted], sink: _Sink) -> None:
+    def _bring(self, wanted: Iterable[Wanted], sink: OnChunk) -> None:
         places = {chunk.digest: chunk for chunk in wanted}
         plan = ChunkPlan(
             (Chunk(chunk.digest.hex, chunk.size) for chunk in places.values()),
-            patience=self._patience,
-            bucket=self._bucket,
+            patience=self._terms.patience,
+            bucket=self._terms.bucket,
         )
         last = time.monotonic()
         try:
             while not plan.done:
                 self._ask(plan, places)
                 # Who may not ask yet has not waited in vain.
-                held_up = not plan.asked and self._bucket.ready_at(time.monotonic()) > time.monotonic()
+                held_up = not plan.asked and self._terms.bucket.ready_at(time.monotonic()) > time.monotonic()
                 if self._take(plan, sink) or held_up:
                     last = time.monotonic()
                 self._retry(plan)
                 self._check_stop()
-                if time.monotonic() - last > self._give_up:
-                    raise UnreachableError(f"download: nothing came for {self._give_up:g} s")
+                if time.monotonic() - last > self._terms.give_up:
+                    raise UnreachableError(f"download: nothing came for {self._terms.give_up:g} s")
         finally:
             for digest, name in self._asked.items():
                 self._finished[name].append(digest)
@@ -238,7 +242,7 @@ class _Job:
             self._drop()
 
     def _check_stop(self) -> None:
-        if self._stop():
+        if self._terms.stop():
             raise UnreachableError("download: stopped")
 
     def _ask(self, plan: ChunkPlan, places: Mapping[Digest, Wanted]) -> None:
@@ -261,7 +265,7 @@ class _Job:
                 self._asked.update((chunk.digest, name) for chunk in here)
                 source.ask(here, self._arrivals.put)
 
-    def _take(self, plan: ChunkPlan, sink: _Sink) -> bool:
+    def _take(self, plan: ChunkPlan, sink: OnChunk) -> bool:
         """Wait a moment for what arrives, and judge it; return whether it brought the download on."""
         now = time.monotonic()
         times = (time for time in (plan.next_time(now), self._sourcing.ready_at(now)) if time > now)
@@ -283,7 +287,7 @@ class _Job:
         self._done_with(arrival.digest)
         plan.give_back(arrival.digest)
 
-    def _judge(self, plan: ChunkPlan, sink: _Sink, name: str, digest: Digest, data: bytes) -> bool:
+    def _judge(self, plan: ChunkPlan, sink: OnChunk, name: str, digest: Digest, data: bytes) -> bool:
         now = time.monotonic()
         self._done_with(digest)
         try:

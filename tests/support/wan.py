@@ -1,8 +1,9 @@
-"""The line between a site and the rest of the world: counts the bytes on it, and can be cut."""
+"""The line between a site and the rest of the world: counts the bytes on it, can stall, and can be cut."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import threading
 
@@ -14,6 +15,8 @@ class Wan:
         """Listen; connections go to this port."""
         self.bytes_in = 0
         self._target = target
+        self._most = math.inf
+        self._flows = threading.Event()
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -30,6 +33,16 @@ class Wan:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
 
+    def stall(self, more: int) -> None:
+        """Let so many bytes more into the site, and then none until `flow`."""
+        self._flows.clear()
+        self._most = self.bytes_in + more
+
+    def flow(self) -> None:
+        """Let everything through again."""
+        self._most = math.inf
+        self._flows.set()
+
     def mend(self) -> None:
         """Let connections through again."""
         self._listener = socket.create_server(("127.0.0.1", self.port))
@@ -37,6 +50,7 @@ class Wan:
 
     def close(self) -> None:
         """End."""
+        self.flow()
         self.cut()
 
     def _serve(self) -> None:
@@ -68,6 +82,8 @@ class Wan:
                 if inward:
                     with self._lock:
                         self.bytes_in += len(data)
+                    if self.bytes_in >= self._most:
+                        self._flows.wait()
                 sink.sendall(data)
         for sock in (source, sink):
             with contextlib.suppress(OSError):
