@@ -8,7 +8,7 @@ keys are with people, so that a key that is not here is not one that was lost.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -57,14 +57,52 @@ class KeyFolder:
             return CryptoSigner(self._read(path))
         return None
 
+    def check_passphrase(self, roles: Iterable[str]) -> None:
+        """Check that the passphrase is not simply wrong, before every key is taken for a damaged one.
+
+        It is, when no encrypted file opens with it, and some role has no other key that can be read.
+
+        Args:
+            roles: whose keys lie here.
+
+        Raises:
+            SettingsError: it is wrong, or missing.
+        """
+        shut: list[Path] = []
+        for role in roles:
+            files = [self.path(role, coming=coming) for coming in (True, False)]
+            opened = {path: self._opens(path) for path in files if path.exists()}
+            if any(ok and _is_encrypted(path.read_bytes()) for path, ok in opened.items()):
+                return
+            closed = [path for path, ok in opened.items() if not ok and _is_encrypted(path.read_bytes())]
+            shut += closed if not any(opened.values()) else []
+        if shut:
+            wrong = "is wrong" if self._passphrase else "is not set"
+            raise SettingsError(
+                f"{PASSPHRASE_VARIABLE} {wrong}: none of the encrypted key files in {self._folder} opens "
+                f"with it ({', '.join(sorted(path.name for path in shut))}); set the one that they were made "
+                "with"
+            )
+
+    def _opens(self, path: Path) -> bool:
+        try:
+            self._read(path)
+        except SettingsError:
+            return False
+        return True
+
     def find(self, role: str, keyids: Sequence[str]) -> CryptoSigner | None:
         """Return the role's key, in use or coming, that is one of these; None when neither is.
 
         Raises:
             SettingsError: a file holds no key.
         """
-        found = (self.load(role), self.load(role, coming=True))
-        return next((key for key in found if key is not None and key.public_key.keyid in keyids), None)
+        # The coming one first: the one in use may be there all the same, with a passphrase that nobody knows.
+        for coming in (True, False):
+            key = self.load(role, coming=coming)
+            if key is not None and key.public_key.keyid in keyids:
+                return key
+        return None
 
     def settle(self, role: str, keyids: Sequence[str], *, waiting: bool = False) -> CryptoSigner | None:
         """Return the role's key that the metadata names, making a coming one the one in use.
@@ -118,7 +156,8 @@ class KeyFolder:
 
     def _read(self, path: Path) -> Ed25519PrivateKey:
         try:
-            key = load_pem_private_key(path.read_bytes(), self._passphrase)
+            data = path.read_bytes()
+            key = load_pem_private_key(data, self._passphrase if _is_encrypted(data) else None)
         except (ValueError, TypeError) as error:
             raise SettingsError(
                 f"{path}: no readable key ({error}); is {PASSPHRASE_VARIABLE} right?"
@@ -128,3 +167,7 @@ class KeyFolder:
         if not isinstance(key, Ed25519PrivateKey):
             raise SettingsError(f"{path}: expected an ed25519 key, got {type(key).__name__}")
         return key
+
+
+def _is_encrypted(pem: bytes) -> bool:
+    return b"ENCRYPTED PRIVATE KEY" in pem

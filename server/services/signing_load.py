@@ -24,6 +24,7 @@ from fleet.trust.repository import RELEASES, Project, RoleKeys
 from fleet.trust.workflow import filename
 from server.errors import SettingsError
 from server.services.signing_keys import KeyFolder
+from server.services.signing_roles import ROLES
 from server.services.signing_store import MetadataFolder
 
 S = TypeVar("S", Targets, Snapshot, Timestamp)
@@ -72,9 +73,10 @@ def load(keys: KeyFolder, store: MetadataFolder) -> Loaded:
     """Read and check everything.
 
     Raises:
-        SettingsError: the root chain or the root key is damaged or missing.
+        SettingsError: the root chain or the root key is damaged or missing, or the passphrase is wrong.
     """
     store.look_again()
+    keys.check_passphrase(ROLES)
     loaded = Loaded(_roots(store))
     _load_keys(loaded, keys)
     _load_seals(loaded, store)

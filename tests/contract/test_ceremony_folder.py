@@ -171,6 +171,71 @@ def test_a_server_that_lost_its_keys_gets_new_ones(people: People) -> None:
     assert device.run(workflow.find_target(trusted, BUNDLE.path), again.files()) is not None
 
 
+@pytest.mark.parametrize(("secret", "what"), [("a slip of the finger", "is wrong"), ("", "is not set")])
+def test_a_wrong_passphrase_is_no_lost_key(people: People, secret: str, what: str) -> None:
+    """The server is started with another passphrase: it says so, and neither replaces keys nor asks for it.
+
+    Root and targets are with people: for lost keys they would be called together.
+    """
+    before = {path: path.read_bytes() for path in people.data.rglob("*") if path.is_file()}
+    done = subprocess.run(
+        [KEDGE, "serve", "--data", str(people.data), "--port", "0"],
+        env=os.environ | {"KEDGE_KEY_PASSPHRASE": secret},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    (said,) = done.stderr.splitlines()
+    assert said.startswith(f"error: KEDGE_KEY_PASSPHRASE {what}: none of the encrypted key files in ")
+    assert "director.pem" in said
+    assert all(path.read_bytes() == data for path, data in before.items())
+    signing = people.signing()
+    assert signing.open() == []
+
+
+def test_a_server_whose_passphrase_nobody_knows_gets_new_keys(people: People) -> None:
+    """Who had set the passphrase has left. The key files are there and shut; new ones are named, and open."""
+    signing = people.signing()
+    signing.open()
+    device = PureClient(signing.first_root())
+    refresh(device, signing.files())
+    for path in (people.data / "keys").glob("*.pem"):
+        path.unlink()
+        key_files.generate(path, "another passphrase, long forgotten")
+    with pytest.raises(SettingsError, match="KEDGE_KEY_PASSPHRASE is wrong"):
+        people.signing().open()
+    for role in ("timestamp", "snapshot", "director", "releases"):
+        people.kedge("renew", role, "--folder", str(people.stick), "--data", str(people.data))
+    people.sign("alice", "carol")
+    people.kedge("upload", str(people.stick), "--data", str(people.data))
+    again = people.signing()
+    assert not [line for line in again.open() if "replaced" in line]
+    assert refresh(device, again.files()).root.version == 2
+
+
+def test_one_damaged_key_file_is_damage_and_no_wrong_passphrase(people: People) -> None:
+    """A disk spoils one of the encrypted files; the others open: it is that file that is named."""
+    (people.data / "keys" / "timestamp.pem").write_bytes(
+        b"-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n"
+    )
+    with pytest.raises(SettingsError, match="a new key for timestamp has to be named by root"):
+        people.signing().open()
+
+
+def test_a_passphrase_that_is_set_later_serves_for_new_keys(tmp_path: Path) -> None:
+    """The first keys were made without one: they stay readable, and doctor counts them."""
+    open_keys = SigningService(tmp_path / "keys", tmp_path / "trust", ManualClock(time.time()))
+    open_keys.open()
+    later = SigningService(tmp_path / "keys", tmp_path / "trust", ManualClock(time.time()), SECRET)
+    assert later.open() == []
+    later.rotate("timestamp")
+    assert b"ENCRYPTED" in (tmp_path / "keys" / "timestamp.pem").read_bytes()
+    with pytest.raises(SettingsError, match="KEDGE_KEY_PASSPHRASE is not set"):
+        open_keys.open()
+
+
 def test_a_beginning_that_was_cut_off_begins_again(people: People) -> None:
     """Power fails while the first metadata is written, before the root, which is the last."""
     trust = people.data / "trust"

@@ -178,9 +178,13 @@ def test_two_keys_sign_before_devices_see_the_release(
         code=2,
     )
     assert "another change waits for signatures" in said
+    assert "kedge project discard careful" in said
     second = publish(server, bundle, keys["audit-2"], "--model-version", "1")
     assert (second["id"], second["missing_signatures"]) == (first["id"], 0)
     assert path in devices_find(server, "kws")
+    publish(server, other, keys["audit-2"], "--model-version", "2")
+    assert "nothing waits" in kedge(server, "project", "discard", "careful", "--yes")
+    assert "nothing waits" in kedge(server, "project", "discard", "careful", "--yes", code=2)
 
 
 def test_a_withdrawn_release_leaves_with_the_next_signature(
