@@ -98,8 +98,8 @@ def reset(name: str, data: Path, database: str, with_token: bool, as_json: bool)
     For whoever owns the data folder, when a credential is lost: it asks no server and needs no login. The
     person's sessions end; one who was disabled is enabled. The server may run meanwhile.
     """
-    from server.bootstrap import open_accounts
     from server.settings import Settings
+    from server.wiring.stopped import open_accounts
 
     with open_accounts(Settings(data=data, database=database)) as accounts:
         password, token = accounts.recover(name, with_token=with_token)

@@ -1,0 +1,1 @@
+"""Wires the parts of the server that belong together; `server.bootstrap` makes one server of them."""
