@@ -23,7 +23,7 @@ from device_agent.adapters.trust_client import TrustClient
 from device_agent.carrying import Carried
 from device_agent.driver import Driver, Outcome, Ties
 from device_agent.errors import StorageError
-from device_agent.happenings import Arrived, Connected, Happening, Kit, Refused, Stop
+from device_agent.happenings import Arrivals, Arrived, Connected, Happening, Kit, Refused, Stop
 from device_agent.installer import Installer, Site
 from device_agent.observing import Offload, Telemetry
 from device_agent.parting import Parting
@@ -77,6 +77,7 @@ class Agent:
     def __init__(self, post: queue.SimpleQueue[Happening], parts: Parts, *, clean: bool) -> None:
         """Read every journal; `clean` when the agent was asked to stop the last time."""
         self._queue: Final = post
+        self._arrivals: Final = Arrivals(post.put)
         self._parts: Final = parts
         self._clean: Final = clean
         self._ties: Final = Ties(
@@ -106,12 +107,13 @@ class Agent:
         for driver in self.drivers.values():
             driver.start(clean=self._clean)
         kinds = {
-            topics.assignment(self._parts.device): "assignment",
             topics.command(self._parts.device): "command",
             topics.reply(self._parts.device): "reply",
         }
+        self._parts.link.subscribe(list(kinds), lambda topic, data: self._arrivals.put(kinds[topic], data))
         self._parts.link.subscribe(
-            list(kinds), lambda topic, data: self._queue.put(Arrived(kinds[topic], data))
+            [topics.assignment(self._parts.device)],
+            lambda _topic, data: self._verifier.submit(data) if data else None,
         )
         self._thread.start()
         self._parts.link.start()
@@ -170,6 +172,8 @@ class Agent:
                 _LOG.warning("not done, will try again: %s", error)
             self._trouble = str(error)
             return False
+        except Exception:  # noqa: BLE001 - who finds a fault in here must not end updates and reports with it
+            _LOG.exception("what happened could not be taken, and is dropped")
         return True
 
     def _postpone(self, happening: Happening) -> None:
@@ -189,6 +193,7 @@ class Agent:
         if isinstance(happening, Outcome):
             self._outcome(happening)
         elif isinstance(happening, Arrived):
+            self._arrivals.taken(happening)
             self._arrived(happening)
         elif isinstance(happening, Connected):
             self._connected(happening)
@@ -243,15 +248,11 @@ class Agent:
         )
 
     def _arrived(self, arrived: Arrived) -> None:
-        if arrived.kind == "assignment":
-            if arrived.payload:
-                self._verifier.submit(arrived.payload)
-            return
         try:
             message = codec.DOWNLINK[arrived.kind](arrived.payload)
         except WireError as error:
             self.malformed += 1
-            _LOG.warning("dropped a message: %s", error)
+            _LOG.warning("dropped a message: %.200s", error)
             return
         if isinstance(message, Ack):
             self._parts.parting.acknowledged(message.ids)
@@ -328,10 +329,10 @@ class Agent:
         self._look_at_kit = 0.0
 
     def _refused(self, refused: Refused) -> None:
-        _LOG.warning("refused %s: %s", refused.what, refused.detail)
         clock = self._parts.clock
         if not self._refusals.lets_through(refused, clock.monotonic()):
             return
+        _LOG.warning("refused %s: %.500s", refused.what, refused.detail)
         held = self._parts.trust.held_timestamp() if refused.reason == "rollback" else b""
         self._parts.statements.refused(refused.what, refused.reason, refused.detail, held)
         self._parts.uplink.put_event(

@@ -152,6 +152,9 @@ class Offload:
             expires=now + policy.ttl_seconds,
         )
         payload = codec.encode(request)
+        if len(payload) > codec.LIMIT:  # the broker would hang up on it, each time that it is sent
+            self._count(model, "dropped")
+            return
         rank = value.priority(score=score, created=now, size=len(payload))
         record = Record(request.id, "request", payload, rank, request.expires)
         question = Question(request.id, model, provisional, now, None, None)

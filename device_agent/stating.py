@@ -11,9 +11,11 @@ from typing import Final
 import msgspec
 
 from device_agent.adapters import files
-from device_agent.errors import AgentError, StateError, StorageError
+from device_agent.errors import StorageError
 from device_agent.ports import Clock, Link
+from fleet.errors import KedgeError
 from fleet.ids import DeviceId
+from fleet.text import printable
 from fleet.trust import policy
 from fleet.wire import codec, statement, topics
 from fleet.wire.messages import AttackIndicator, Hello, RunningModel, Statement
@@ -69,6 +71,7 @@ class Statements:
         self._due = False
         self._last: float | None = None
         self._left: Statement | None = None
+        self._trouble = ""
 
     def changed(self) -> None:
         """Have a statement sent, soon."""
@@ -86,7 +89,7 @@ class Statements:
         kept = self._kept
         kept.refused += 1
         kept.attack = AttackIndicator(
-            what=what, reason=reason, detail=detail[:_DETAIL_LENGTH], time=self._clock.time()
+            what=what, reason=reason, detail=printable(detail[:_DETAIL_LENGTH]), time=self._clock.time()
         )
         kept.held_timestamp = held_timestamp
         self._due = True
@@ -96,8 +99,9 @@ class Statements:
         now = self._clock.monotonic()
         if not self._due or (self._last is not None and now - self._last < self._pause):
             return
-        self._due, self._last = False, now
+        self._last = now
         signed = self._signed(self._statement(hello()))
+        self._due = signed is None
         if signed is not None:
             self._link.publish(topics.manifest(self._device), signed)
 
@@ -125,10 +129,14 @@ class Statements:
             files.write(self._path, msgspec.json.encode(self._kept))
         numbered = msgspec.structs.replace(current, sequence=self._kept.sequence)
         try:
-            return codec.encode(statement.sign(numbered, self._device, believed, self._key))
-        except (AgentError, StateError) as error:
-            _LOG.warning("no statement is made: %s", error)
+            signed = codec.encode(statement.sign(numbered, self._device, believed, self._key))
+        except KedgeError as error:  # a key in hardware comes back: it is tried again after each pause
+            if str(error) != self._trouble:
+                _LOG.warning("no statement is made: %s", error)
+            self._trouble = str(error)
             return None
+        self._trouble = ""
+        return signed
 
     def _statement(self, hello: Hello) -> Statement:
         kept = self._kept

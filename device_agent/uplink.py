@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 from typing import Final
 
+from msgspec.structs import replace
+
 from device_agent.adapters.outbox import Outbox, Record
 from device_agent.ports import Clock, Link
 from fleet.ids import DeviceId
+from fleet.text import printable
 from fleet.wire import codec, topics
 from fleet.wire.messages import Event, ModelReport
 
@@ -15,6 +18,8 @@ from fleet.wire.messages import Event, ModelReport
 _WINDOW: Final = 64
 #: The pause between two attempts doubles so often.
 _DOUBLINGS: Final = 5
+#: A detail may quote what an attacker has written; the server takes no event of more than 64 KiB.
+_DETAIL_LENGTH: Final = 1000
 _TOPICS: Final = {"event": topics.event, "report": topics.report, "request": topics.request}
 
 
@@ -41,7 +46,11 @@ class Uplink:
         return len(self._tries)
 
     def put_event(self, event: Event) -> None:
-        """Keep an event until the server has it."""
+        """Keep an event until the server has it; of a long detail, the beginning.
+
+        One that the server cannot take would never be acknowledged, and stand before all others for good.
+        """
+        event = replace(event, detail=printable(event.detail[:_DETAIL_LENGTH]))
         self._outbox.put(Record(event.id, "event", codec.encode(event)))
         self._news.set()
 

@@ -21,12 +21,25 @@ from __future__ import annotations
 import errno
 from typing import Final, Literal, TypeAlias
 
+from fleet.text import printable
+
 #: What a full disk, a quota or permissions make of a call: the machine refuses, and no bug does.
 MACHINE_REFUSES: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 class KedgeError(Exception):
     """Something that Kedge understands went wrong; the message is one line for a person."""
+
+
+#: More of what somebody else has written is not quoted.
+_QUOTED: Final = 2000
+
+
+class _QuotingError(KedgeError):
+    """An error whose message may quote what others have written: it can be shown, logged and sent on."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message[:_QUOTED]))
 
 
 class UserError(KedgeError):
@@ -50,15 +63,15 @@ class TokenUriError(UserError):
     """The address of a key in hardware is none, or none that Kedge can obey."""
 
 
-class WireError(KedgeError):
+class WireError(_QuotingError):
     """Bytes from the wire are not what the protocol says."""
 
 
-class BundleError(KedgeError):
+class BundleError(_QuotingError):
     """A bundle is incomplete, altered or malformed."""
 
 
-class DeltaError(KedgeError):
+class DeltaError(_QuotingError):
     """A difference between two files is malformed, or made for another file."""
 
 
@@ -79,7 +92,7 @@ TrustReason: TypeAlias = Literal[
 ]
 
 
-class TrustError(KedgeError):
+class TrustError(_QuotingError):
     """Something is not signed by who must sign it, is too old, or is meant for somebody else."""
 
     def __init__(self, message: str, *, reason: TrustReason = "bad_signature") -> None:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from cryptography import x509
 from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
 from device_agent.errors import StateError, UnreachableError
 from device_agent.ports import OnMessage
@@ -26,6 +26,8 @@ _PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
 _KEEPALIVE: Final = 30
 #: The largest message, and what stands around it.
 _PACKET_LIMIT: Final = codec.LIMIT + 64 * 1024
+#: The bit of a PUBLISH's first byte that no QoS below 2 sets (3.1.1, section 3.3.1.2).
+_QOS_2: Final = 0x04
 #: OpenSSL's X509_V_FLAG_NO_CHECK_TIME.
 _NO_CHECK_TIME: Final = 0x200000
 #: Seconds between attempts to connect: random bounds, so that a fleet does not come back at once.
@@ -57,6 +59,13 @@ class _Client(paho.Client):
             _LOG.warning("the broker sends a packet of %d bytes; hanging up", bufsize)
             raise ConnectionError(f"packet: expected at most {_PACKET_LIMIT} bytes, got {bufsize}")
         return super()._sock_recv(bufsize)
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        """Take a message in; not at QoS 2: nobody asks for it, and paho would keep 65,535 unfinished ones."""
+        if self._in_packet["command"] & _QOS_2:
+            _LOG.warning("the broker sends at a QoS that nobody has asked for; hanging up")
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        return super()._handle_publish()
 
 
 class MqttLink:

@@ -75,7 +75,7 @@ def check_signatures(metadata: Metadata[S], delegator: Delegator, role: str) -> 
     except UnsignedMetadataError as error:
         raise TrustError(f"{role}: {error}") from error
     except (ValueError, SerializationError, RecursionError) as error:
-        raise TrustError(f"{role}: {error}", reason="malformed") from error
+        raise TrustError(f"{role}: {error.__cause__ or error}", reason="malformed") from error
 
 
 def _verified(kind: type[S], data: bytes, delegator: Delegator, role: str) -> S:

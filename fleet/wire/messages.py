@@ -11,9 +11,12 @@ Times are seconds since the Unix epoch as the sender's clock has it; durations a
 from __future__ import annotations
 
 import enum
-from typing import TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
+
+#: Ids in one acknowledgement: what a device sends in a while; memory for millions is nobody's to ask for.
+MOST_ACKNOWLEDGED: Final = 4096
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -312,7 +315,7 @@ class SignedStatement(Message, frozen=True, kw_only=True, tag="signed_statement"
 class Ack(Message, frozen=True, kw_only=True, tag="ack"):
     """The server has stored these events, reports and requests: the device may forget them."""
 
-    ids: tuple[str, ...]
+    ids: Annotated[tuple[str, ...], msgspec.Meta(max_length=MOST_ACKNOWLEDGED)]
 
 
 class Answer(Message, frozen=True, kw_only=True, tag="answer"):

@@ -16,6 +16,7 @@ from fleet.errors import TrustError, WireError
 from fleet.ids import DeviceId
 from fleet.wire import codec, topics
 from fleet.wire.messages import (
+    MOST_ACKNOWLEDGED,
     Ack,
     Decommissioned,
     HardRequest,
@@ -261,8 +262,9 @@ class Ingest:
                 ids[device].append(message.id)
         try:
             for device, stored in ids.items():
-                ack = codec.encode(Ack(ids=tuple(stored)))
-                self._publisher.publish(topics.reply(device), ack, retain=False, qos=0)
+                for first in range(0, len(stored), MOST_ACKNOWLEDGED):
+                    ack = codec.encode(Ack(ids=tuple(stored[first : first + MOST_ACKNOWLEDGED])))
+                    self._publisher.publish(topics.reply(device), ack, retain=False, qos=0)
         except BrokerError as error:
             LOG.info("acknowledgements: %s", error)
 

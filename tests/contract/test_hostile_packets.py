@@ -1,0 +1,120 @@
+"""Packets that no honest broker sends, byte by byte, to the device's end of the connection."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from device_agent.adapters.mqtt import Credentials, MqttLink
+from device_agent.happenings import Arrivals, Arrived, Happening
+from fleet.wire.enrolment import BrokerAccess
+from processes import wait_until
+
+_CONNACK = b"\x20\x02\x00\x00"
+
+
+class RawBroker:
+    """Takes connections, acknowledges CONNECT, sends what it is told to, and reads the rest away."""
+
+    def __init__(self, packets: bytes) -> None:
+        self.connections = 0
+        self.hung_up = 0
+        self._packets = packets
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"mqtt://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                with connection:
+                    self._talk(connection)
+
+    def _talk(self, connection: socket.socket) -> None:
+        connection.settimeout(5.0)
+        with contextlib.suppress(OSError):
+            connection.recv(4096)
+            self.connections += 1
+            connection.sendall(_CONNACK + self._packets)
+            while connection.recv(65536):
+                pass
+        self.hung_up += 1
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@contextlib.contextmanager
+def connected(packets: bytes) -> Iterator[RawBroker]:
+    """Give a broker that sends these packets, and a device that keeps coming back to it."""
+    broker, none = RawBroker(packets), Path("none")
+    link = MqttLink(
+        "d1",
+        BrokerAccess(url=broker.url),
+        credentials=Credentials(none, none, none),
+        will=None,
+        on_change=lambda _up: None,
+    )
+    link.start()
+    try:
+        yield broker
+    finally:
+        link.stop()
+        broker.close()
+
+
+def _back(broker: RawBroker) -> Callable[[], bool]:
+    return lambda: broker.hung_up >= 1 and broker.connections >= 2
+
+
+def publish(qos: int, number: int, payload: bytes = b"x" * 1000) -> bytes:
+    """Return a PUBLISH on the topic "t"."""
+    body = struct.pack("!H", 1) + b"t" + struct.pack("!H", number) + payload
+    return bytes([0x30 | qos << 1, len(body) % 128 | 0x80, len(body) // 128]) + body
+
+
+def test_messages_that_are_never_finished_are_not_kept() -> None:
+    """A broker sends at QoS 2 and never says that it is done: of these a client keeps 65,535, of any size.
+
+    The device has asked for QoS 1 at most, so it hangs up on the first, and comes back.
+    """
+    with connected(b"".join(publish(2, number) for number in range(1, 100))) as broker:
+        wait_until(_back(broker), "it hung up, and came back", 10.0)
+
+
+_NONE = {
+    "both QoS bits": b"\x36\x05\x00\x01t\x00\x01",
+    "no whole topic": b"\x30\x01\x00",
+    "an empty SUBACK": b"\x90\x00",
+    "half a PUBACK": b"\x40\x01\x00",
+    "a reserved type": b"\xf0\x00",
+    "a length of five bytes": b"\x30\xff\xff\xff\xff\x7f",
+}
+
+
+def test_a_packet_that_is_none_ends_the_connection_and_not_the_agent() -> None:
+    """A broker sends what the protocol does not know: the thread that all messages come through goes on."""
+    with contextlib.ExitStack() as stack:
+        brokers = {name: stack.enter_context(connected(packet)) for name, packet in _NONE.items()}
+        for name, broker in brokers.items():
+            wait_until(_back(broker), f"it hung up, and came back: {name}", 10.0)
+
+
+def test_what_nobody_has_looked_at_yet_is_bounded() -> None:
+    """Replies come faster than they are taken: so many bytes wait, the rest is dropped meanwhile."""
+    taken: list[Happening] = []
+    arrivals = Arrivals(taken.append, most=100)
+    for _ in range(10):
+        arrivals.put("reply", b"x" * 40)
+    assert len(taken) == 2
+    assert arrivals.dropped == 8
+    first = taken[0]
+    assert isinstance(first, Arrived)
+    arrivals.taken(first)
+    arrivals.put("reply", b"x" * 40)
+    assert len(taken) == 3
