@@ -22,8 +22,11 @@ from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP, Trusted
 from fleet.trust.workflow import Fetch, Load, Save, Step, Workflow, filename
 from server.adapters.clock import SystemClock
 from server.db.engine import Database
+from server.services import succession
 from server.services.audit import Audit
 from server.services.audit_witness import KEY, Witness
+from server.services.authority_folder import CURRENT, NEXT, OLD, Member
+from server.services.succession import Authorities
 from server.settings import Settings
 
 #: People should know this long before something that only they can renew ends.
@@ -146,7 +149,7 @@ def _keys(settings: Settings, _wall: datetime) -> Iterator[Check]:
     private = [path for path in files if b"PRIVATE KEY" in path.read_bytes()]
     loose = [path.name for path in private if stat.S_IMODE(path.stat().st_mode) & 0o077]
     if loose:
-        action = f"chmod 600 {settings.keys}/*.pem, and replace those keys: kedge keys rotate"
+        action = f"chmod 600 {settings.keys}/*.pem, and replace those keys: kedge keys renew"
         yield Check(name="keys", health="fail", found=f"others may read {', '.join(loose)}", action=action)
     else:
         plain = sum(_ENCRYPTED not in path.read_bytes() for path in private)
@@ -173,6 +176,29 @@ def _authority(settings: Settings, wall: datetime) -> Iterator[Check]:
             yield Check(name="authority", health="warn", found=found, action=action)
         else:
             yield Check(name="authority", health="ok", found=found)
+    yield from _succession(settings)
+
+
+def _succession(settings: Settings) -> Iterator[Check]:
+    """Say which devices the next step of a change would shut out; an untouched authority says nothing."""
+    members = [
+        Member.of(name, x509.load_pem_x509_certificate((settings.keys / f"{name}.pem").read_bytes()))
+        for name in (CURRENT, NEXT, OLD)
+        if (settings.keys / f"{name}.key.pem").exists() and (settings.keys / f"{name}.pem").exists()
+    ]
+    if len(members) == 1 or (not settings.database and not settings.database_file.exists()):
+        return
+    database = Database(settings.database_url)
+    try:
+        state = Authorities(database, members).look(3)
+    finally:
+        database.close()
+    who = ", ".join(x.device_id for x in state.who)
+    more = " and others" if state.behind > len(state.who) else ""
+    found = f"{succession.says(state)}{f'; not {who}{more}' if who else ''}"
+    then = f"kedge broker authority {state.step}"
+    action = f"wait until they have renewed, then: {then}" if state.behind else then
+    yield Check(name="authority change", health="warn", found=found, action=action)
 
 
 def _audit(settings: Settings, _wall: datetime) -> Iterator[Check]:

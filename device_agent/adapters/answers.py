@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import httpx
 
@@ -14,6 +18,9 @@ from device_agent.errors import UnreachableError
 #: No honest answer about certificates is longer, nor takes longer once it has begun.
 LIMIT: Final = 1024 * 1024
 _SECONDS: Final = 60.0
+
+#: Looks at the address that a connection was made to before anything is sent, and raises when it is no good.
+CheckPeer: TypeAlias = Callable[[str], None]
 
 
 class Answer(NamedTuple):
@@ -39,17 +46,32 @@ def tag(headers: Mapping[str, str]) -> str:
     return found if found.isascii() and found.isprintable() else ""
 
 
+def get(by: httpx.Client, url: str, limit: int = LIMIT) -> Answer:
+    """Ask for something, and return the answer; redirections are not followed.
+
+    Raises:
+        UnreachableError: no answer came, or an endless one.
+    """
+    return _ask(by, "GET", url, None, limit)
+
+
 def post(by: httpx.Client, url: str, body: bytes, limit: int = LIMIT) -> Answer:
     """Send JSON, and return the answer; redirections are not followed.
 
     Raises:
         UnreachableError: no answer came, or an endless one.
     """
+    return _ask(by, "POST", url, body, limit)
+
+
+def _ask(by: httpx.Client, method: str, url: str, body: bytes | None, limit: int) -> Answer:
     # Compressed, a few bytes may become many before they can be counted.
-    headers = {"content-type": "application/json", "accept-encoding": "identity"}
+    headers = {"accept-encoding": "identity"}
+    if body is not None:
+        headers["content-type"] = "application/json"
     until, data = time.monotonic() + _SECONDS, bytearray()
     try:
-        with by.stream("POST", url, content=body, headers=headers) as response:
+        with by.stream(method, url, content=body, headers=headers) as response:
             for piece in response.iter_raw():
                 data += piece
                 if len(data) > limit or time.monotonic() > until:
@@ -59,3 +81,72 @@ def post(by: httpx.Client, url: str, body: bytes, limit: int = LIMIT) -> Answer:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise UnreachableError(f"{url}: {error}") from error
     return Answer(response.status_code, bytes(data))
+
+
+class Timed:
+    """A client whose requests end in time, their headers included: slow retrieval ends here.
+
+    One thread at a time; the client is for this alone.
+    """
+
+    def __init__(self, by: httpx.Client) -> None:
+        """Use this client; its own timeout bounds the wait for each piece."""
+        self._client: Final = by
+        self._sockets: Final[list[socket.socket]] = []
+
+    @contextlib.contextmanager
+    def get(
+        self, url: str, headers: Mapping[str, str], seconds: float, check: CheckPeer = lambda _address: None
+    ) -> Iterator[httpx.Response]:
+        """Ask for something, and give the answer, its body still to be read; redirections are not followed.
+
+        Args:
+            url: what to ask for.
+            headers: to send along; that nothing is to be compressed is added.
+            seconds: that all of it may take, the reading too.
+            check: asked of the address of each connection that is made for this.
+
+        Raises:
+            UnreachableError: no answer came, or none in time.
+        """
+        late = threading.Event()
+        watchdog = threading.Timer(seconds, self._hang_up, (late,))
+        watchdog.daemon = True
+        watchdog.start()
+        # Compressed, a few bytes may become many before they can be counted.
+        sent, watched = {**headers, "accept-encoding": "identity"}, {"trace": partial(self._connected, check)}
+        try:
+            with self._client.stream("GET", url, headers=sent, extensions=watched) as response:
+                yield response
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            if not late.is_set():
+                raise UnreachableError(f"{url}: {error}") from error
+        finally:
+            watchdog.cancel()
+        if late.is_set():
+            raise UnreachableError(f"{url}: not whole after {seconds:g} s")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _connected(self, check: CheckPeer, event: str, info: Mapping[str, Any]) -> None:
+        """Remember a connection's socket (httpcore tells of each connection that it makes)."""
+        # TLS takes the first one's place.
+        if event not in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            return
+        stream = info["return_value"]
+        try:
+            check(str(stream.get_extra_info("server_addr")[0]))
+        except BaseException:
+            stream.close()
+            raise
+        self._sockets[:] = [x for x in self._sockets if x.fileno() >= 0]
+        self._sockets.append(stream.get_extra_info("socket"))
+
+    def _hang_up(self, late: threading.Event) -> None:
+        """End an answer that comes a byte at a time: a timeout between two bytes never would."""
+        late.set()
+        for opened in self._sockets:
+            with contextlib.suppress(OSError):
+                opened.shutdown(socket.SHUT_RDWR)

@@ -96,6 +96,29 @@ def _believed(known_pem: bytes, ca_pem: str, links_pem: str) -> list[x509.Certif
     return [x for x in named if _key(x) in keys]
 
 
+def issuer(certificate: x509.Certificate) -> str:
+    """Return the key id, in hex, of the authority that has signed a certificate; "" where it names none."""
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+    except (x509.ExtensionNotFound, *_UNREADABLE):
+        return ""
+    return (found.key_identifier or b"").hex()
+
+
+def key_ids(state: StateFolder) -> frozenset[str]:
+    """Return the key ids, in hex, of the authorities that the device trusts.
+
+    Raises:
+        StateError: they are unreadable.
+    """
+    try:
+        known = x509.load_pem_x509_certificates(state.ca.read_bytes())
+        found = (x.extensions.get_extension_for_class(x509.SubjectKeyIdentifier) for x in known)
+        return frozenset(x.value.digest.hex() for x in found)
+    except (OSError, x509.ExtensionNotFound, *_UNREADABLE) as error:
+        raise StateError(f"{state.ca}: {error}") from error
+
+
 def issued_by(certificate: x509.Certificate, authorities: list[x509.Certificate]) -> bool:
     """Return whether one of the authorities has signed a certificate."""
     return any(_issued(certificate, by) for by in authorities)

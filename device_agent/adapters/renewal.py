@@ -1,8 +1,12 @@
-"""Renews the device's certificate over HTTP: in the second half of its life, for a new key."""
+"""Renews the device's certificate over HTTP, for a new key.
+
+In the second half of its life, and when the fleet goes from one certificate authority to the next.
+"""
 
 from __future__ import annotations
 
 import logging
+import random
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
@@ -16,14 +20,17 @@ from device_agent.adapters import answers, credentials, device_key, files
 from device_agent.adapters.state import StateFolder
 from device_agent.errors import StateError, StorageError, UnreachableError
 from fleet.wire import vouching
-from fleet.wire.enrolment import RenewReply, RenewRequest
+from fleet.wire.enrolment import RenewReply, RenewRequest, TrustedAuthorities
 
 _LOG: Final = logging.getLogger(__name__)
 _PATH: Final = "/api/v1/renew"
+_AUTHORITIES: Final = "/api/v1/authorities"
 _TIMEOUT: Final = 30.0
 #: Seconds between two looks at the certificate, at most; a short-lived one is looked at more often.
 _EVERY: Final = 6 * 3600.0
 _SOONEST: Final = 5.0
+#: The part of that time over which a fleet's renewals are spread when its authority changes.
+_SPREAD: Final = 1 / 6
 #: So far a server's clock may be ahead.
 _AHEAD: Final = timedelta(days=1)
 
@@ -31,17 +38,26 @@ _AHEAD: Final = timedelta(days=1)
 class Renewal:
     """Looks after the certificate, on a thread of its own."""
 
-    def __init__(self, state: StateFolder, now: Callable[[], float], renewed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        state: StateFolder,
+        now: Callable[[], float],
+        renewed: Callable[[], None],
+        chance: Callable[[], float] = random.random,
+    ) -> None:
         """Look after the certificate in this folder.
 
         Args:
             state: holds keys, certificate and the fleet's authorities.
             now: the time, seconds since the Unix epoch.
             renewed: told when a new certificate is in place.
+            chance: a number from 0 up to 1, another each time: keeps a fleet from renewing in one second.
         """
         self._state: Final = state
         self._now: Final = now
         self._renewed: Final = renewed
+        self._chance: Final = chance
+        self._followed: TrustedAuthorities | None = None
         self._stopped: Final = threading.Event()
         self._thread: Final = threading.Thread(target=self._run, name="certificate", daemon=True)
 
@@ -61,6 +77,22 @@ class Renewal:
         """
         begin, end = self._life()
         return self._now() > (begin + end) / 2
+
+    def behind(self) -> TrustedAuthorities | None:
+        """Return what the server says of the fleet's authorities, where it is not what this device has.
+
+        An answer is followed once: whoever sends another may get a renewal for it, and no more.
+
+        Raises:
+            StateError: certificate or authorities are unreadable.
+            UnreachableError: the server does not answer, or with something else.
+        """
+        said = _authorities(self._state.identity().server)
+        present = credentials.present(self._state)
+        same = said.signs == credentials.issuer(present)
+        if said == self._followed or (same and set(said.trusted) == credentials.key_ids(self._state)):
+            return None
+        return said
 
     def renew(self) -> None:
         """Ask the server for a new certificate, check it, and put it in the old one's place.
@@ -88,12 +120,30 @@ class Renewal:
                 if self.due():
                     self.renew()
                     _LOG.info("the certificate is renewed")
+                else:
+                    self._follow(pause)
             except (StateError, StorageError, UnreachableError) as error:
                 _LOG.warning("the certificate is not renewed, will try again: %s", error)
             except Exception:  # noqa: BLE001 - who finds a fault in here must not end the renewals with it
                 _LOG.exception("the certificate is not renewed, will try again")
             if self._stopped.wait(pause):
                 return
+
+    def _follow(self, pause: float) -> None:
+        """Renew where the fleet changes its authority: within an hour, at once if the broker knows us no more."""
+        try:
+            said = self.behind()
+        except UnreachableError as error:
+            _LOG.info("the fleet's authorities are not known, will ask again: %s", error)
+            return
+        if said is None:
+            return
+        believed = credentials.issuer(credentials.present(self._state)) in said.trusted
+        if believed and self._stopped.wait(pause * _SPREAD * self._chance()):
+            return
+        self.renew()
+        self._followed = said
+        _LOG.info("the certificate is renewed: the fleet's authorities have changed")
 
     def _life(self) -> tuple[float, float]:
         found = credentials.present(self._state)
@@ -136,6 +186,18 @@ class Renewal:
                 f"renewal: expected a certificate that holds now, got one from "
                 f"{made.not_valid_before_utc:%Y-%m-%d} on; is the server's clock right?"
             )
+
+
+def _authorities(server: str) -> TrustedAuthorities:
+    url = server.rstrip("/") + _AUTHORITIES
+    with answers.client(_TIMEOUT) as client:
+        answer = answers.get(client, url)
+    if not answer.good:
+        raise UnreachableError(f"{url}: the server refuses ({answer.status})")
+    try:
+        return msgspec.json.decode(answer.content, type=TrustedAuthorities)
+    except ValueError as error:
+        raise UnreachableError(f"{url}: {error}") from error
 
 
 def _asked(server: str, request: RenewRequest) -> RenewReply:

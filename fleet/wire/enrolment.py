@@ -181,3 +181,17 @@ class RenewReply(msgspec.Struct, frozen=True, kw_only=True):
     certificate_pem: str
     ca_pem: str = ""
     links_pem: str = ""
+
+
+class TrustedAuthorities(msgspec.Struct, frozen=True, kw_only=True):
+    """What `GET /api/v1/authorities` says: whether a device should renew before half of its time is over.
+
+    Nothing signs it, for it moves a device to nothing but a renewal, whose answer has to prove itself.
+
+    Attributes:
+        signs: key id, in hex, of the authority that signs certificates now.
+        trusted: key ids of all that are trusted now.
+    """
+
+    signs: str
+    trusted: tuple[str, ...]

@@ -8,7 +8,14 @@ import msgspec
 from litestar import Request, Response, Router, delete, get, post
 from litestar.params import FromPath, JSONBody, QueryParameter
 
-from fleet.wire.enrolment import EnrolReply, EnrolRequest, PendingReply, RenewReply, RenewRequest
+from fleet.wire.enrolment import (
+    EnrolReply,
+    EnrolRequest,
+    PendingReply,
+    RenewReply,
+    RenewRequest,
+    TrustedAuthorities,
+)
 from server.api.deps import OPERATOR, PUBLIC, VIEWER, ServicesDep
 from server.db.identity_tables import PendingDevice, RegisteredKey
 from server.services.admission import NewKey
@@ -113,6 +120,20 @@ def crl(request: AnyRequest, services: ServicesDep) -> Response[bytes]:
     return Response(newest.pem, media_type="application/x-pem-file", headers={"etag": tag})
 
 
+@get(
+    "/api/v1/authorities",
+    opt=PUBLIC,
+    sync_to_thread=True,
+    summary="Name the fleet's certificate authorities",
+    tags=["trust"],
+    security=[],
+)
+def authorities(services: ServicesDep) -> TrustedAuthorities:
+    """Return key ids: a device whose certificate is of another authority, or that knows others, renews."""
+    trusted = tuple(x.key_id for x in services.authority.members)
+    return TrustedAuthorities(signs=trusted[0], trusted=trusted)
+
+
 @get("/api/v1/pending", opt=VIEWER, sync_to_thread=True, summary="List devices that wait", tags=["devices"])
 def pending(services: ServicesDep, offset: Offset = 0, limit: Limit = 100) -> list[PendingOut]:
     """Return devices that a person has yet to let in, the longest wait first."""
@@ -208,6 +229,7 @@ ROUTES = Router(
         enrol,
         renew,
         crl,
+        authorities,
         pending,
         approve,
         reject,

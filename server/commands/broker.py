@@ -8,16 +8,13 @@ import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from fleet.options import FiniteRange
+from server.commands.broker_authority import authority
 from server.commands.shared import print_json
 from server.errors import ClientError
-
-if TYPE_CHECKING:
-    from server.services.authority_folder import AuthorityFolder
 
 _data_option = click.option(
     "--data",
@@ -177,48 +174,4 @@ def watch(*, out: Path, server: str, every: float, reload_command: str, once: bo
         time.sleep(every)
 
 
-@broker.group("authority")
-def authority() -> None:
-    """Change the fleet's certificate authority, one step at a time, with the server stopped."""
-
-
-@authority.command("add")
-@_data_option
-def add(data: Path) -> None:
-    """Make the next authority, which devices and broker learn to trust; the present one goes on signing."""
-    _folder(data).add_next()
-    click.echo(
-        "made. Now: start the server; `kedge broker config` and restart the broker; let every device renew "
-        "its certificate once. Then: kedge broker authority switch"
-    )
-
-
-@authority.command("switch")
-@_data_option
-def switch(data: Path) -> None:
-    """Let the next authority sign; the old one is trusted for as long as it takes devices to renew."""
-    _folder(data).switch()
-    click.echo(
-        "switched. Now: start the server; `kedge broker config` and restart the broker; let every device "
-        "renew its certificate once. Then: kedge broker authority drop"
-    )
-
-
-@authority.command("drop")
-@_data_option
-def drop(data: Path) -> None:
-    """Trust the old authority no more; a device that was away until now renews over HTTP, by its own key."""
-    _folder(data).drop_old()
-    click.echo("dropped. Now: start the server; `kedge broker config` and restart the broker.")
-
-
-def _folder(data: Path) -> AuthorityFolder:
-    from server.adapters.clock import SystemClock
-    from server.errors import SettingsError
-    from server.services.authority_folder import AuthorityFolder
-    from server.settings import Settings
-
-    keys = Settings(data=data).keys
-    if not keys.is_dir():
-        raise SettingsError(f"{keys}: expected a server's keys, there are none")
-    return AuthorityFolder(keys, SystemClock())
+broker.add_command(authority)

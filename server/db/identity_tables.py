@@ -57,6 +57,8 @@ class IssuedCertificate(SQLModel, table=True):
         serial: in hex.
         issuer: key id of the authority that signed it, in hex.
         key_fingerprint: of the key that it certifies.
+        told: key ids of the authorities that the device was told to trust with it, apart by spaces.
+        replaced_at: when the device was given the next one; None: this is its present certificate.
     """
 
     __tablename__ = "issued_certificate"
@@ -66,6 +68,8 @@ class IssuedCertificate(SQLModel, table=True):
     key_fingerprint: str = Field(index=True, max_length=64)
     not_after: float
     revoked_at: float | None = Field(default=None, index=True)
+    told: str = ""
+    replaced_at: float | None = Field(default=None, index=True)
 
 
 class RevocationNumber(SQLModel, table=True):

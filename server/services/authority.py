@@ -60,7 +60,12 @@ class Issued(NamedTuple):
 
 
 class FleetAuthority:
-    """Issues the fleet's certificates and revocation lists."""
+    """Issues the fleet's certificates and revocation lists.
+
+    Attributes:
+        members: every authority that is trusted now, the one that signs first.
+        links_pem: for each authority that followed another, its key certified by the one before.
+    """
 
     def __init__(self, folder: Path, clock: Clock, lifetimes: CertificateLifetimes | None = None) -> None:
         """Load the authority from its folder, or make it there.
@@ -77,6 +82,7 @@ class FleetAuthority:
         self._current: Final = current
         others = (files.load(name) for name in (NEXT, OLD))
         self._all: Final = (current, *(other for other in others if other is not None))
+        self.members: Final = files.members()
         self.links_pem: Final = files.links()
 
     @property

@@ -29,6 +29,26 @@ CA_LIFETIME: Final = timedelta(days=3650)
 BACKDATED: Final = timedelta(hours=1)
 
 
+class Member(NamedTuple):
+    """One of the authorities that are trusted now, without its key.
+
+    Attributes:
+        name: `ca` signs, `ca-next` will, `ca-old` did.
+        key_id: what its certificates and revocation lists name it by, in hex.
+        until: when it ends, seconds since the Unix epoch.
+    """
+
+    name: str
+    key_id: str
+    until: float
+
+    @classmethod
+    def of(cls, name: str, certificate: x509.Certificate) -> Member:
+        """Return the authority of this certificate."""
+        digest = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+        return cls(name, digest.hex(), certificate.not_valid_after_utc.timestamp())
+
+
 class Authority(NamedTuple):
     """One certificate authority."""
 
@@ -82,6 +102,15 @@ class AuthorityFolder:
                 f"{key_file} is not the key of {certificate_file}; restore both from a backup"
             )
         return Authority(key, certificate)
+
+    def members(self) -> tuple[Member, ...]:
+        """Return every authority that is trusted now, the one that signs first.
+
+        Raises:
+            SettingsError: a file is damaged, or a key is missing.
+        """
+        found = ((name, self.load(name)) for name in (CURRENT, NEXT, OLD))
+        return tuple(Member.of(name, one.certificate) for name, one in found if one is not None)
 
     def links(self) -> bytes:
         """Return the certificates by which each authority vouches for the one after it, the oldest first."""

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from sqlmodel import Session, col, delete, select
+from sqlmodel import Session, col, delete, or_, select, update
 
 from fleet.ids import DeviceId
 from fleet.wire.enrolment import key_fingerprint
@@ -78,6 +78,8 @@ class Revocations:
         key = certificate.public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise TypeError("a certificate of ours is for an elliptic-curve key")
+        present = col(IssuedCertificate.device_id) == device_id, col(IssuedCertificate.replaced_at).is_(None)
+        session.exec(update(IssuedCertificate).where(*present).values(replaced_at=self._clock.now()))
         session.add(
             IssuedCertificate(
                 serial=f"{certificate.serial_number:x}",
@@ -85,10 +87,15 @@ class Revocations:
                 issuer=self._authority.key_id,
                 key_fingerprint=key_fingerprint(key),
                 not_after=certificate.not_valid_after_utc.timestamp(),
+                told=" ".join(x.key_id for x in self._authority.members),
             )
         )
-        forgotten = self._clock.now() - _REMEMBERED
-        session.exec(delete(IssuedCertificate).where(col(IssuedCertificate.not_after) < forgotten))
+        # A device's present one is kept however long it is away: it tells what the device has yet to learn.
+        forgotten = col(IssuedCertificate.not_after) < self._clock.now() - _REMEMBERED
+        past = or_(
+            col(IssuedCertificate.replaced_at).is_not(None), col(IssuedCertificate.revoked_at).is_not(None)
+        )
+        session.exec(delete(IssuedCertificate).where(forgotten, past))
 
     @staticmethod
     def certified(session: Session, fingerprint: str) -> bool:

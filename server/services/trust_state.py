@@ -10,9 +10,11 @@ import msgspec
 
 from fleet.trust.metadata_set import ROOT, TARGETS
 from server.ports.clock import Clock
+from server.services import succession
 from server.services.projects import Projects, ProjectState, Waiting
 from server.services.signing import SigningService
 from server.services.signing_roles import ONLINE, RoleInfo
+from server.services.succession import Authorities, Succession
 
 #: People are told this long before something that only they can sign expires.
 WARN: Final = timedelta(days=30)
@@ -38,6 +40,7 @@ class TrustStatus(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         first_root: fingerprint of the first root, which claim tokens carry.
         online: the server holds the root or targets key: whoever takes it over can sign anything.
+        authority: the fleet's certificate authorities, and who is behind while one follows another.
         attention: the urgent first.
     """
 
@@ -45,17 +48,21 @@ class TrustStatus(msgspec.Struct, frozen=True, kw_only=True):
     online: bool
     roles: tuple[RoleInfo, ...]
     projects: tuple[ProjectState, ...]
+    authority: Succession
     attention: tuple[Attention, ...]
 
 
 class TrustState:
     """Looks at the trust metadata; changes nothing."""
 
-    def __init__(self, signing: SigningService, projects: Projects, clock: Clock) -> None:
+    def __init__(
+        self, signing: SigningService, projects: Projects, clock: Clock, authorities: Authorities
+    ) -> None:
         """Keep what is needed."""
         self._signing: Final = signing
         self._projects: Final = projects
         self._clock: Final = clock
+        self._authorities: Final = authorities
 
     def status(self) -> TrustStatus:
         """Return everything that there is to show."""
@@ -68,6 +75,7 @@ class TrustState:
                 msgspec.structs.replace(row, key_file=row.key_file.rpartition("/")[2]) for row in roles
             ),
             projects=tuple(self._projects.all()),
+            authority=self._authorities.look(),
             attention=self.attention(),
         )
 
@@ -76,6 +84,7 @@ class TrustState:
         found = [*self._lost(), *self._expiring()]
         for project in self._projects.all():
             found += _waiting(project)
+        found += _following(self._authorities.look(0), self._clock.now())
         return tuple(sorted(found, key=lambda need: not need.urgent))
 
     def health(self) -> str:
@@ -120,6 +129,20 @@ def _expiry(row: RoleInfo, expires: datetime, now: datetime) -> Attention:
         else f"Have its keys sign again: kedge project sign {row.role} --key KEY"
     )
     return Attention(role=row.role, urgent=over, what=what, action=action)
+
+
+def _following(found: Succession, now: float) -> list[Attention]:
+    """Say that the fleet changes from one authority to the next, or should."""
+    ends, done = succession.ending(found, now), succession.says(found)
+    if done:
+        then = f"kedge broker authority {found.step}"
+        wait = f"Wait until the others have renewed, then: {then}" if found.behind else f"Go on: {then}"
+        what = f"the fleet changes its authority: {done}"
+        return [Attention(role="authority", urgent=False, what=what, action=wait)]
+    if ends:
+        action = "Let another follow it: kedge broker authority add"
+        return [Attention(role="authority", urgent=False, what=ends, action=action)]
+    return []
 
 
 def _waiting(project: ProjectState) -> list[Attention]:

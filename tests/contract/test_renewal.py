@@ -23,7 +23,15 @@ from device_agent.errors import StateError, UnreachableError
 from fleet.errors import KedgeError
 from fleet.ids import DeviceId
 from fleet.wire import vouching
-from fleet.wire.enrolment import BrokerAccess, EnrolReply, EnrolRequest, RenewReply, RenewRequest, public_pem
+from fleet.wire.enrolment import (
+    BrokerAccess,
+    EnrolReply,
+    EnrolRequest,
+    RenewReply,
+    RenewRequest,
+    TrustedAuthorities,
+    public_pem,
+)
 from processes import free_port, wait_until
 from server.errors import ForbiddenError, InvalidError
 from server.services.authority import FleetAuthority
@@ -160,11 +168,18 @@ class Site:
         self.first = self.state.tls.read_bytes()
         self.state.ca.write_bytes(self.authority.ca_pem)
         self.asked: list[RenewRequest] = []
+        self.looked = 0
         self.status = 200
         self.renewed = threading.Event()
         site = self
 
         class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                site.looked += 1
+                self.send_response(site.status if self.path == "/api/v1/authorities" else 404)
+                self.end_headers()
+                self.wfile.write(site.said())
+
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 site.asked.append(msgspec.json.decode(body, type=RenewRequest))
@@ -184,6 +199,11 @@ class Site:
         """Say which server the device enrolled with."""
         access = BrokerAccess(url="mqtts://127.0.0.1:1")
         self.state.save_identity(Identity(device_id="dev-a", server=server, target=TARGET, broker=access))
+
+    def said(self) -> bytes:
+        """Return what the real server would say of its authorities."""
+        trusted = tuple(x.key_id for x in self.authority.members)
+        return msgspec.json.encode(TrustedAuthorities(signs=trusted[0], trusted=trusted))
 
     def answer(self, request: RenewRequest) -> bytes:
         """Return what the real server would, 20 days after the first certificate."""
@@ -375,6 +395,60 @@ def test_a_device_that_was_away_for_two_changes_of_authority_follows_the_links(s
     site.renewal().renew()
     assert site.state.ca.read_bytes() == newest.ca_pem
     credentials.present(site.state).verify_directly_issued_by(x509.load_pem_x509_certificate(newest.ca_pem))
+
+
+def test_a_device_renews_soon_when_the_fleet_changes_its_authority(site: Site) -> None:
+    """First the next authority is there, then it signs: each is followed once, and spread over a while."""
+    folder, waited = AuthorityFolder(site.folder, site.clock), threading.Event()
+
+    def chance() -> float:
+        waited.set()
+        return 0.0
+
+    renewal = Renewal(site.state, lambda: START + 2 * DAY, site.renewed.set, chance)
+    assert renewal.behind() is None
+    for step in (folder.add_next, folder.switch):
+        step()
+        site.authority = FleetAuthority(site.folder, site.clock)
+        site.answer = lambda request: site.reply(site.sign(request, 2 + len(site.asked)))  # type: ignore[method-assign]  # its clock goes on
+        renewal._follow(3600.0)
+        assert site.renewed.is_set()
+        assert waited.is_set()
+        assert renewal.behind() is None
+        for event in (site.renewed, waited):
+            event.clear()
+    assert credentials.issuer(credentials.present(site.state)) == site.authority.key_id
+
+
+def test_a_device_that_the_broker_knows_no_more_does_not_wait(site: Site) -> None:
+    """The old authority was dropped while it was away."""
+    folder = AuthorityFolder(site.folder, site.clock)
+    for step in (folder.add_next, folder.switch, folder.drop_old):
+        step()
+    site.authority = FleetAuthority(site.folder, site.clock)
+    site.answer = lambda request: site.reply(site.sign(request, 3))  # type: ignore[method-assign]  # as its own clock
+    renewal = Renewal(site.state, lambda: START + 3 * DAY, site.renewed.set, lambda: 1e9)
+    renewal.start()
+    assert site.renewed.wait(10)
+    renewal.stop()
+
+
+def test_a_lie_about_the_authorities_costs_one_renewal(site: Site) -> None:
+    """Over plain HTTP anybody may say that there is another authority: what comes of it proves itself."""
+    lie = msgspec.json.encode(TrustedAuthorities(signs="ab" * 20, trusted=("ab" * 20,)))
+    site.said = lambda: lie  # type: ignore[method-assign]  # somebody on the line
+    site.answer = lambda request: site.reply(site.sign(request, 3))  # type: ignore[method-assign]  # as its own clock
+    renewal = site.renewal(3)
+    for _ in range(3):
+        renewal._follow(0.0)
+    assert len(site.asked) == 1
+    said = [b"", b"[]", b'{"signs": 1}', bytes(answers.LIMIT + 1)]
+    site.said = said.pop  # type: ignore[method-assign]  # somebody on the line
+    while said:
+        renewal._follow(0.0)
+    site.status = 503
+    renewal._follow(0.0)
+    assert len(site.asked) == 1
 
 
 def test_a_refusal_or_no_answer_leaves_everything_as_it_was(site: Site) -> None:

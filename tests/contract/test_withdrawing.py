@@ -13,9 +13,11 @@ from fleet.rollout.states import Move
 from fleet.trust import metadata_set as rules
 from server.db.tables import DeviceAssignment, DeviceModel, Release
 from server.errors import ConflictError
+from server.services.authority import FleetAuthority
 from server.services.projects import Projects
 from server.services.roles import SYSTEM
 from server.services.rollout_steps import RolloutSteps
+from server.services.succession import Authorities
 from server.services.trust_state import TrustState
 from server.services.withdrawals import Withdrawals
 from server_parts import Parts, parts
@@ -128,7 +130,9 @@ def test_what_people_sign_is_asked_for_in_time(side: Side) -> None:
         (keys / f"{role}.pem").unlink()
         (keys / f"{role}.offline").touch()
     assert side.parts.signing.open() == []
-    state = TrustState(side.parts.signing, side.projects, side.parts.clock)
+    members = FleetAuthority(keys, side.parts.clock).members
+    authorities = Authorities(side.parts.database, members)
+    state = TrustState(side.parts.signing, side.projects, side.parts.clock, authorities)
     assert (state.attention(), state.health(), state.status().online) == ((), "", False)
     side.parts.clock.seconds += 151 * DAY
     (need,) = state.attention()

@@ -30,6 +30,7 @@ PASSWORD: Final = "correct horse battery"
 #: What anybody may reach; a route that is added here is open to the world.
 OPEN: Final = {
     "GET /api/v1/blobs/{digest}",
+    "GET /api/v1/authorities",
     "GET /api/v1/crl",
     "GET /api/v1/health",
     "GET /api/v1/trust/{name}",
