@@ -16,6 +16,11 @@ need nginx nginx-light
 need softhsm2-util softhsm2
 need faketime faketime
 need strace strace
+need swtpm "swtpm libtss2-tcti-swtpm0"
+need tpm2_getcap tpm2-tools
+need tpm2-abrmd "tpm2-abrmd libtss2-tcti-tabrmd0"
+need dbus-daemon dbus
+need tpm2_ptool "libtpm2-pkcs11-1 libtpm2-pkcs11-tools"
 [ -n "$(ls -d /usr/lib/postgresql/*/bin/initdb 2>/dev/null)" ] || missing="$missing postgresql"
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

@@ -279,6 +279,36 @@ def test_a_full_disk_or_a_lost_key_does_not_stop_the_agent(bench: Bench) -> None
     assert len(bench.sent()) == before
 
 
+def test_what_a_pulled_token_kept_from_being_said_is_said_when_it_is_back(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The token is pulled out for an hour, and a rollback is tried meanwhile: the server learns of it after."""
+    there = False
+
+    def token(data: bytes) -> bytes:
+        if not there:
+            raise StateError("token kedge: there is no such token")
+        return device_key.signer(bench.folder / "key.pem")(data)
+
+    agent = bench.agent(token)
+    agent.refused("assignment", "rollback", "expected version 7 or later, got 1")
+    for _ in range(360):
+        bench.clock.seconds += PAUSE
+        agent.send_due(hello)
+    assert bench.sent() == []
+    assert [x.getMessage() for x in caplog.records] == [
+        "no statement is made: token kedge: there is no such token"
+    ]
+    there = True
+    bench.clock.seconds += PAUSE
+    agent.send_due(hello)
+    (signed,) = bench.sent()
+    said_now = bench.hear(signed).statement
+    assert said_now is not None
+    assert said_now.attack is not None
+    assert said_now.attack.reason == "rollback"
+
+
 def test_a_new_key_begins_anew(bench: Bench) -> None:
     """The device was enrolled again with a new disk, whose clock is behind: what it says counts."""
     bench.hear(bench.say(bench.agent()))

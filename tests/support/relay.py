@@ -22,6 +22,7 @@ class Relay:
         self.count = 0
         self.crawl = threading.Event()
         self._to = port
+        self._ends: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -33,6 +34,7 @@ class Relay:
             except OSError:
                 return  # closed
             far = socket.create_connection(("127.0.0.1", self._to))
+            self._ends += (near, far)
             for source, sink, back in ((near, far, False), (far, near, True)):
                 threading.Thread(target=self._pass, args=(source, sink, back), daemon=True).start()
 
@@ -46,6 +48,12 @@ class Relay:
                     time.sleep(0.05)
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
+
+    def cut(self) -> None:
+        """End every connection, as a network does that goes and comes back."""
+        for end in self._ends:
+            with contextlib.suppress(OSError):  # it has ended by itself
+                end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Accept nobody any more."""
