@@ -141,11 +141,7 @@ def compile_command(
     if verify is not None:
         _verify(verify, request, as_json=as_json)
     elif len(names) == 1 and not several.is_pattern(targets):
-        result = _compiled(_for(request, names[0], out or Path(f"{called}-{names[0]}.bundle")))
-        if as_json:
-            click.echo(msgspec.json.encode(result).decode())
-        else:
-            show.one(result)
+        _one(_for(request, names[0], out or Path(f"{called}-{names[0]}.bundle")), as_json=as_json)
     else:
         _several(request, names, out or Path(), as_json=as_json)
 
@@ -162,6 +158,14 @@ def _compiled(request: CompileRequest, label: str = "") -> CompileResult:
             found = client.compile_model(request, tell)
             earlier.keep(request, found)
     return found
+
+
+def _one(request: CompileRequest, *, as_json: bool) -> None:
+    result = _compiled(request)
+    if as_json:
+        click.echo(msgspec.json.encode(result).decode())
+    else:
+        show.one(result)
 
 
 def _several(request: CompileRequest, names: list[str], folder: Path, *, as_json: bool) -> None:

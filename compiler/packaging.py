@@ -51,6 +51,39 @@ def package(
     winner: Winner,
 ) -> CompileResult:
     """Write the bundle, and what was measured beside it; return the whole result."""
+    found = _finding(request, job, trials, given, winner)
+    made = job.scratch / "bundle"
+    written = contents.write(found, made)
+    timing = _timing(trials, winner, job.profile, request.max_drop)
+    measurements.write(found, timing, made / layout.MEASUREMENTS)
+    layout.place(Path(request.out), made)
+    chosen = found.candidate
+    return CompileResult(
+        model=request.name,
+        target=job.profile.name,
+        bundle=BundleFacts(path=request.out, digest=str(written)),
+        chosen=Chosen(
+            name=chosen.name,
+            precision=chosen.precision,
+            scheme=chosen.scheme.value,
+            backend=chosen.backend,
+            runtime=found.artifact.runtime,
+        ),
+        accuracy=found.accuracy,
+        size_bytes=found.sizes,
+        latency_ms=Latencies(original=trials.original.latency_ms, compiled=winner.measured.latency_ms),
+        candidates=found.verdicts,
+        placement=found.placement,
+        parity=found.parity,
+        sensitivity=found.sensitivity,
+        warnings=(*found.warnings, *timing),
+    )
+
+
+def _finding(
+    request: CompileRequest, job: Job, trials: Trials, given: Inputs, winner: Winner
+) -> contents.Finding:
+    """Return all that the bundle is made of."""
     chosen = winner.measured.candidate
     artifact, backend, profile = trials.artifact(chosen), trials.backend(chosen), job.profile
     known = given.calibration.take(datasets.spread(given.calibration, BASELINE_SAMPLES))
@@ -59,7 +92,7 @@ def package(
     specs = artifact.outputs or _observed(given.outputs, calibrated)
     offload = insight.offload(winner.outputs, trials.how, winner.report.labels)
     sensitive, doubts = _sensitivity(job, trials, chosen)
-    found = contents.Finding(
+    return contents.Finding(
         request=request,
         profile=profile,
         candidate=chosen,
@@ -83,31 +116,6 @@ def package(
         warnings=(*_warnings(trials, given, winner, request.max_drop), *doubts),
         tools=backend.versions(),
         firmware=backend.requires(artifact),
-    )
-    made = job.scratch / "bundle"
-    digest = contents.write(found, made)
-    timing = _timing(trials, winner, profile, request.max_drop)
-    measurements.write(found, timing, made / layout.MEASUREMENTS)
-    layout.place(Path(request.out), made)
-    return CompileResult(
-        model=request.name,
-        target=profile.name,
-        bundle=BundleFacts(path=request.out, digest=str(digest)),
-        chosen=Chosen(
-            name=chosen.name,
-            precision=chosen.precision,
-            scheme=chosen.scheme.value,
-            backend=chosen.backend,
-            runtime=artifact.runtime,
-        ),
-        accuracy=found.accuracy,
-        size_bytes=found.sizes,
-        latency_ms=Latencies(original=trials.original.latency_ms, compiled=winner.measured.latency_ms),
-        candidates=found.verdicts,
-        placement=found.placement,
-        parity=found.parity,
-        sensitivity=found.sensitivity,
-        warnings=(*found.warnings, *timing),
     )
 
 

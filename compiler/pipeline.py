@@ -217,7 +217,6 @@ def _confirm(
     Raises:
         CompileError: what was asked for by name does not keep the budget.
     """
-    asked = request.candidate or request.precision
     ranked = _in_order(trials, request, profile)
     floats = trials.floats(report)
     refused: dict[Candidate, str] = {}
@@ -242,16 +241,20 @@ def _confirm(
                 refused=refused,
             )
         refused[measured.candidate] = f"{comparison.drop_points():+.2f} points on the other half"
+    raise CompileError(_why_none(trials, request, refused))
+
+
+def _why_none(trials: Trials, request: CompileRequest, refused: Mapping[Candidate, str]) -> str:
+    """Return why no candidate may become the bundle."""
     if not trials.measured:
         reasons = "; ".join(dict.fromkeys(trials.failed.values()))
-        raise CompileError(
-            f"{request.target}: none of {len(trials.failed)} candidates can be built: {reasons[:400]}"
-        )
+        return f"{request.target}: none of {len(trials.failed)} candidates can be built: {reasons[:400]}"
+    asked = request.candidate or request.precision
     tried = verdicts.of(trials, refused, None, request.max_drop)
     what = ", ".join(
         f"{x.name} {x.status}" + (f" ({x.reason})" if x.reason else "") for x in tried if x.name != FLOAT.name
     )
-    raise CompileError(
+    return (
         f"{request.target}: no {asked + ' ' if asked else ''}candidate keeps the budget of "
         f"{request.max_drop:g} points and is smaller than float: {what}"
     )

@@ -106,13 +106,9 @@ def _build(unit: str, software: Mapping[str, str], precision: str, workspace: in
     elif by_flags:
         command.append("--stronglyTyped")
     if shapes.least:
-        for option, flag, part in (
-            ("trt_profile_min_shapes", "--minShapes", shapes.least),
-            ("trt_profile_opt_shapes", "--optShapes", shapes.usual),
-            ("trt_profile_max_shapes", "--maxShapes", shapes.most),
-        ):
-            provider[option] = _text(part)
-            command.append(f"{flag}={_text(part)}")
+        for name, part in (("min", shapes.least), ("opt", shapes.usual), ("max", shapes.most)):
+            provider[f"trt_profile_{name}_shapes"] = _text(part)
+            command.append(f"--{name}Shapes={_text(part)}")
     exact = precision == "float32"
     return Build(
         unit=unit,

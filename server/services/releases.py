@@ -161,8 +161,7 @@ class Releases:
         newest = select(Release).where(Release.model == model).order_by(col(Release.counter).desc())
         last = session.exec(newest).first()
         counter = last.counter + 1 if last is not None else 1
-        same = select(Release).where(Release.model == model, Release.version == (version or str(counter)))
-        known: Release | None = session.exec(same).first()
+        known = self._known(session, model, version or str(counter))
         if not version and last is not None and last.signed_at is None and self._is_same(session, last, rows):
             known = last  # the next signature of it, or another try
         if known is not None:
@@ -176,6 +175,24 @@ class Releases:
             created_by=actor.name,
             created_at=self._clock.now(),
         )
+        self._insert_bundles(session, release, rows)
+        after = {
+            "model": model,
+            "version": release.version,
+            "project": project,
+            "bundles": {row.target: row.digest for row in rows},
+        }
+        self._audit.record(session, actor, "release.publish", f"release {release.id}", after=after)
+        return release
+
+    @staticmethod
+    def _known(session: Session, model: str, version: str) -> Release | None:
+        query = select(Release).where(Release.model == model, Release.version == version)
+        known: Release | None = session.exec(query).first()
+        return known
+
+    @staticmethod
+    def _insert_bundles(session: Session, release: Release, rows: Sequence[BundleRow]) -> None:
         session.add(release)
         session.flush()
         for row in rows:
@@ -185,14 +202,6 @@ class Releases:
             session.add(
                 ReleaseBundle(release_id=release.id or 0, target=row.target, bundle_digest=row.digest)
             )
-        after = {
-            "model": model,
-            "version": release.version,
-            "project": project,
-            "bundles": {row.target: row.digest for row in rows},
-        }
-        self._audit.record(session, actor, "release.publish", f"release {release.id}", after=after)
-        return release
 
     def _check_same(self, session: Session, known: Release, rows: Sequence[BundleRow]) -> None:
         if known.withdrawn_at is not None:
