@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from fleet.errors import BundleError
 from fleet.ids import Digest
-from server.errors import NotFoundError, TooLargeError
+from server.adapters.blob_bytes import CheckedPieces, checked, missing
 
 _PIECE: Final = 1024 * 1024
 _UPLOADING: Final = "uploading-"
@@ -43,7 +41,7 @@ class FolderBlobStore:
         try:
             return self._path(digest).stat().st_size
         except FileNotFoundError:
-            raise NotFoundError(f"blob {digest}: not stored") from None
+            raise missing(digest) from None
 
     def read(self, digest: Digest) -> bytes:
         """Return the file's bytes, checked against the digest.
@@ -52,11 +50,7 @@ class FolderBlobStore:
             NotFoundError: it is not there.
             BundleError: the stored bytes were altered.
         """
-        data = b"".join(self.stream(digest))
-        got = Digest.of(data)
-        if got != digest:
-            raise BundleError(f"blob {digest}: the stored bytes are {got}")
-        return data
+        return checked(digest, self.stream(digest))
 
     def stream(self, digest: Digest) -> Iterator[bytes]:
         """Yield the file in pieces.
@@ -67,7 +61,7 @@ class FolderBlobStore:
         try:
             file = self._path(digest).open("rb")
         except FileNotFoundError:
-            raise NotFoundError(f"blob {digest}: not stored") from None
+            raise missing(digest) from None
         with file:
             while piece := file.read(_PIECE):
                 yield piece
@@ -82,7 +76,7 @@ class FolderBlobStore:
             with self._path(digest).open("rb") as file:
                 return os.pread(file.fileno(), size, start)
         except FileNotFoundError:
-            raise NotFoundError(f"blob {digest}: not stored") from None
+            raise missing(digest) from None
 
     def address(self, digest: Digest) -> str:
         """Return "": only this server reads the folder."""
@@ -102,10 +96,11 @@ class FolderBlobStore:
         """
         if self.has(digest):
             return self.size(digest)
+        promised = CheckedPieces(digest, pieces, limit)
         handle, name = tempfile.mkstemp(prefix=_UPLOADING, dir=self._folder)
         try:
             with os.fdopen(handle, "wb") as file:
-                size = _copy(pieces, file.write, digest, limit)
+                file.writelines(promised)
                 file.flush()
                 os.fsync(file.fileno())
             path = self._path(digest)
@@ -116,20 +111,7 @@ class FolderBlobStore:
             raise
         _sync(path.parent)
         _sync(self._folder)
-        return size
-
-
-def _copy(pieces: Iterable[bytes], write: Callable[[bytes], int], digest: Digest, limit: int) -> int:
-    size, hasher = 0, hashlib.sha256()
-    for piece in pieces:
-        size += len(piece)
-        if size > limit:
-            raise TooLargeError(f"blob: expected at most {limit} bytes")
-        hasher.update(piece)
-        write(piece)
-    if hasher.hexdigest() != digest.hex:
-        raise BundleError(f"blob: expected {digest}, got sha256:{hasher.hexdigest()}")
-    return size
+        return promised.size
 
 
 def _sync(folder: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from fleet.errors import BundleError, MissingExtraError
+from fleet.errors import MissingExtraError
 from fleet.ids import Digest
-from server.errors import NotFoundError, SettingsError, TooLargeError
+from server.adapters.blob_bytes import CheckedPieces, checked, missing
+from server.errors import SettingsError
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -72,7 +72,7 @@ class ObjectBlobStore:
         try:
             return int(self._api.head(self._store, self._path(digest))["size"])
         except FileNotFoundError:
-            raise NotFoundError(f"blob {digest}: not stored") from None
+            raise missing(digest) from None
 
     def read(self, digest: Digest) -> bytes:
         """Return the file's bytes, checked against the digest.
@@ -81,11 +81,7 @@ class ObjectBlobStore:
             NotFoundError: it is not there.
             BundleError: the stored bytes were altered.
         """
-        data = b"".join(self.stream(digest))
-        got = Digest.of(data)
-        if got != digest:
-            raise BundleError(f"blob {digest}: the stored bytes are {got}")
-        return data
+        return checked(digest, self.stream(digest))
 
     def stream(self, digest: Digest) -> Iterator[bytes]:
         """Yield the file in pieces.
@@ -96,7 +92,7 @@ class ObjectBlobStore:
         try:
             found = self._api.get(self._store, self._path(digest))
         except FileNotFoundError:
-            raise NotFoundError(f"blob {digest}: not stored") from None
+            raise missing(digest) from None
         for piece in found.stream(min_chunk_size=_PIECE):
             yield bytes(piece)
 
@@ -109,7 +105,7 @@ class ObjectBlobStore:
         try:
             return bytes(self._api.get_range(self._store, self._path(digest), start=start, length=size))
         except FileNotFoundError:
-            raise NotFoundError(f"blob {digest}: not stored") from None
+            raise missing(digest) from None
 
     def address(self, digest: Digest) -> str:
         """Return a URL under which the file can be read for some minutes without this server, or ""."""
@@ -133,29 +129,7 @@ class ObjectBlobStore:
         """
         if self.has(digest):
             return self.size(digest)
-        checked = _Checked(digest, pieces, limit)
+        promised = CheckedPieces(digest, pieces, limit)
         # What the iterator raises ends the upload before it is completed, so nothing appears.
-        self._api.put(self._store, self._path(digest), iter(checked))
-        return checked.size
-
-
-class _Checked:
-    """Passes pieces on, and raises at the end when they were others than promised."""
-
-    def __init__(self, digest: Digest, pieces: Iterable[bytes], limit: int) -> None:
-        self._digest: Final = digest
-        self._pieces: Final = pieces
-        self._limit: Final = limit
-        self.size = 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        hasher = hashlib.sha256()
-        for piece in self._pieces:
-            self.size += len(piece)
-            if self.size > self._limit:
-                raise TooLargeError(f"blob: expected at most {self._limit} bytes")
-            hasher.update(piece)
-            if piece:
-                yield piece
-        if hasher.hexdigest() != self._digest.hex:
-            raise BundleError(f"blob: expected {self._digest}, got sha256:{hasher.hexdigest()}")
+        self._api.put(self._store, self._path(digest), iter(promised))
+        return promised.size

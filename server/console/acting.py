@@ -19,26 +19,14 @@ class DecisionForm(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
 
 
-@post(
-    "/devices/{device_id:str}/flush",
-    opt=OPERATOR,
-    sync_to_thread=True,
-    include_in_schema=False,
-    status_code=303,
-)
+@post("/devices/{device_id:str}/flush", opt=OPERATOR, sync_to_thread=True, status_code=303)
 def flush(request: AnyRequest, services: ServicesDep, device_id: FromPath[str]) -> Redirect:
     """Ask a device to send what waits."""
     services.devices.flush(request.user, device_id)
     return done(f"/devices/{device_id}", "flush")
 
 
-@post(
-    "/devices/{device_id:str}/revoke",
-    opt=OPERATOR,
-    sync_to_thread=True,
-    include_in_schema=False,
-    status_code=303,
-)
+@post("/devices/{device_id:str}/revoke", opt=OPERATOR, sync_to_thread=True, status_code=303)
 def revoke(request: AnyRequest, services: ServicesDep, device_id: FromPath[str]) -> Redirect:
     """Shut a device out."""
     services.devices.revoke(request.user, device_id)
@@ -46,13 +34,7 @@ def revoke(request: AnyRequest, services: ServicesDep, device_id: FromPath[str])
     return done(f"/devices/{device_id}", "revoke")
 
 
-@post(
-    "/devices/{device_id:str}/decommission",
-    opt=OPERATOR,
-    sync_to_thread=True,
-    include_in_schema=False,
-    status_code=303,
-)
+@post("/devices/{device_id:str}/decommission", opt=OPERATOR, sync_to_thread=True, status_code=303)
 def decommission(request: AnyRequest, services: ServicesDep, device_id: FromPath[str]) -> Redirect:
     """Tell a device to wipe itself."""
     services.devices.decommission(request.user, device_id)
@@ -60,13 +42,7 @@ def decommission(request: AnyRequest, services: ServicesDep, device_id: FromPath
     return done(f"/devices/{device_id}", "decommission")
 
 
-@post(
-    "/pending/{device_id:str}/{decision:str}",
-    opt=OPERATOR,
-    sync_to_thread=True,
-    include_in_schema=False,
-    status_code=303,
-)
+@post("/pending/{device_id:str}/{decision:str}", opt=OPERATOR, sync_to_thread=True, status_code=303)
 def decide(
     request: AnyRequest,
     services: ServicesDep,
@@ -82,8 +58,7 @@ def decide(
     return done("/devices", f"{decision}_device")
 
 
-@post("/rollouts/{rollout_id:int}/{move:str}", opt=OPERATOR, sync_to_thread=True, include_in_schema=False,
-      status_code=303)  # fmt: skip
+@post("/rollouts/{rollout_id:int}/{move:str}", opt=OPERATOR, sync_to_thread=True, status_code=303)
 def steer(
     request: AnyRequest, services: ServicesDep, rollout_id: FromPath[int], move: FromPath[str]
 ) -> Redirect:

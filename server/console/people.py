@@ -83,13 +83,13 @@ def _shown(
     return template
 
 
-@get("/people", opt=VIEWER, sync_to_thread=True, include_in_schema=False)
+@get("/people", opt=VIEWER, sync_to_thread=True)
 def people_page(request: AnyRequest, services: ServicesDep) -> Template:
     """Who may log in, and which machines may call? Without being an administrator: my own tokens."""
     return _shown(request, services)
 
 
-@post("/people", opt=ADMIN, sync_to_thread=True, include_in_schema=False, status_code=200)
+@post("/people", opt=ADMIN, sync_to_thread=True, status_code=200)
 def add_person(request: AnyRequest, services: ServicesDep, data: URLEncodedBody[PersonForm]) -> Template:
     """Let somebody in; their first password is shown this once."""
     password = new_secret(PASSWORD_BYTES)
@@ -100,7 +100,7 @@ def add_person(request: AnyRequest, services: ServicesDep, data: URLEncodedBody[
     return _shown(request, services, made=(f"First password of {data.name.strip()}", password))
 
 
-@post("/people/tokens", opt=VIEWER, sync_to_thread=True, include_in_schema=False, status_code=200)
+@post("/people/tokens", opt=VIEWER, sync_to_thread=True, status_code=200)
 def add_token(request: AnyRequest, services: ServicesDep, data: URLEncodedBody[TokenForm]) -> Template:
     """Make a token; its secret is shown this once."""
     try:
@@ -121,34 +121,28 @@ def _name(row: Token) -> str:
     return row.name
 
 
-@post(
-    "/people/tokens/{token_id:int}/revoke",
-    opt=VIEWER,
-    sync_to_thread=True,
-    include_in_schema=False,
-    status_code=303,
-)
+@post("/people/tokens/{token_id:int}/revoke", opt=VIEWER, sync_to_thread=True, status_code=303)
 def revoke_token(request: AnyRequest, services: ServicesDep, token_id: FromPath[int]) -> Redirect:
     """Make a token worthless, and those that were made with it."""
     services.accounts.tokens.revoke(request.user, token_id)
     return done("/people", "revoke_token")
 
 
-@post("/people/{name:str}/disable", opt=ADMIN, sync_to_thread=True, include_in_schema=False, status_code=303)
+@post("/people/{name:str}/disable", opt=ADMIN, sync_to_thread=True, status_code=303)
 def disable(request: AnyRequest, services: ServicesDep, name: FromPath[str]) -> Redirect:
     """Lock somebody out."""
     services.accounts.change_user(request.user, name, disabled=True)
     return done("/people", "disable")
 
 
-@post("/people/{name:str}/enable", opt=ADMIN, sync_to_thread=True, include_in_schema=False, status_code=303)
+@post("/people/{name:str}/enable", opt=ADMIN, sync_to_thread=True, status_code=303)
 def enable(request: AnyRequest, services: ServicesDep, name: FromPath[str]) -> Redirect:
     """Let somebody in again."""
     services.accounts.change_user(request.user, name, disabled=False)
     return done("/people", "enable")
 
 
-@post("/people/{name:str}/role", opt=ADMIN, sync_to_thread=True, include_in_schema=False, status_code=303)
+@post("/people/{name:str}/role", opt=ADMIN, sync_to_thread=True, status_code=303)
 def change_role(
     request: AnyRequest, services: ServicesDep, name: FromPath[str], data: URLEncodedBody[RoleForm]
 ) -> Redirect:

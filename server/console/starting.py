@@ -95,13 +95,13 @@ def _number(name: str, text: str) -> float:
         raise InvalidError(f"{name}: expected a number, got {text!r}") from None
 
 
-@get("/rollouts/new", opt=OPERATOR, sync_to_thread=True, include_in_schema=False)
+@get("/rollouts/new", opt=OPERATOR, sync_to_thread=True)
 def new_page(request: AnyRequest, services: ServicesDep) -> Template:
     """How many match, fit, are offline, and how many bytes is that?"""
     return _shown(request, services, msgspec.convert(dict(request.query_params), RolloutForm))
 
 
-@post("/rollouts/new", opt=OPERATOR, sync_to_thread=True, include_in_schema=False, status_code=303)
+@post("/rollouts/new", opt=OPERATOR, sync_to_thread=True, status_code=303)
 def create(
     request: AnyRequest, services: ServicesDep, data: URLEncodedBody[RolloutForm]
 ) -> Redirect | Template:

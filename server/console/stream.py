@@ -26,7 +26,7 @@ QUIET_SECONDS: Final = 15.0
 MOST_LINES: Final = 40
 
 
-@get("/live", opt=VIEWER, sync_to_thread=True, include_in_schema=False)
+@get("/live", opt=VIEWER, sync_to_thread=True)
 def live_page(request: AnyRequest, services: ServicesDep) -> Template:
     """What is happening?"""
     topic = _topic(request)
@@ -35,13 +35,13 @@ def live_page(request: AnyRequest, services: ServicesDep) -> Template:
     return page(request, services, "live.html", "live", lines=lines, topic=topic, topics=live.TOPICS)
 
 
-@get("/live/stream", opt=VIEWER, include_in_schema=False)
+@get("/live/stream", opt=VIEWER)
 async def wire(services: ServicesDep) -> ServerSentEvent:
     """Tell a page which topics something happened in: it asks for its changed part itself."""
     return ServerSentEvent(_topics(services))
 
 
-@get("/live/lines", opt=VIEWER, include_in_schema=False)
+@get("/live/lines", opt=VIEWER)
 async def lines(request: AnyRequest, services: ServicesDep) -> ServerSentEvent:
     """Send the live page its new lines as HTML, newest first."""
     return ServerSentEvent(_lines(request, services, _topic(request)))
