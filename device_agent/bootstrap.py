@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -118,7 +119,10 @@ def wire(state: StateFolder, settings: Settings, clock: SystemClock) -> System:
         if gateway is not None:
             gateway.pass_on(digest, data)
 
-    priced = _priced(link, identity, device_key.signer(state.key), settings)
+    def believed() -> datetime:
+        return trust.clock(clock.now()).now
+
+    priced = _priced(link, identity, device_key.signer(state.key), settings, believed)
     site = Site(
         target=identity.target,
         store=store,
@@ -134,7 +138,7 @@ def wire(state: StateFolder, settings: Settings, clock: SystemClock) -> System:
         engine=engine,
         facts=facts,
         settings=settings,
-        now=lambda: trust.clock(clock.now()).now,
+        now=believed,
         needed=needed,
         collecting=threading.Lock(),
         downloading=threading.Lock(),
@@ -228,7 +232,11 @@ def _metadata(link: MqttLink, identity: Identity) -> MetadataFetcher:
 
 
 def _priced(
-    link: MqttLink, identity: Identity, sign: Callable[[bytes], bytes], settings: Settings
+    link: MqttLink,
+    identity: Identity,
+    sign: Callable[[bytes], bytes],
+    settings: Settings,
+    believed: Callable[[], datetime],
 ) -> list[Priced]:
     """Return where chunks come from, the cheapest first: the broker's bytes cost the server nothing."""
     wait = max(settings.http_after, _GATEWAY_FIRST if settings.broker else 0.0)
@@ -236,5 +244,6 @@ def _priced(
         lambda: answers.client(_HTTP_TIMEOUT),
         identity.server,
         prover(DeviceId(identity.device_id), sign),
+        lambda: believed().timestamp(),
     )
     return [Priced(MqttSource(link), 0, 0.0), Priced(http, 1, wait)]

@@ -1,17 +1,25 @@
-"""Chunks from the server over HTTP: ranges of blobs, or of an object store that the server points to."""
+"""Chunks from the server over HTTP: ranges of blobs, or of an object store that the server points to.
+
+Whoever answers may be anybody: what comes is verified elsewhere, and nothing here takes more memory or time
+than was asked for. Where the server points to is looked at before anything is sent there: a stranger on a
+line without TLS must not have the device call services of its own machine, or of its cloud.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Final, TypeAlias
 
 import httpx
 
+from device_agent.adapters.answers import CheckPeer, Timed
 from device_agent.ports import Arrival, OnArrival, Wanted
 from fleet.errors import KedgeError
 from fleet.ids import DeviceId, Digest
@@ -19,8 +27,14 @@ from fleet.trust.proof import Proof, to_sign
 from fleet.wire import blob_access
 
 _LOG: Final = logging.getLogger(__name__)
-#: Seconds that one request may take, whatever trickles in.
+#: Seconds that one request may take, whatever trickles in, and more for each byte: no line is slower.
 _DEADLINE: Final = 60.0
+_SLOWEST: Final = 8 * 1024
+#: Seconds that the server may be ahead of the later of this device's clock and what was signed to it: who has
+#: verified an assignment has seen a timestamp that is younger than that.
+_MOST_AHEAD: Final = 7 * 24 * 3600.0
+#: Where clouds tell their machines secrets, outside the link-local addresses.
+_METADATA: Final = frozenset({"fd00:ec2::254", "100.100.100.200", "192.0.0.192"})
 #: Connections at a time: enough to keep a line busy, too few to crowd a server.
 _WORKERS: Final = 3
 #: Bytes that one request asks for at most.
@@ -48,6 +62,7 @@ class HttpSource:
         server: str,
         prove: Prove,
         clock: Callable[[], float] = time.time,
+        deadline: float = _DEADLINE,
     ) -> None:
         """Use this server.
 
@@ -55,16 +70,18 @@ class HttpSource:
             client: makes a client, one per thread.
             server: the server's address.
             prove: says who asks; models are for enrolled devices only.
-            clock: seconds since the Unix epoch; it may be wrong.
+            clock: seconds since the Unix epoch; it may be wrong, but never before what was signed to it.
+            deadline: seconds that one request may take, and more for each byte.
         """
         self._client: Final = client
+        self._deadline: Final = deadline
         self._server: Final = server.rstrip("/")
         self._prove: Final = prove
         self._clock: Final = clock
         self._lock: Final = threading.Lock()
         self._waiting: Final[deque[tuple[list[Wanted], OnArrival]]] = deque()
         self._dropped: Final[set[Digest]] = set()
-        self._idle: Final[list[httpx.Client]] = []
+        self._idle: Final[list[Timed]] = []
         self._resting = False
         self._workers = 0
         self._proof = ("", 0.0)
@@ -105,11 +122,11 @@ class HttpSource:
 
     def _run(self) -> None:
         with self._lock:
-            client = self._idle.pop() if self._idle else self._client()
+            client = self._idle.pop() if self._idle else Timed(self._client())
         while (work := self._next(client)) is not None:
             self._bring(client, *work)
 
-    def _next(self, client: httpx.Client) -> tuple[list[Wanted], OnArrival] | None:
+    def _next(self, client: Timed) -> tuple[list[Wanted], OnArrival] | None:
         """Return what to fetch next; with nothing to do the client is put aside, and the thread ends."""
         with self._lock:
             while self._waiting:
@@ -124,61 +141,59 @@ class HttpSource:
         client.close()
         return None
 
-    def _bring(self, client: httpx.Client, span: list[Wanted], on_arrival: OnArrival) -> None:
+    def _bring(self, client: Timed, span: list[Wanted], on_arrival: OnArrival) -> None:
         for part in spans(span):
-            trouble, data = "", None
+            trouble, came = "", 0
             try:
-                data = self._fetch(client, part[0].blob, part[0].offset, sum(x.size for x in part))
-            except (httpx.HTTPError, httpx.InvalidURL, KedgeError, _RefusedError) as error:
-                trouble = str(error) or type(error).__name__
+                for data in self._fetch(client, part):
+                    on_arrival(Arrival(self.name, part[came].digest, data))
+                    came += 1
+            except (KedgeError, _RefusedError) as error:
+                trouble = str(error)
                 self._elsewhere.pop(part[0].blob, None)
-            start = 0
-            for chunk in part:
-                piece = None if data is None else data[start : start + chunk.size]
-                on_arrival(Arrival(self.name, chunk.digest, piece, trouble))
-                start += chunk.size
+            for chunk in part[came:]:
+                on_arrival(Arrival(self.name, chunk.digest, None, trouble))
 
-    def _fetch(self, client: httpx.Client, blob: Digest, offset: int, size: int) -> bytes | None:
-        """Return the bytes, None when the server does not have the blob."""
+    def _fetch(self, client: Timed, part: list[Wanted]) -> Iterator[bytes]:
+        """Yield chunks that lie side by side, each when it is there; none when the server lacks the blob."""
+        blob, offset, size = part[0].blob, part[0].offset, sum(x.size for x in part)
         if size == 0:
-            return b""
-        span = {"range": f"bytes={offset}-{offset + size - 1}", "accept-encoding": "identity"}
+            yield from (b"" for _ in part)
+            return
+        span = {"range": f"bytes={offset}-{offset + size - 1}"}
         elsewhere = self._elsewhere.get(blob)
         if elsewhere is None:
-            path = blob_access.path(blob)
-            data = self._read(client, self._server + path, {**span, blob_access.HEADER: self._proved()}, size)
-            if not isinstance(data, httpx.URL):
-                return data
-            elsewhere = self._elsewhere[blob] = str(data)
+            own = {**span, blob_access.HEADER: self._proved()}
+            elsewhere = yield from self._read(client, self._server + blob_access.path(blob), own, part)
+            if elsewhere is None:
+                return
+            self._elsewhere[blob] = elsewhere
         # Who has the address may read: the proof is for the server's eyes only.
-        data = self._read(client, elsewhere, span, size)
-        if isinstance(data, httpx.URL):
-            raise _RefusedError(f"{data.host}: points to yet another place")
-        return data
+        check = partial(check_peer, httpx.URL(self._server), httpx.URL(elsewhere))
+        if (yield from self._read(client, elsewhere, span, part, check)) is not None:
+            raise _RefusedError(f"{httpx.URL(elsewhere).host}: points to yet another place")
 
     def _read(
-        self, client: httpx.Client, url: str, headers: dict[str, str], size: int
-    ) -> bytes | httpx.URL | None:
-        until = time.monotonic() + _DEADLINE
-        with client.stream("GET", url, headers=headers) as response:
+        self,
+        client: Timed,
+        url: str,
+        headers: dict[str, str],
+        part: list[Wanted],
+        check: CheckPeer = lambda _address: None,
+    ) -> Generator[bytes, None, str | None]:
+        """Yield the chunks; return where the answer points to instead, if it does."""
+        size = sum(chunk.size for chunk in part)
+        with client.get(url, headers, self._deadline + size / _SLOWEST, check) as response:
             if response.has_redirect_location:
-                return response.request.url.join(response.headers["location"])
+                return str(pointed(response))
             if response.status_code in (httpx.codes.NOT_FOUND, httpx.codes.GONE):
                 return None
             if response.status_code == httpx.codes.UNAUTHORIZED:
                 self._learn_time(response)
             if response.status_code != httpx.codes.PARTIAL_CONTENT:
                 raise _RefusedError(f"{url}: expected status 206, got {response.status_code}")
-            data = bytearray()
-            for piece in response.iter_raw():
-                data += piece
-                if len(data) > size or time.monotonic() > until:
-                    raise _RefusedError(
-                        f"{url}: expected {size} bytes within {_DEADLINE:g} s, got {len(data)}"
-                    )
-        if len(data) != size:
-            raise _RefusedError(f"{url}: expected {size} bytes, got {len(data)}")
-        return bytes(data)
+            yield from _parted(url, response.iter_raw(), part)
+        return None
 
     def _proved(self) -> str:
         """Return a proof that is young enough; one serves for a while, for a key may be slow to sign."""
@@ -192,15 +207,79 @@ class HttpSource:
     def _learn_time(self, response: httpx.Response) -> None:
         """Sign with the server's time from now on: a device without a clock's battery has none of its own.
 
-        A proof's time keeps recordings from being of use for long; nothing else is decided by it.
+        A proof's time keeps recordings from being of use for long; nothing else is decided by it. Who could
+        have any time signed would collect proofs for years to come, so the time is not believed far ahead.
         """
         try:
-            told = parsedate_to_datetime(response.headers["date"]).timestamp()
-        except (KeyError, ValueError):
+            ahead = parsedate_to_datetime(response.headers["date"]).timestamp() - self._clock()
+        except (KeyError, ValueError, OverflowError):
+            return
+        if ahead > _MOST_AHEAD:
+            _LOG.warning(
+                "the server says that it is %.0f days later than signed: not believed", ahead / 86400
+            )
             return
         with self._lock:
-            self._ahead, self._proof = told - self._clock(), ("", 0.0)
+            self._ahead, self._proof = ahead, ("", 0.0)
         _LOG.info("the server's clock is %.0f s ahead of this device's", self._ahead)
+
+
+def _parted(url: str, pieces: Iterable[bytes], part: list[Wanted]) -> Iterator[bytes]:
+    """Yield an answer's body as chunks.
+
+    Raises:
+        _RefusedError: it is longer or shorter than they are.
+    """
+    size, came, data, left = sum(x.size for x in part), 0, bytearray(), deque(part)
+    for piece in pieces:
+        came += len(piece)
+        if came > size:
+            raise _RefusedError(f"{url}: expected {size} bytes, got {came} or more")
+        data += piece
+        while left and len(data) >= left[0].size:
+            length = left.popleft().size
+            yield bytes(data[:length])
+            del data[:length]
+    if left:
+        raise _RefusedError(f"{url}: expected {size} bytes, got {came}")
+
+
+def pointed(response: httpx.Response) -> httpx.URL:
+    """Return where a redirection leads.
+
+    Raises:
+        _RefusedError: to what is no web address, or from TLS to none.
+    """
+    here = response.request.url
+    try:
+        there = here.join(response.headers["location"])
+    except httpx.InvalidURL as error:
+        raise _RefusedError(f"{here.host}: points to {error}") from error
+    if there.scheme not in {"https", here.scheme} or there.userinfo or not there.host:
+        raise _RefusedError(f"{here.host}: points to {there.scheme}://{there.host}, which is not asked")
+    return there
+
+
+def check_peer(server: httpx.URL, there: httpx.URL, address: str) -> None:
+    """Check that the place that a server points to is neither this machine nor one of its cloud's services.
+
+    A server that is on this machine itself may point to another part of it.
+
+    Raises:
+        _RefusedError: it is.
+    """
+    found = ipaddress.ip_address(address.partition("%")[0])
+    found = getattr(found, "ipv4_mapped", None) or found
+    inside = found.is_loopback or found.is_link_local or found.is_multicast or found.is_unspecified
+    if (inside or str(found) in _METADATA) and not _is_here(server.host) and there.host != server.host:
+        raise _RefusedError(f"{server.host}: points to {there.host} ({address}), which is not asked")
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def prover(device: DeviceId, sign: Callable[[bytes], bytes]) -> Prove:

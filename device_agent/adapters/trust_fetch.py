@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import httpx
 
@@ -110,10 +108,9 @@ class HttpFetcher:
             base: URL of the folder, such as `https://fleet.example/api/v1/trust`.
             timeout: seconds that a whole answer may take, its headers included: slow retrieval ends here.
         """
-        self._client: Final = client
+        self._client: Final = answers.Timed(client)
         self._base: Final = base.rstrip("/")
         self._timeout: Final = timeout
-        self._socket: socket.socket | None = None
         self._tag: str = ""
         self._timestamp: bytes = b""
 
@@ -125,39 +122,11 @@ class HttpFetcher:
             UnreachableError: the server could not be asked, was too slow, or answered with an error.
         """
         url = f"{self._base}/{name}"
-        # Compressed, a few bytes may become many before they can be counted.
-        headers = {"accept-encoding": "identity", "user-agent": "kedge"}
+        headers = {"user-agent": "kedge"}
         if self._tag and name == _TIMESTAMP:
             headers["if-none-match"] = self._tag
-        late = threading.Event()
-        watchdog = threading.Timer(self._timeout, self._hang_up, (late,))
-        watchdog.daemon = True
-        watchdog.start()
-        try:
-            watched = {"trace": self._connected}
-            with self._client.stream("GET", url, headers=headers, extensions=watched) as response:
-                data = self._answer(response, url, name, limit)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            if not late.is_set():
-                raise UnreachableError(f"{url}: {error}") from error
-            data = None
-        finally:
-            watchdog.cancel()
-        if late.is_set():
-            raise UnreachableError(f"{url}: not whole after {self._timeout:g} s")
-        return data
-
-    def _connected(self, event: str, info: Mapping[str, Any]) -> None:
-        """Remember the connection's socket (httpcore tells of each connection that it makes)."""
-        if event == "connection.connect_tcp.complete":
-            self._socket = info["return_value"].get_extra_info("socket")
-
-    def _hang_up(self, late: threading.Event) -> None:
-        """End an answer that comes a byte at a time: a timeout between two bytes never would."""
-        late.set()
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
+        with self._client.get(url, headers, self._timeout) as response:
+            return self._answer(response, url, name, limit)
 
     def _answer(self, response: httpx.Response, url: str, name: str, limit: int) -> bytes | None:
         if response.status_code in _NOT_THERE:
