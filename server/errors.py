@@ -11,6 +11,7 @@
     │   │   ├── ForbiddenError       403: not with this role
     │   │   ├── NotFoundError        404: there is no such thing
     │   │   ├── ConflictError        409: not in the state that things are in
+    │   │   │   └── ClockError       the server's clock cannot be believed, so it signs nothing
     │   │   ├── TooLargeError        413: more bytes than allowed
     │   │   ├── TooManyError         429: slower, please
     │   │   └── ProviderError        502: the identity provider does not answer, or not as one
@@ -70,6 +71,12 @@ class ConflictError(RequestError):
 
     status = 409
     title = "Conflict"
+
+
+class ClockError(ConflictError):
+    """The server's clock cannot be believed, so it signs nothing."""
+
+    title = "Wrong clock"
 
 
 class TooLargeError(RequestError):

@@ -4,6 +4,9 @@ A device's clock may stand at 1970 after a power cut, or at 2100 after a mistake
 bounded from below by times that somebody trusted has signed: our repository's TUF files carry, beside their
 expiry, the time at which they were signed. The highest one seen is the *time floor*.
 
+A signer's clock that is fast raises every floor to where it stands, so a server does not sign when its clock
+cannot be believed (`unlikely`): before what it has signed already, or after the root that names it has ended.
+
 A clock that is fast cannot be told from the truth: everything looks expired, so nothing new is installed, and
 what runs goes on running, for being offline or late never stops a running model. What may be done then says
 `fleet.trust.assignment.Assignment`.
@@ -12,7 +15,7 @@ what runs goes on running, for being offline or late never stops a running model
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -25,6 +28,8 @@ Time: TypeAlias = Annotated[datetime, msgspec.Meta(tz=True)]
 
 #: The signed field of ours, in assignments and in the metadata of the image repository.
 FIELD: Final = "x-kedge"
+#: No server has ever run before: a machine without a battery for its clock starts in 1970.
+EARLIEST: Final = datetime(2026, 1, 1, tzinfo=timezone.utc)
 #: A clock may be this far behind the signer's before it is called wrong.
 TOLERANCE: Final = timedelta(minutes=5)
 
@@ -56,6 +61,27 @@ def clock(wall: datetime, floor: datetime | None) -> Clock:
     if floor is None or wall >= floor:
         return Clock(wall, untrusted=False)
     return Clock(floor, untrusted=floor - wall > TOLERANCE)
+
+
+def unlikely(now: datetime, *, since: datetime | None = None, until: datetime | None = None) -> str:
+    """Return why a signer's clock cannot be believed, in words; "" when it can.
+
+    A server that was switched off for months finds its clock months ahead of what it signed last, and goes on
+    by itself as long as its root holds. After that only a person can tell a fast clock from a long sleep.
+
+    Args:
+        now: what its clock says.
+        since: when the latest was signed that devices take the time from.
+        until: when root ends.
+    """
+    stands = f"the server's clock stands at {now:%Y-%m-%dT%H:%M:%SZ}"
+    if now < EARLIEST:
+        return f"{stands}, before there was a Kedge"
+    if since is not None and now < since - TOLERANCE:
+        return f"{stands}, and it has signed at {since:%Y-%m-%dT%H:%M:%SZ} already"
+    if until is not None and now >= until:
+        return f"{stands}, after root has ended ({until:%Y-%m-%dT%H:%M:%SZ})"
+    return ""
 
 
 def stamp(now: datetime, *, kit: bool = False) -> dict[str, Any]:

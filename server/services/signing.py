@@ -87,6 +87,7 @@ class SigningService(Started):
         targets = self._image.targets
         if RELEASES not in self._signers:
             return False
+        self._check_clock()
         held = self._image.files_of(self._own_project(targets))
         changed = self._sign_own(targets, held, add=add, withdraw=withdraw)
         if changed:
@@ -107,6 +108,7 @@ class SigningService(Started):
 
         Raises:
             TrustError: devices would refuse it, or would lose what they may depend on; nothing has changed.
+            ClockError: this server's clock cannot be believed.
         """
         with self._lock:
             overlay = self.lay_over(files)
@@ -115,6 +117,9 @@ class SigningService(Started):
                 overlay, signers, self._store, self._terms(), self._limits, withdraw=withdraw
             )
             gone = signing_adopt.check_releases(self._image, overlay, withdraw=withdraw)
+            forgotten = signing_adopt.forgets(self._image.root, overlay.root)
+            # Whether root has ended says a device's own workflow, below.
+            self._check_clock(since=not forgotten, until=False)
             if overlay.roots or overlay.changed or gone:
                 before = self._image.snapshot
                 sealed = self._sealer.seal(
@@ -144,8 +149,12 @@ class SigningService(Started):
         """Sign again what is past half of its life; return whether there are new files to publish.
 
         What people and CIs sign, they sign again.
+
+        Raises:
+            ClockError: this server's clock cannot be believed.
         """
         with self._lock:
+            self._check_clock()
             image, changed = self._image, dict[str, Targets]()
             root = self._aged(image.root, ROOT) and ROOT in self._signers
             if root:
@@ -176,6 +185,7 @@ class SigningService(Started):
 
         Raises:
             TrustError: our present key has not signed it, or a thief of it has.
+            ClockError: this server's clock cannot be believed.
         """
         metadata = rules.parse(Timestamp, held, TIMESTAMP)
         with self._lock:
@@ -190,6 +200,7 @@ class SigningService(Started):
                 )
             if ahead <= 0:
                 return False
+            self._check_clock()
             self._store.given_out(TIMESTAMP, newer.version)
             if newer.snapshot_meta.version <= image.snapshot.version:
                 self._renew_timestamp()
@@ -219,6 +230,7 @@ class SigningService(Started):
         Raises:
             NotFoundError: there is no such role.
             ConflictError: the keys of the role, or of who names it, are not on the server.
+            ClockError: this server's clock cannot be believed, and no new key of this role mends that.
         """
         _check_role(role, ROLES)
         with self._lock:
@@ -228,6 +240,8 @@ class SigningService(Started):
                         f"{role}: {needed} is signed with keys that are not on this server: give --folder, "
                         "and have people sign what it then proposes"
                     )
+            forgotten = role in (TIMESTAMP, SNAPSHOT)
+            self._check_clock(since=not forgotten, until=not forgotten and role != ROOT)
             old, new = self._signers[role], self._keys.create(role, coming=True)
             self._signers[role] = new
             projects = self._image.projects
@@ -282,8 +296,12 @@ class SigningService(Started):
 
         Args:
             until: when the kit's timestamp expires; the snapshot is signed again if it would not hold.
+
+        Raises:
+            ClockError: this server's clock cannot be believed.
         """
         with self._lock:
+            self._check_clock()
             if self._image.snapshot.expires < until:
                 self._publish(self._image.targets, {})
             snapshot = self._image.snapshot
@@ -298,8 +316,13 @@ class SigningService(Started):
             return files, min(until, *(part.expires for part in parts))
 
     def sign_receipt(self, device: DeviceId, reports: Sequence[Digest]) -> bytes:
-        """Return the director's word that these files of reports, the newest first, came from a device."""
+        """Return the director's word that these files of reports, the newest first, came from a device.
+
+        Raises:
+            ClockError: this server's clock cannot be believed.
+        """
         with self._lock:
+            self._check_clock()
             document = receipt.build(device, reports, self._sealer.until(TARGETS))
             return signed_file(document, [self._signers[DIRECTOR]])
 
@@ -354,8 +377,10 @@ class SigningService(Started):
 
         Raises:
             NotFoundError: a bundle is not in the image repository; no device would take it.
+            ClockError: this server's clock cannot be believed.
         """
         with self._lock:
+            self._check_clock()
             known, signer = self._image.entries, self._signers[DIRECTOR]
         for bundle in bundles:
             if bundle.path not in known:

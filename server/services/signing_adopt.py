@@ -184,6 +184,14 @@ def check_releases(image: Image, overlay: Overlay, *, withdraw: bool) -> list[st
     return gone
 
 
+def forgets(before: Root, after: Root) -> bool:
+    """Return whether devices that go from a root to a later one forget what timestamp said, and when.
+
+    They do when a key of timestamp or snapshot was taken away (TUF specification 1.0.x, section 5.3.11).
+    """
+    return any(set(before.roles[role].keyids) - set(after.roles[role].keyids) for role in _ONLINE)
+
+
 def prove(held: Read, published: Read, overlay: Overlay, wall: datetime) -> None:
     """Run a device's workflow over what is to be published, from what a device holds now.
 
@@ -212,6 +220,8 @@ def _look_at(overlay: Overlay, wall: datetime) -> Workflow[None]:
     trusted = yield from workflow.refresh(wall)
     everything = TARGETS in overlay.changed
     for role in sorted(overlay.files, key=lambda role: "." in role):
+        if role not in overlay.changed and overlay.files[role].is_expired(wall):
+            continue  # devices refused it before; who signs it must not hold up those who sign targets
         delegator = delegator_of(role)
         if everything or role in overlay.changed or delegator in overlay.changed:
             if delegator != TARGETS:

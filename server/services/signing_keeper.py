@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Final
 
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Root, Snapshot, Targets
+from tuf.api.metadata import Root, Snapshot, Targets, Timestamp
 
-from fleet.trust import project_files, repository
+from fleet.trust import policy, project_files, repository
 from fleet.trust.assignment import DIRECTOR, AssignedBundle
 from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 from fleet.trust.project_files import LIMITS, Limits, Signing
 from fleet.trust.repository import RELEASES, RELEASES_PATHS, Project, RoleKeys, signed_file
 from fleet.trust.workflow import filename
+from server.errors import ClockError
 from server.ports.clock import Clock
 from server.services.signing_image import Image
 from server.services.signing_keys import KeyFolder
@@ -48,6 +49,40 @@ class Keeper:
         self._lost: dict[str, str] = {}
         self._root: Root
         self._image: Image
+
+    def _clock_wrong(
+        self, root: Root, timestamp: Timestamp | None, *, since: bool = True, until: bool = True
+    ) -> str:
+        """Return why nothing may be signed by this clock, and what to do; "" when it may.
+
+        Args:
+            root: the newest, or the one that comes.
+            timestamp: the newest, None when it is lost, or when devices forget it.
+            since: the clock must not stand before what was signed already. Not so for a new key of timestamp
+                or snapshot: devices then forget how late it was.
+            until: it must not stand after root's end. Not so where a person gives root a new one.
+        """
+        last = policy.latest(policy.signed_at(x) for x in (root, timestamp) if x is not None)
+        now, online = self._sealer.now(), ROOT in self._signers
+        if why := policy.unlikely(now, since=last if since else None):
+            again = "kedge keys renew timestamp" + ("" if online else " --folder")
+            return f"{why}: nothing is signed. Set the clock; or, if it was wrong then, {again}"
+        if why := policy.unlikely(now, until=root.expires if until else None):
+            again = "kedge keys renew root" if online else "kedge keys extend"
+            return (
+                f"{why}: nothing is signed. Set the clock; or, if it is right, give root a new end: {again}"
+            )
+        return ""
+
+    def _check_clock(self, *, since: bool = True, until: bool = True) -> None:
+        """Check that the clock can be believed, before anything is signed by it.
+
+        Raises:
+            ClockError: it cannot.
+        """
+        wrong = self._clock_wrong(self._root, self._image.timestamp, since=since, until=until)
+        if wrong:
+            raise ClockError(wrong)
 
     def _own(self, role: str) -> RoleKeys:
         return RoleKeys(keys=(self._signers[role].public_key,))

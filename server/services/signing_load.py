@@ -68,6 +68,12 @@ class Loaded:
         """The newest root."""
         return self.roots[-1]
 
+    @property
+    def whole(self) -> bool:
+        """Whether all metadata that the server signs is there, and fits together."""
+        found = self.targets is not None and self.snapshot is not None and self.timestamp is not None
+        return found and self.targets_final and self.listed and not self.stale
+
 
 def load(keys: KeyFolder, store: MetadataFolder) -> Loaded:
     """Read and check everything.

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from tuf.api.metadata import Targets
 
-from fleet.trust import repository
+from fleet.trust import policy, repository
 from fleet.trust.assignment import DIRECTOR
-from fleet.trust.metadata_set import ROOT, TARGETS, TIMESTAMP
+from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 from fleet.trust.repository import RELEASES, TOP_LEVEL
 from fleet.trust.workflow import filename
-from server.errors import SettingsError
+from server.errors import ClockError, SettingsError
 from server.services.signing_image import Image, files_of
 from server.services.signing_keeper import Keeper
 from server.services.signing_load import Loaded, load
@@ -29,6 +29,7 @@ class Started(Keeper):
 
         Raises:
             SettingsError: something that only a backup can bring back is gone; it is named.
+            ClockError: something has to be signed, and this server's clock cannot be believed.
         """
         with self._lock:
             self._store.open()
@@ -38,7 +39,13 @@ class Started(Keeper):
             loaded = load(self._keys, self._store)
             self._root, self._signers, self._lost = loaded.root, dict(loaded.signers), dict(loaded.lost)
             self._mend(loaded)
-            return loaded.problems
+            wrong = self.clock()
+            return [*loaded.problems, *([wrong] if wrong else [])]
+
+    def clock(self) -> str:
+        """Return why this server signs nothing by its clock, and what to do; "" when it signs."""
+        with self._lock:
+            return self._clock_wrong(self._root, self._image.timestamp)
 
     def verify(self) -> list[str]:
         """Check what lies on disk, mending nothing; return one line per thing that is damaged or missing.
@@ -56,6 +63,8 @@ class Started(Keeper):
                 f"{orphan} is there, and the metadata {self._store.folder / filename(ROOT, 1)} is not: "
                 "restore it from a backup, for devices trust no other"
             )
+        if wrong := policy.unlikely(self._sealer.now()):
+            raise ClockError(f"{wrong}: set it before the first start")
         # A first start that was cut off has published nothing: it begins anew.
         self._store.reset()
         self._signers = {role: self._keys.create(role, coming=True) for role in ROLES}
@@ -71,10 +80,14 @@ class Started(Keeper):
         if loaded.timestamp is None and not self._store.knows(TIMESTAMP):
             # Devices hold a timestamp of unknown version: only a new key makes them forget it.
             lost.append(TIMESTAMP)
+        lower = [r for r in (DIRECTOR, RELEASES) if r not in self._signers and r not in loaded.offline]
+        if lost or lower or not loaded.whole:
+            forgotten = bool({TIMESTAMP, SNAPSHOT} & set(lost))
+            if wrong := self._clock_wrong(self._root, loaded.timestamp, since=not forgotten):
+                raise ClockError(wrong)
         if lost:
             self._require(ROOT, f"a new key for {', '.join(lost)} has to be named by root")
             self._replace_keys(lost)
-        lower = [r for r in (DIRECTOR, RELEASES) if r not in self._signers and r not in loaded.offline]
         targets, files = loaded.targets, dict(loaded.files)
         changed: dict[str, Targets] = {}
         if lower or targets is None or not loaded.targets_final or TARGETS in lost:

@@ -539,6 +539,22 @@ def test_a_stolen_ci_key_is_replaced(fleet: Fleet, vision: Project) -> None:
     assert refusal(fleet, stolen) == "bad_signature"
 
 
+def test_a_ci_that_slept_holds_up_nobody(fleet: Fleet, vision: Project) -> None:
+    """Targets and what a CI has signed have both ended: people extend targets, then the CI signs again.
+
+    Neither waits for the other, and devices find the CI's releases again at the end.
+    """
+    eyes = bundle("1", "vision-eyes")
+    fleet.signing.adopt(fleet.by_ci(vision, eyes, days=20))
+    fleet.clock.seconds += 101 * DAY
+    fleet.signing.refresh()
+    fleet.signing.adopt(fleet.targets(fleet.people))
+    with pytest.raises(TrustError, match="vision: version 1 expired"):
+        fleet.find(fleet.old, eyes.path)
+    fleet.signing.adopt(fleet.by_ci(vision))
+    assert fleet.everybody_finds(eyes)
+
+
 def test_the_servers_own_project_goes_to_a_ci(fleet: Fleet) -> None:
     """The people take even the default project from the server: it signs no release any more."""
     fleet.go_offline()
