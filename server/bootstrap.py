@@ -93,7 +93,7 @@ def build(settings: Settings) -> Runtime:
     uplink = wire_uplink(ground, line, identity, shipping, offloading)
     doorman = Worker("doorman", identity.revocations.enforce, settings.tick_seconds)
     services = _services(ground, identity, shipping, offloading, uplink, wake_doorman=doorman.wake)
-    workers = (uplink.worker, *shipping.workers(ground), doorman)
+    workers = (uplink.worker, uplink.tidier, *shipping.workers(ground), doorman)
     _watch(services, line, workers, offloading.worker)
     return Runtime(
         services=services,
@@ -164,4 +164,4 @@ def _watch(services: Services, line: Line, workers: tuple[Worker, ...], offload:
     for worker in workers:
         health.watch(f"worker {worker.name}", worker.health)
     health.watch("worker offload", offload.health)
-    health.watch("trust", services.trust.health)
+    health.watch("trust", services.trust.health, services.trust.ahead)

@@ -19,6 +19,8 @@ from server.services.health import Health
 
 #: A device may have so many requests waiting; it keeps the others in its outbox.
 MOST_WAITING: Final = 1000
+#: And so many bytes of them: each may have four megabytes.
+MOST_BYTES: Final = 64 * 1024 * 1024
 #: Nobody waits longer than a week for an answer.
 LONGEST_WAIT: Final = 7 * 86400.0
 #: Rows without inputs stay so long, for the console's history.
@@ -78,7 +80,7 @@ class OffloadQueue:
                 row.asks += 1
                 row.delivered = False
                 session.add(row)
-            elif (sender := session.get(Device, device)) is None or _waiting(session, device) >= MOST_WAITING:
+            elif (sender := session.get(Device, device)) is None or not _has_room(session, device):
                 self._health.count("offload_turned_away")
                 return
             else:
@@ -172,9 +174,14 @@ class OffloadQueue:
                 session.delete(row)
 
 
-def _waiting(session: Session, device: DeviceId) -> int:
-    mine = select(func.count()).where(OffloadRow.device_id == device, col(OffloadRow.finished_at).is_(None))
-    return int(session.exec(mine).one())
+def _has_room(session: Session, device: DeviceId) -> bool:
+    """Return whether a device may have one more request waiting."""
+    number, size = session.exec(
+        select(func.count(), func.coalesce(func.sum(func.length(OffloadRow.body)), 0)).where(
+            OffloadRow.device_id == device, col(OffloadRow.finished_at).is_(None)
+        )
+    ).one()
+    return int(number) < MOST_WAITING and int(size) < MOST_BYTES
 
 
 def _deadline(request: HardRequest, now: float, clock_untrusted: bool) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from server.services.devices import Devices
 from server.services.farewell import Farewell
 from server.services.ingest import Ingest
 from server.services.reconcile import Reconcile
+from server.services.tidying import Tidying
 from server.wiring.ground import Ground
 from server.wiring.identity import Identity
 from server.wiring.line import Line
@@ -16,13 +17,16 @@ from server.wiring.shipping import Shipping
 from server.workers.ingest import IngestWorker
 from server.workers.supervisor import Worker
 
+_TIDY_SECONDS: Final = 3600.0
+
 
 class Uplink(NamedTuple):
-    """The services that devices' messages go through, and the worker that brings them."""
+    """The services that devices' messages go through, and the workers that bring and bound them."""
 
     devices: Devices
     ingest: Ingest
     worker: Worker
+    tidier: Worker
 
 
 def wire_uplink(
@@ -44,4 +48,5 @@ def wire_uplink(
         shipping.distribution.report,
     )
     devices = Devices(database, clock, ground.audit, live, line.connection, farewell)
-    return Uplink(devices, ingest, IngestWorker(line.connection, ingest, health).worker)
+    tidier = Worker("tidying", Tidying(database).tidy, _TIDY_SECONDS)
+    return Uplink(devices, ingest, IngestWorker(line.connection, ingest, health).worker, tidier)

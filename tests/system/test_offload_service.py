@@ -21,7 +21,7 @@ from server.db.offload_tables import OffloadRow
 from server.db.tables import BundleRow, Report
 from server.errors import ConflictError, InvalidError, NotFoundError
 from server.ports.accelerators import AcceleratorError
-from server.services.offload_queue import MOST_WAITING, OffloadState
+from server.services.offload_queue import MOST_BYTES, MOST_WAITING, OffloadState
 from server.services.pools import OffloadPolicy, PoolSpec
 from server.services.roles import SYSTEM
 
@@ -121,6 +121,20 @@ def test_one_device_cannot_fill_the_queue_for_all(parts: Parts) -> None:
                     data_class="crop", received_at=0, deadline=0, state="queued", next_at=0, body=b"",
                 )
             )  # fmt: skip
+    parts.queue.submit(DEVICE, hard(parts, "one-more"))
+    assert parts.health.counts() == {"offload_turned_away": 1}
+
+
+def test_a_few_huge_requests_cannot_fill_the_disk(parts: Parts) -> None:
+    """A stolen device asks a thousand times with four megabytes each: what it has waiting has a size, too."""
+    with parts.database.write() as session:
+        session.add(
+            OffloadRow(
+                device_id=DEVICE, id="large", model="m", bundle=BUNDLE, score=0.1, provisional=0,
+                data_class="crop", received_at=0, deadline=0, state="queued", next_at=0,
+                body=bytes(MOST_BYTES),
+            )
+        )  # fmt: skip
     parts.queue.submit(DEVICE, hard(parts, "one-more"))
     assert parts.health.counts() == {"offload_turned_away": 1}
 
