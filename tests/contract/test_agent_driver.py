@@ -17,22 +17,14 @@ from device_agent.update.data import Offer, UpdateData
 from device_agent.update.events import Action, ActiveBroken, Done, Failed, Offered
 from fleet.trust.assignment import AssignedBundle
 from fleet.wire.messages import UpdateEvent, UpdateState
+from named_bundles import named_bundle
 
 ENDS = ("committed", "rolled_back")
 LATER = datetime(2100, 1, 1, tzinfo=timezone.utc)
 
 
 def bundle(number: int) -> AssignedBundle:
-    return AssignedBundle(
-        model="m",
-        version=str(number),
-        target="laptop-x86",
-        digest=f"sha256:{number:064x}",
-        manifest_size=1,
-        index=f"sha256:{number + 100:064x}",
-        index_size=1,
-        release_counter=number,
-    )
+    return named_bundle(str(number), "m", counter=number)
 
 
 def offered(number: int, rollout: str) -> Offered:

@@ -21,11 +21,10 @@ import pytest
 from click.testing import CliRunner
 
 from fleet.errors import CeremonyError, KedgeError
-from fleet.ids import Digest
 from fleet.trust import ceremony, signatures, workflow
-from fleet.trust.assignment import AssignedBundle
 from fleet.trust.metadata_set import TrustedMetadata
 from kedge.cli import cli
+from named_bundles import named_bundle
 from processes import KEDGE, wait_until
 from pure_repository import PureClient
 from server.errors import SettingsError
@@ -36,16 +35,7 @@ from server.services.signing import SigningService
 from trust_world import ManualClock
 
 SECRET = "correct horse battery"
-BUNDLE = AssignedBundle(
-    model="digits",
-    version="1",
-    target="laptop-x86",
-    digest=str(Digest.of(b"manifest")),
-    manifest_size=8,
-    index=str(Digest.of(b"index")),
-    index_size=5,
-    release_counter=1,
-)
+BUNDLE = named_bundle()
 
 
 def refresh(device: PureClient, files: Mapping[str, bytes]) -> TrustedMetadata:

@@ -19,15 +19,11 @@ from device_agent.serving.engine import Engine
 from device_agent.settings import Settings
 from device_agent.update.data import Offer, UpdateData
 from device_agent.update.events import Action, Done, Failed
-from fleet.ids import Digest
 from fleet.trust import policy
-from fleet.trust.assignment import AssignedBundle
+from named_bundles import named_bundle
 
 DATE = datetime(2027, 1, 15, tzinfo=timezone.utc)
-BUNDLE = AssignedBundle(
-    model="digits", version="2", target="laptop-x86", digest=str(Digest.of(b"m")), manifest_size=1,
-    index=str(Digest.of(b"i")), index_size=1, release_counter=2,
-)  # fmt: skip
+BUNDLE = named_bundle("2", counter=2)
 
 
 class Machine:

@@ -14,22 +14,13 @@ from disk_states import contents, restore, states_on_the_way
 from fake_link import FakeBroker
 from fleet.errors import TrustError
 from fleet.ids import DeviceId, Digest
-from fleet.trust.assignment import AssignedBundle
 from fleet.wire.enrolment import ClaimToken
+from named_bundles import named_bundle
 from server.errors import NotFoundError, SettingsError
 from server.services.signing import SigningService
 from trust_world import DAY, START, ManualClock, World
 
-BUNDLE = AssignedBundle(
-    model="digits",
-    version="1",
-    target="laptop-x86",
-    digest=str(Digest.of(b"manifest")),
-    manifest_size=8,
-    index=str(Digest.of(b"index")),
-    index_size=5,
-    release_counter=1,
-)
+BUNDLE = named_bundle()
 OTHER = msgspec.structs.replace(BUNDLE, version="2", release_counter=2)
 
 

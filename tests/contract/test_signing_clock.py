@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Root
 
 from fleet.errors import TrustError
-from fleet.ids import DeviceId, Digest
+from fleet.ids import DeviceId
 from fleet.trust import metadata_set as rules
 from fleet.trust import policy, repository
-from fleet.trust.assignment import AssignedBundle
 from fleet.trust.metadata_set import ROOT, TARGETS
 from fleet.trust.repository import RoleKeys, signed_file
 from fleet.trust.workflow import FLOOR, filename, refresh
+from named_bundles import named_bundle
 from project_parts import next_targets
 from pure_repository import PureClient
 from server.errors import ClockError
@@ -28,16 +29,7 @@ from server.services.signing import SigningService
 from server.services.signing_keys import KeyFolder
 from trust_world import DAY, ManualClock
 
-BUNDLE = AssignedBundle(
-    model="digits",
-    version="1",
-    target="laptop-x86",
-    digest=str(Digest.of(b"manifest")),
-    manifest_size=8,
-    index=str(Digest.of(b"index")),
-    index_size=5,
-    release_counter=1,
-)
+BUNDLE = named_bundle()
 YEAR_2100 = 4_102_444_800.0
 
 
@@ -88,7 +80,7 @@ class Fleet:
         """Return the next root, as people make it on a machine whose clock is right."""
         version = next(row.version for row in self.signing.describe() if row.role == ROOT)
         data = self.signing.file(filename(ROOT, version)) or b""
-        named = repository.roles_of(rules.parse(repository.Root, data, ROOT).signed) | roles
+        named = repository.roles_of(rules.parse(Root, data, ROOT).signed) | roles
         now = self.right.wall()
         root = repository.make_root(named, version=version + 1, now=now, expires=now + timedelta(days=365))
         return {filename(ROOT, version + 1): signed_file(root, signers)}

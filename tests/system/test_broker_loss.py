@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +23,8 @@ SIZE = 60 * CHUNK_MAX
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[RealBroker]:
-    made = RealBroker(tmp_path)
-    try:
+    with contextlib.closing(RealBroker(tmp_path)) as made:
         yield made
-    finally:
-        made.close()
 
 
 def test_a_killed_broker_gets_its_chunks_back(tmp_path: Path, broker: RealBroker) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import pytest
 
 import residual_model
+from compile_command import compile_for, shared_model
 from compiler.backends import tensorrt
 from compiler.bundle import layout
 from compiler.tensorrt import producer, rules
@@ -22,36 +19,17 @@ from device_agent.runtimes.tensorrt import TensorRtRuntime
 from fleet.bundle import engine_plan
 from fleet.bundle.manifest import Role
 from fleet.ids import Digest
-from processes import KEDGE
 from tensorrt_stand_in import StandIn
 from toolchains_here import needs
 
-MODELS = Path(__file__).parents[3] / "shared" / "models"
 
-
-def compile_(model: str, target: str, out: Path) -> dict[str, Any]:
-    file = MODELS / model
-    if not file.is_file():
-        pytest.skip(f"needs the test model {file.name} in ../shared/models")
-    done = subprocess.run(
-        [
-            *(KEDGE, "compile", file, "--target", target, "--out", out, "--json"),
-            *("--calibration", file.parent / "calibration.npz"),
-            *("--evaluation", file.parent / "evaluation.npz"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "KEDGE_TOOLCHAINS": str(out.parent / "no-toolchains")},
-    )
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+def compile_without_toolchains(target: str, model: str, folder: Path) -> dict[str, Any]:
+    return compile_for(target, shared_model(model), folder / "b", toolchains=folder / "no-toolchains")
 
 
 def test_a_bundle_for_jetson_goes_from_the_command_to_its_runtime(tmp_path: Path) -> None:
     """Built by TensorRT's rules, with a plan, and within its golden tolerances on other kernels."""
-    result = compile_("kws/kws_dscnn_fp32.onnx", "jetson-agx-orin", tmp_path / "b")
+    result = compile_without_toolchains("jetson-agx-orin", "kws/kws_dscnn_fp32.onnx", tmp_path)
     assert result["chosen"]["precision"] == "int8-float16"
     assert result["accuracy"]["drop_points"] <= 0.5
     assert result["latency_ms"]["compiled"] is None
@@ -76,7 +54,7 @@ def test_a_bundle_for_jetson_goes_from_the_command_to_its_runtime(tmp_path: Path
 
 
 def test_a_bundle_for_ryzen_keeps_its_accuracy(tmp_path: Path) -> None:
-    result = compile_("digits/digits_cnn.onnx", "ryzen-ai", tmp_path / "b")
+    result = compile_without_toolchains("ryzen-ai", "digits/digits_cnn.onnx", tmp_path)
     assert result["chosen"]["precision"] in {"xint8", "int8", "int16"}
     assert result["accuracy"]["drop_points"] <= 0.5
     assert any("never run" in x for x in result["warnings"])

@@ -3,49 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from compile_command import compile_for, shared_model
 from compiler.bundle import layout
 from compiler.toolchains import store
 from device_agent import proving, runtimes
 from device_agent.errors import RuntimeFailure
 from fleet.bundle.manifest import Bundle, Role
-from processes import KEDGE
 from toolchains_here import needs
 
-MODELS = Path(__file__).parents[3] / "shared" / "models"
 KWS = "kws/kws_dscnn_fp32.onnx"
 
 for _name in ("openvino", "nncf"):
     if importlib.util.find_spec(_name) is None:
         pytest.skip(f"the package {_name} is not installed", allow_module_level=True)
-
-
-def compile_(model: str, target: str, out: Path, toolchains: Path) -> dict[str, Any]:
-    file = MODELS / model
-    if not file.is_file():
-        pytest.skip(f"needs the test model {file.name} in ../shared/models")
-    done = subprocess.run(
-        [
-            *(KEDGE, "compile", file, "--target", target, "--out", out, "--json"),
-            *("--calibration", file.parent / "calibration.npz"),
-            *("--evaluation", file.parent / "evaluation.npz"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "KEDGE_TOOLCHAINS": str(toolchains)},
-    )
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
 
 
 def unpacked(bundle: Bundle, folder: Path, device: str) -> Path:
@@ -71,7 +46,7 @@ def golden(bundle: Bundle, main: Path) -> None:
 
 def test_a_bundle_for_intels_npu(tmp_path: Path) -> None:
     """int8 with static shapes; an agent without an NPU refuses it by the NPU's name."""
-    result = compile_(KWS, "intel-npu", tmp_path / "b", tmp_path / "none")
+    result = compile_for("intel-npu", shared_model(KWS), tmp_path / "b", toolchains=tmp_path / "none")
     assert result["chosen"]["precision"] == "int8"
     assert result["accuracy"]["drop_points"] <= 0.5
     assert result["latency_ms"]["compiled"] is None
@@ -84,7 +59,7 @@ def test_a_bundle_for_intels_npu(tmp_path: Path) -> None:
 
 def test_a_bundle_for_the_myriad_x_without_the_checker(tmp_path: Path) -> None:
     """float16; the report says that only today's OpenVINO has seen it."""
-    result = compile_(KWS, "movidius-myriadx", tmp_path / "b", tmp_path / "none")
+    result = compile_for("movidius-myriadx", shared_model(KWS), tmp_path / "b", toolchains=tmp_path / "none")
     assert result["chosen"]["precision"] == "float16"
     assert result["accuracy"]["drop_points"] <= 0.5
     assert any("only, on a CPU" in x for x in result["warnings"])
@@ -96,6 +71,8 @@ def test_a_bundle_for_the_myriad_x_without_the_checker(tmp_path: Path) -> None:
 def test_the_openvino_that_movidius_devices_have_agrees(tmp_path: Path) -> None:
     """Names of weights that stand twice, and other things that only an old reader minds, come out here."""
     needs("openvino-2022")
-    result = compile_("digits/digits_cnn.onnx", "movidius-myriadx", tmp_path / "b", store().root)
+    result = compile_for(
+        "movidius-myriadx", shared_model("digits/digits_cnn.onnx"), tmp_path / "b", toolchains=store().root
+    )
     assert any(" and 2022.3" in x for x in result["warnings"])
     assert result["accuracy"]["drop_points"] <= 0.5

@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 
+from compile_command import compile_for, shared_model
 from compiler.bundle import layout
-from processes import KEDGE
-
-MODELS = Path(__file__).parents[3] / "shared" / "models"
-
-
-def compile_(model: Path, calibration: Path, evaluation: Path, out: Path) -> dict[str, Any]:
-    done = subprocess.run(
-        [
-            *(KEDGE, "compile", model, "--target", "laptop-x86", "--calibration", calibration),
-            *("--evaluation", evaluation, "--out", out, "--json"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
-
-
-def need(path: Path) -> Path:
-    if not path.is_file():
-        pytest.skip(f"needs the test model {path.name} in ../shared/models")
-    return path
 
 
 @pytest.mark.parametrize(
@@ -48,14 +22,13 @@ def need(path: Path) -> Path:
 )
 def test_a_real_model_becomes_int8_within_half_a_point(model: str, input_: str, tmp_path: Path) -> None:
     """By the report, and by plain ONNX Runtime on all of the evaluation data."""
-    file = need(MODELS / model)
-    evaluation = file.parent / "evaluation.npz"
-    result = compile_(file, file.parent / "calibration.npz", evaluation, tmp_path / "b")
+    file = shared_model(model)
+    result = compile_for("laptop-x86", file, tmp_path / "b")
     assert result["chosen"]["precision"] == "int8"
     assert result["accuracy"]["drop_points"] <= 0.5
     assert result["size_bytes"]["compiled"] < 0.4 * result["size_bytes"]["float"]
 
-    data = np.load(evaluation)
+    data = np.load(file.parent / "evaluation.npz")
     artifact = layout.read(tmp_path / "b").bytes_of("model.onnx")
 
     def accuracy(source: bytes) -> float:
@@ -67,13 +40,13 @@ def test_a_real_model_becomes_int8_within_half_a_point(model: str, input_: str, 
 
 def test_a_face_detector_of_operator_set_9_without_labels(tmp_path: Path) -> None:
     """Weights listed as inputs, several outputs, a fixed batch of one."""
-    file = need(MODELS / "ultraface" / "version-slim-320.onnx")
+    file = shared_model("ultraface/version-slim-320.onnx")
     rng = np.random.default_rng(0)
     for name in ("calibration", "evaluation"):
         coarse = rng.normal(scale=0.5, size=(8, 3, 8, 10))
         pictures = np.kron(coarse, np.ones((1, 1, 30, 32))).clip(-1, 1).astype(np.float32)
         np.savez(tmp_path / f"{name}.npz", input=pictures)
-    result = compile_(file, tmp_path / "calibration.npz", tmp_path / "evaluation.npz", tmp_path / "b")
+    result = compile_for("laptop-x86", file, tmp_path / "b", data=tmp_path)
     assert result["accuracy"]["agreement"] >= 0.995
     assert any("listed as inputs" in x for x in result["warnings"])
     assert any("raised from 9" in x for x in result["warnings"])
@@ -81,7 +54,7 @@ def test_a_face_detector_of_operator_set_9_without_labels(tmp_path: Path) -> Non
 
 def test_a_recurrent_model_with_state_and_a_scalar(tmp_path: Path) -> None:
     """Naive dynamic quantization flips most answers of this one; its LSTM stays in float, and it says so."""
-    file = need(MODELS / "silero_vad" / "silero_vad_16k_op15.onnx")
+    file = shared_model("silero_vad/silero_vad_16k_op15.onnx")
     session = onnxruntime.InferenceSession(file)
     rng, state = np.random.default_rng(0), np.zeros((2, 1, 128), np.float32)
     rate = np.array(16000, np.int64)
@@ -101,6 +74,6 @@ def test_a_recurrent_model_with_state_and_a_scalar(tmp_path: Path) -> None:
             state=np.stack(states[part]),
             sr=np.full(count, 16000, np.int64),
         )
-    result = compile_(file, tmp_path / "calibration.npz", tmp_path / "evaluation.npz", tmp_path / "b")
+    result = compile_for("laptop-x86", file, tmp_path / "b", data=tmp_path)
     assert result["accuracy"]["agreement"] >= 0.99
     assert result["chosen"]["precision"] == "float32" or any("LSTM" in x for x in result["warnings"])

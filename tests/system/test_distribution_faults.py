@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
@@ -38,11 +39,8 @@ SUPPORT = Path(__file__).resolve().parent.parent / "support"
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[RealBroker]:
-    made = RealBroker(tmp_path)
-    try:
+    with contextlib.closing(RealBroker(tmp_path)) as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(scope="module")

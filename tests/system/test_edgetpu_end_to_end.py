@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -13,6 +11,7 @@ import pytest
 
 import small_models
 from brokers import mosquitto
+from compile_command import compile_for, shared_model
 from compiler.bundle import layout
 from fleet.bundle import interface
 from fleet.wire.messages import UpdateState
@@ -21,25 +20,14 @@ from processes import KEDGE
 from toolchains_here import needs
 
 TARGET = "coral-edgetpu"
-MODELS = Path(__file__).parents[3] / "shared" / "models"
 
 pytest.importorskip("ai_edge_quantizer", reason="the package ai-edge-quantizer is not installed")
 
 
-def compile_(model: Path, calibration: Path, evaluation: Path, out: Path) -> dict[str, Any]:
-    needs("onnx2tf")
-    data = ["--calibration", str(calibration), "--evaluation", str(evaluation)]
-    command = [KEDGE, "compile", str(model), "--target", TARGET, *data, "--out", str(out), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
-
-
 def test_a_device_installs_the_bundle_and_answers_what_the_source_model_takes(tmp_path: Path) -> None:
     """The application feeds float pictures, channels first, as it would on any other target."""
-    files = small_models.write(tmp_path)
-    result = compile_(files.model, files.calibration, files.evaluation, tmp_path / "bundle")
+    needs("onnx2tf")
+    result = compile_for(TARGET, small_models.write(tmp_path).model, tmp_path / "bundle")
     assert result["accuracy"]["drop_points"] <= 0.5
     assert any("edgetpu_compiler" in x for x in result["warnings"])
     pictures, labels = small_models.samples(64, 9)
@@ -63,11 +51,10 @@ def test_a_device_installs_the_bundle_and_answers_what_the_source_model_takes(tm
 
 
 def test_a_real_model_is_int8_as_a_whole_on_the_edge_tpu_within_half_a_point(tmp_path: Path) -> None:
-    model = MODELS / "kws" / "kws_dscnn_fp32.onnx"
-    if not model.is_file():
-        pytest.skip(f"needs the test model {model.name} in ../shared/models")
+    needs("onnx2tf")
+    model = shared_model("kws/kws_dscnn_fp32.onnx")
     evaluation = model.parent / "evaluation.npz"
-    result = compile_(model, model.parent / "calibration.npz", evaluation, tmp_path / "bundle")
+    result = compile_for(TARGET, model, tmp_path / "bundle")
     assert result["accuracy"]["drop_points"] <= 0.5
     assert result["size_bytes"]["compiled"] < 0.5 * result["size_bytes"]["float"]
     assert result["placement"]["accelerated_macs"] == 1.0

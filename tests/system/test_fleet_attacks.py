@@ -5,6 +5,7 @@ All over a real mosquitto. What a device is told to trust is attacked in `test_t
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Iterator
@@ -38,9 +39,8 @@ from trust_world import Device, World, chunk_digests
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[RealBroker]:
-    found = RealBroker(tmp_path)
-    yield found
-    found.close()
+    with contextlib.closing(RealBroker(tmp_path)) as made:
+        yield made
 
 
 @pytest.fixture

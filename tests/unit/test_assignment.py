@@ -24,18 +24,10 @@ from fleet.trust.delta_offer import DeltaOffer
 from fleet.trust.metadata_set import TrustedMetadata
 from fleet.trust.repository import signed_file
 from fleet.trust.workflow import refresh
+from named_bundles import named_bundle
 from pure_repository import LATER, NOW, PureClient, PureRepository
 
-BUNDLE = AssignedBundle(
-    model="digits",
-    version="1.0",
-    target="laptop-x86",
-    digest=str(Digest.of(b"manifest")),
-    manifest_size=8,
-    index=str(Digest.of(b"index")),
-    index_size=5,
-    release_counter=3,
-)
+BUNDLE = named_bundle("1.0", counter=3)
 STATE = DeviceState(device="d1", target="laptop-x86")
 DIRECTOR = CryptoSigner.generate_ed25519()
 

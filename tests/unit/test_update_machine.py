@@ -15,25 +15,19 @@ from device_agent.update.data import Offer, UpdateData
 from device_agent.update.events import Action, ActiveBroken, Done, Event, Failed, Offered, Restarted
 from device_agent.update.machine import MAX_CRASHES, Step, step
 from device_agent.update.table import ACTIONS, BUSY, RESTING, ROWS, RUNNING, TABLE, Trigger
-from fleet.trust.assignment import AssignedBundle
 from fleet.wire.messages import UpdateState as S
+from named_bundles import named_bundle
 
 LATER = datetime(2100, 1, 1, tzinfo=timezone.utc)
 
 
 def offer(number: int, rollout: str = "r1", *, counter: int = 1, back: bool = False) -> Offer:
-    bundle = AssignedBundle(
-        model="m",
-        version=str(number),
-        target="laptop-x86",
-        digest=f"sha256:{number:064x}",
-        manifest_size=1,
-        index=f"sha256:{number + 100:064x}",
-        index_size=1,
-        release_counter=counter,
-    )
     return Offer(
-        bundle=bundle, rollout=rollout, assignment_version=1, activate_before=LATER, allow_rollback=back
+        bundle=named_bundle(str(number), "m", counter=counter),
+        rollout=rollout,
+        assignment_version=1,
+        activate_before=LATER,
+        allow_rollback=back,
     )
 
 
