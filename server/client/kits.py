@@ -1,4 +1,8 @@
-"""Writes an offline kit into a folder, resumably, and reads the reports that came back in one."""
+"""Writes an offline kit into a folder, resumably, and reads the reports that came back in one.
+
+The stick has been in other hands: no link on it is followed, for what it leads to would be read, written over
+or removed on the machine of whoever exports or collects.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,9 @@ from server.errors import ClientError
 OnProgress = Callable[[int, int], None]
 
 _BLOCK: Final = 1024 * 1024
+_FOLDERS: Final = (kit.TRUST, kit.ASSIGNMENTS, kit.RECEIPTS, kit.BLOBS)
+#: A pipe that nobody reads must not be waited for.
+_WRITE: Final = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _README: Final = """\
 OFFLINE KIT FOR KEDGE DEVICES
 
@@ -102,13 +109,12 @@ class KitWriter:
             _write(self._root / kit.INDEX, kit.encode(self._index()))
 
     def _begin(self) -> None:
-        folders = (kit.TRUST, kit.ASSIGNMENTS, kit.RECEIPTS, kit.BLOBS)
-        for name in folders:
-            (self._root / name).mkdir(parents=True, exist_ok=True)
+        for name in _FOLDERS:
+            _make_folder(self._root / name)
         (self._root / kit.INDEX).unlink(missing_ok=True)
         kept = {path for path, _ in self._small()} | {self._path(digest) for digest in self._blobs}
         kept |= {_partial(self._path(digest)) for digest in self._blobs}
-        for name in folders:
+        for name in _FOLDERS:
             for path in (self._root / name).iterdir():
                 if path not in kept and path.is_file():
                     path.unlink()
@@ -118,7 +124,7 @@ class KitWriter:
     ) -> int:
         """Bring a blob, going on where an earlier attempt was cut off; return the bytes done so far."""
         partial = _partial(self._path(digest))
-        with partial.open("ab") as out:
+        with os.fdopen(_opened(partial, os.O_APPEND), "ab") as out:
             if out.tell() > size:
                 out.truncate(0)
             at = out.tell()
@@ -176,8 +182,8 @@ def reports(root: Path) -> Iterator[tuple[Path, bytes]]:
     """
     with _understood(root):
         folder = root / kit.REPORTS
-        for path in sorted(folder.glob("*/*")) if folder.is_dir() else []:
-            if path.name.startswith("."):
+        for path in sorted(folder.glob("*/*")) if folder.is_dir() and not folder.is_symlink() else []:
+            if path.name.startswith(".") or path.parent.is_symlink():
                 continue
             found = path.lstat()
             if stat.S_ISREG(found.st_mode) and found.st_size <= kit.REPORTS_LIMIT:
@@ -192,17 +198,31 @@ def write_receipt(root: Path, device: str, text: str) -> None:
     """
     with _understood(root):
         path = root.joinpath(*kit.receipt(DeviceId(device)))
-        path.parent.mkdir(exist_ok=True)
+        _make_folder(path.parent)
         _write(path, b64decode(text))
 
 
 def _write(path: Path, data: bytes) -> None:
     partial = _partial(path)
-    with partial.open("wb") as file:
+    with os.fdopen(_opened(partial, os.O_TRUNC), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def _make_folder(path: Path) -> None:
+    if path.is_symlink():
+        raise ClientError(f"{path}: expected a folder, and it is a link: who had this stick? remove it")
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def _opened(path: Path, flags: int) -> int:
+    """Return a handle to write with; a link, or what is no ordinary file, is replaced by one."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            path.unlink()
+    return os.open(path, _WRITE | flags, 0o644)
 
 
 def _partial(path: Path) -> Path:

@@ -443,6 +443,54 @@ def test_a_link_instead_of_a_folder_is_not_followed(world: KitWorld, device: Car
     assert device.untouched()
 
 
+@pytest.mark.parametrize("name", [kit.TRUST, kit.ASSIGNMENTS, kit.RECEIPTS, kit.BLOBS])
+def test_a_stick_with_a_link_removes_nothing_of_who_exports(
+    world: KitWorld, device: CarriedDevice, tmp_path: Path, name: str
+) -> None:
+    """A stick comes back with a link to the operator's own files where a folder was; the next kit goes on it.
+
+    What a kit does not need is removed from its folders: that would have been everything there.
+    """
+    own, stick = tmp_path / "own", tmp_path / "brought"
+    own.mkdir(parents=True)
+    (own / "id_ed25519").write_text("the operator's")
+    stick.mkdir()
+    (stick / name).symlink_to(own)
+    with pytest.raises(ClientError, match="it is a link"):
+        world.export(device.name, stick=stick)
+    assert [path.read_text() for path in own.iterdir()] == ["the operator's"]
+
+
+def test_a_stick_with_links_writes_over_nothing_of_who_exports(
+    world: KitWorld, device: CarriedDevice, tmp_path: Path
+) -> None:
+    """Links lie where the files of the next kit are written at first, and a pipe that nobody reads."""
+    own, stick = tmp_path / "own", tmp_path / "brought"
+    (stick / kit.ASSIGNMENTS).mkdir(parents=True)
+    own.write_text("the operator's")
+    (stick / kit.ASSIGNMENTS / f".{device.name}.json.partial").symlink_to(own)
+    (stick / f".{kit.INDEX}.partial").symlink_to(own)
+    os.mkfifo(stick / f".{kit.README}.partial")
+    world.export(device.name, stick=stick)
+    assert own.read_text() == "the operator's"
+    assert not (stick / kit.INDEX).is_symlink()
+    assert kit.read_index((stick / kit.INDEX).read_bytes()).devices
+
+
+def test_reports_behind_a_link_are_not_collected(tmp_path: Path) -> None:
+    """A link leads from the stick to a folder of whoever collects: what lies there stays there."""
+    own, stick = tmp_path / "own", tmp_path / "brought"
+    (own / "d1").mkdir(parents=True)
+    (own / "d1" / "secret").write_text("the operator's")
+    stick.mkdir()
+    (stick / kit.REPORTS).symlink_to(own)
+    assert list(reports(stick)) == []
+    (stick / kit.REPORTS).unlink()
+    (stick / kit.REPORTS).mkdir()
+    (stick / kit.REPORTS / "d1").symlink_to(own / "d1")
+    assert list(reports(stick)) == []
+
+
 def test_another_devices_assignment_is_refused(world: KitWorld, device: CarriedDevice) -> None:
     """Somebody renames the file of d2 to d1's, to have d1 run what was meant for d2."""
     other = CarriedDevice(world, next(_NAMES))
