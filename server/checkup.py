@@ -7,17 +7,17 @@ reads and changes nothing, so it may look while the server runs.
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from tuf.api.metadata import Root, Signed
+from tuf.api.metadata import Root, Signed, Targets
 
 from fleet.checks import Check
 from fleet.errors import KedgeError
-from fleet.trust import project_files, repository, workflow
+from fleet.trust import policy, project_files, repository, workflow
 from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP, TrustedMetadata
 from fleet.trust.workflow import Fetch, Load, Save, Step, Workflow, filename
 from server.adapters.clock import SystemClock
@@ -67,6 +67,7 @@ def _trust(settings: Settings, wall: datetime) -> Iterator[Check]:
     reader = _Reader(settings.trust)
     # Held against no clock first: what has expired is said of each file, and the rest is looked at too.
     trusted = workflow.run(workflow.refresh(_LONG_AGO), reader)
+    yield _clock(trusted, wall)
     yield _dated(ROOT, trusted.root, wall)
     yield from (
         _dated(role, signed, wall)
@@ -79,32 +80,45 @@ def _trust(settings: Settings, wall: datetime) -> Iterator[Check]:
         if filename(project.name) not in listed:
             yield Check(name=f"project {project.name}", health="ok", found="has signed nothing yet")
             continue
-        bundles = workflow.run(_bundles(trusted, project.name), reader)
-        yield _project(project.name, bundles, trusted.targets(project.name), wall)
+        files = workflow.run(_files(trusted, project.name), reader)
+        yield _project(project.name, files, wall)
 
 
-def _project(name: str, bundles: int, own: Signed, now: datetime) -> Check:
+def _project(name: str, files: Mapping[str, Targets], now: datetime) -> Check:
+    bundles = sum(len(part.targets) for part in files.values())
     whole = "1 bundle, verifies" if bundles == 1 else f"{bundles} bundles, all verify"
-    found = f"{whole}, until {own.expires:%Y-%m-%d}"
+    until = project_files.ends(files) or now
+    found = f"{whole}, until {until:%Y-%m-%d}"
     action = (
-        f"start the server, which signs it; or have its keys sign again: kedge project sign {name} --key KEY"
+        "start the server, which signs it; or have its keys sign again: "
+        f"kedge project sign {name} --key KEY --yes"
     )
-    if own.expires <= now:
+    if until <= now:
         return Check(name=f"project {name}", health="fail", found=f"{found}: expired", action=action)
-    if own.expires - now < _SOON:
+    if until - now < _SOON:
         return Check(name=f"project {name}", health="warn", found=found, action=action)
     return Check(name=f"project {name}", health="ok", found=found)
 
 
-def _bundles(trusted: TrustedMetadata, project: str) -> Workflow[int]:
-    """Verify a project's files, hash bins included, and count what they name."""
+def _clock(trusted: TrustedMetadata, now: datetime) -> Check:
+    """Say whether the server signs by this machine's clock; the server itself goes by the same rule."""
+    signed = [x for x in (trusted.root, trusted.timestamp) if x is not None]
+    last = policy.latest(policy.signed_at(x) for x in signed)
+    wrong = policy.unlikely(now, since=last, until=trusted.root.expires)
+    if wrong:
+        action = "set the clock; if it is right, the server's health page says what to do"
+        return Check(name="clock", health="fail", found=f"{wrong}: nothing is signed", action=action)
+    return Check(name="clock", health="ok", found=f"{now:%Y-%m-%d %H:%M} UTC")
+
+
+def _files(trusted: TrustedMetadata, project: str) -> Workflow[dict[str, Targets]]:
+    """Verify a project's files, hash bins included."""
     yield from workflow.load_targets(trusted, project, TARGETS)
-    named = trusted.targets(project)
-    count = len(named.targets)
-    for name in project_files.bin_names(named):
+    files = {project: trusted.targets(project)}
+    for name in project_files.bin_names(files[project]):
         yield from workflow.load_targets(trusted, name, project)
-        count += len(trusted.targets(name).targets)
-    return count
+        files[name] = trusted.targets(name)
+    return files
 
 
 class _Reader:

@@ -125,6 +125,14 @@ def roles_of(project: Project, signed: Targets) -> tuple[str, ...]:
     return (project.name, *bin_names(signed))
 
 
+def ends(files: Files) -> datetime | None:
+    """Return when the first of a project's files ends, None when there are none.
+
+    A hash bin that did not change is not signed again with the others, and may end before them.
+    """
+    return min((part.expires for part in files.values()), default=None)
+
+
 def entries(project: Project, files: Files) -> Entries:
     """Return everything that a project's files name.
 

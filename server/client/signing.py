@@ -71,10 +71,11 @@ class Difference:
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What the server made of a signature."""
+    """What the server made of a signature; `nothing`: there was nothing to sign."""
 
     adopted: bool
     missing: int
+    nothing: bool = False
 
 
 def read_project(
@@ -236,7 +237,7 @@ def hand_in(
         parts = wanted(base, proposal)
         files = sign(proposal, signer) if parts is None else new_files(parts, signer)
         if not files:
-            return Result(adopted=True, missing=0)
+            return Result(adopted=True, missing=0, nothing=True)
         try:
             answer = client.post(f"/projects/{base.project.name}/signatures", {"files": files})
         except ClientError as error:

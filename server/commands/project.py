@@ -70,10 +70,11 @@ def sign(
     token: str,
     as_json: bool,
 ) -> None:
-    """Sign what waits for project NAME: releases, withdrawn releases, and what would expire.
+    """Sign what waits for project NAME: releases, withdrawn releases, and what has lived half of its life.
 
-    Shows what that is, and asks. A release that somebody else has published is taken on the server's word;
-    `kedge publish --key` of the same bundles takes it on your own.
+    Shows what that is, and asks. A CI job that runs it with --yes once a month keeps the project from
+    expiring; where there is nothing to sign, it says so. A release that somebody else has published is taken
+    on the server's word; `kedge publish --key` of the same bundles takes it on your own.
     """
     if as_json and not yes:
         raise ClientError("--json asks nobody: look at it first, then add --yes")
@@ -88,6 +89,10 @@ def sign(
         )
     if as_json:
         print_json({"project": name, "adopted": result.adopted, "missing": result.missing})
+    elif result.nothing:
+        click.echo(
+            f"project {name}: nothing to sign, it holds until {state['expires'] or 'it signs something'}"
+        )
     elif result.adopted:
         click.echo(f"project {name}: signed")
     else:

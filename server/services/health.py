@@ -15,7 +15,7 @@ class PartHealth:
 
     Attributes:
         ok: it works.
-        detail: what is wrong, or "".
+        detail: what is wrong, or soon will be, or "".
     """
 
     name: str
@@ -29,12 +29,19 @@ class Health:
     def __init__(self) -> None:
         """Begin with no parts."""
         self._lock: Final = threading.Lock()
-        self._parts: Final[dict[str, Callable[[], str]]] = {}
+        self._parts: Final[dict[str, tuple[Callable[[], str], Callable[[], str]]]] = {}
         self._counts: Final[Counter[str]] = Counter()
 
-    def watch(self, name: str, check: Callable[[], str]) -> None:
-        """Add a part; `check` returns "" when it works, or what is wrong in one line."""
-        self._parts[name] = check
+    def watch(self, name: str, check: Callable[[], str], ahead: Callable[[], str] | None = None) -> None:
+        """Add a part.
+
+        Args:
+            name: how it is called.
+            check: returns "" when it works, or what is wrong in one line.
+            ahead: returns "", or in one line what will be wrong unless somebody does something. The part
+                works meanwhile.
+        """
+        self._parts[name] = (check, ahead or (lambda: ""))
 
     def count(self, name: str, more: int = 1) -> None:
         """Count something, such as "malformed_messages"."""
@@ -48,5 +55,8 @@ class Health:
 
     def parts(self) -> list[PartHealth]:
         """Ask every part."""
-        found = [(name, check()) for name, check in list(self._parts.items())]
-        return [PartHealth(name=name, ok=not detail, detail=detail) for name, detail in found]
+        found = []
+        for name, (check, ahead) in list(self._parts.items()):
+            wrong = check()
+            found.append(PartHealth(name=name, ok=not wrong, detail=wrong or ahead()))
+        return found

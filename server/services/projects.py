@@ -127,7 +127,8 @@ class Projects:
         raise NotFoundError(f"project: expected one of {known or 'none'}, got {name!r}")
 
     def _state(self, session: Session, project: Project) -> ProjectState:
-        own = self._signing.image().files.get(project.name)
+        held = self._signing.image().files_of(project)
+        own, until = held.get(project.name), project_files.ends(held)
         row = session.get(ProjectProposal, project.name)
         row = row if row is not None and not self._outdated(row) else None
         files = dict(row.files) if row is not None else {}
@@ -138,7 +139,7 @@ class Projects:
             paths=project.paths,
             signs_itself=self._signing.signs(project),
             version=own.version if own is not None else 0,
-            expires=f"{own.expires:%Y-%m-%dT%H:%M:%SZ}" if own is not None else "",
+            expires=f"{until:%Y-%m-%dT%H:%M:%SZ}" if until is not None else "",
             add=tuple(self._waiting(session, project)),
             withdraw=tuple(self._leaving(session, project)),
             proposal=files,

@@ -13,6 +13,7 @@ from fleet.errors import TrustError
 from fleet.rollout.states import ActionStatus
 from fleet.wire.messages import Hello, ModelSlot, SignedStatement, Status, UpdateEvent, UpdateState
 from server.db.tables import Action, Device, DeviceAssignment, DeviceModel, EventRow
+from server.errors import ClockError
 from server.ports.clock import Clock
 from server.services.assignments import Assignments
 from server.services.farewell import Farewell
@@ -102,7 +103,7 @@ class Reconcile:
         try:
             if self._signing.outrun(held):
                 LOG.warning("%s holds newer metadata than this server: it was restored?", device_id)
-        except TrustError as error:
+        except (TrustError, ClockError) as error:
             LOG.warning("%s holds a timestamp that is not to be followed: %s", device_id, error)
 
     def decommissioned(self, session: Session, device: Device) -> None:

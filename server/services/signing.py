@@ -10,7 +10,7 @@ takes in what they have signed (`adopt`); snapshot and timestamp follow by thems
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Final
 
@@ -83,9 +83,9 @@ class SigningService(Started):
         with self._lock:
             return self._change_own(withdraw=set(paths))
 
-    def _change_own(self, add: Iterable[AssignedBundle] = (), withdraw: Iterable[str] = ()) -> bool:
+    def _change_own(self, add: Sequence[AssignedBundle] = (), withdraw: Collection[str] = ()) -> bool:
         targets = self._image.targets
-        if RELEASES not in self._signers:
+        if RELEASES not in self._signers or not (add or withdraw):
             return False
         self._check_clock()
         held = self._image.files_of(self._own_project(targets))

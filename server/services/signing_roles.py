@@ -30,7 +30,7 @@ class RoleInfo(msgspec.Struct, frozen=True, kw_only=True):
         offline: the server alone cannot sign for it: its keys are with people or a CI, or are several.
         coming: id of a key that the server has made for the role, and that nobody has signed for yet.
         version, expires: of the role's metadata; 0 and "" for the director, whose files are one per device,
-            and for a project that has signed nothing.
+            and for a project that has signed nothing. A project of several files ends with the first of them.
         paths: what a project may sign; empty for other roles.
         bins: over how many hash bins a project's entries are spread, 0 for none.
     """
@@ -64,7 +64,9 @@ def describe(image: Image, keys: KeyFolder, signers: Signers) -> tuple[RoleInfo,
         bins = project_files.bins_of(project, own) if own is not None else None
         row = _row(project.name, image.targets, own, keys, signers)
         number = bins.number_of_bins if bins is not None else 0
-        rows.append(msgspec.structs.replace(row, paths=project.paths, bins=number))
+        until = project_files.ends(image.files_of(project))
+        expires = f"{until:%Y-%m-%dT%H:%M:%SZ}" if until is not None else ""
+        rows.append(msgspec.structs.replace(row, paths=project.paths, bins=number, expires=expires))
     return tuple(rows)
 
 

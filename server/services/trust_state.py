@@ -81,7 +81,7 @@ class TrustState:
 
     def attention(self) -> tuple[Attention, ...]:
         """Return what needs a person, the urgent first."""
-        found = [*self._lost(), *self._expiring()]
+        found = [*self._clock_wrong(), *self._lost(), *self._expiring()]
         for project in self._projects.all():
             found += _waiting(project)
         found += _following(self._authorities.look(0), self._clock.now())
@@ -89,7 +89,16 @@ class TrustState:
 
     def health(self) -> str:
         """Return what keeps devices from installing anything now, in one line; "" when nothing does."""
-        return "; ".join(x.what for x in self._expiring() if x.urgent and x.role in (ROOT, TARGETS))
+        ended = [x.what for x in self._expiring() if x.urgent and x.role in (ROOT, TARGETS)]
+        return "; ".join([*(x.what for x in self._clock_wrong()), *ended])
+
+    def ahead(self) -> str:
+        """Return what only people or a CI can sign and what ends soon, in one line; "" when nothing does."""
+        return "; ".join(f"{x.what}. {x.action}" for x in self._expiring())
+
+    def _clock_wrong(self) -> list[Attention]:
+        what, _, action = self._signing.clock().partition(". ")
+        return [Attention(role="clock", urgent=True, what=what, action=action)] if what else []
 
     def _lost(self) -> list[Attention]:
         again = "Restore it from a backup, or have its keys sign again: kedge project sign"
@@ -126,7 +135,7 @@ def _expiry(row: RoleInfo, expires: datetime, now: datetime) -> Attention:
     action = (
         "Have the holders of its keys sign it again: kedge keys fetch, extend, sign, upload"
         if top
-        else f"Have its keys sign again: kedge project sign {row.role} --key KEY"
+        else f"Have its keys sign again: kedge project sign {row.role} --key KEY --yes"
     )
     return Attention(role=row.role, urgent=over, what=what, action=action)
 

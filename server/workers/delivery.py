@@ -84,7 +84,8 @@ class Delivery:
         self._arrange()
         self._distribution.mend()
         self._distribution.publish_metadata(self._signing.files())
-        while self._signer.sign_pending() + self._outgoing.publish_pending():
+        # What is signed goes out first: a signer that refuses, for its clock is wrong, does not hold it up.
+        while self._outgoing.publish_pending() + self._signer.sign_pending():
             pass
 
     def _arrange(self) -> None:

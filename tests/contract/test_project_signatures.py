@@ -21,12 +21,15 @@ from project_parts import next_targets, project, targets_key, utc
 from server.client.bundles import Layout
 from server.db.tables import Release
 from server.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
+from server.services.authority import FleetAuthority
 from server.services.projects import Projects, Signed
 from server.services.roles import SYSTEM, Principal, Role
 from server.services.scopes import Grant, Scope
+from server.services.succession import Authorities
+from server.services.trust_state import TrustState
 from server_parts import Parts, parts
 from sim_devices import layout
-from trust_world import START
+from trust_world import DAY, START
 
 NOW = utc(START)
 
@@ -59,7 +62,7 @@ class Ci:
     def files(self, *add: AssignedBundle, key: int = 0, withdraw: tuple[str, ...] = ()) -> dict[str, str]:
         """Return what a CI hands in."""
         held = self.parts.signing.image().files_of(self.who)
-        terms = Signing(now=NOW, lifetime=timedelta(days=90))
+        terms = Signing(now=utc(self.parts.clock.now()), lifetime=timedelta(days=90))
         signed = project_files.change(self.who, held, terms, add=add, withdraw=withdraw)
         return {
             filename(role, part.version): signed_file(part, [self.keys[key]]).decode()
@@ -258,3 +261,45 @@ def test_what_waits_for_a_release_that_is_withdrawn_can_be_dropped(tmp_path: Pat
     with pytest.raises(InvalidError, match="is not what a release that waits says"):
         ci.sign(ci.files(*release, key=1))
     assert ci.projects.discard(SYSTEM, "vision").proposal == {}
+
+
+def test_what_a_ci_has_signed_is_asked_for_in_time_and_renewed_by_one_command(tmp_path: Path) -> None:
+    """A project releases nothing for months. A month before its end it is said where, and what to run.
+
+    A job that signs too early changes nothing; signing in time takes nobody but the CI.
+    """
+    ci = Ci(tmp_path)
+    ci.sign(ci.files(*ci.release("1")))
+    authorities = Authorities(ci.parts.database, FleetAuthority(tmp_path / "keys", ci.parts.clock).members)
+    state = TrustState(ci.parts.signing, ci.projects, ci.parts.clock, authorities)
+    ci.parts.clock.seconds += 40 * DAY
+    ci.parts.signing.refresh()
+    assert (ci.files(), state.attention(), state.ahead()) == ({}, (), "")
+    ci.parts.clock.seconds += 25 * DAY
+    ci.parts.signing.refresh()
+    (need,) = state.attention()
+    assert (need.role, need.urgent, state.health()) == ("vision", False, "")
+    assert need.action.endswith("kedge project sign vision --key KEY --yes")
+    assert state.ahead() == f"{need.what}. {need.action}"
+    assert ci.sign(ci.files()) == Signed(adopted=True, missing=0)
+    assert (state.attention(), state.ahead()) == ((), "")
+
+
+def test_a_project_ends_with_the_first_of_its_files(tmp_path: Path) -> None:
+    """Of a project in hash bins, a bin that has not changed ends before what was signed later."""
+    ci = Ci(tmp_path)
+    release = ci.release("1")
+    few = project_files.Limits(plain=1, per_bin=1, crowded=1)
+    old = project_files.change(
+        ci.who, {}, Signing(now=NOW, lifetime=timedelta(days=50)), add=release, limits=few
+    )
+    later = Signing(now=NOW, lifetime=timedelta(days=90), next_version=lambda _: 1)
+    new = project_files.change(ci.who, {}, later, add=release, limits=few)
+    mixed = {**old, "vision": new["vision"]}
+    assert len(mixed) > 1
+    ci.sign(
+        {filename(r, part.version): signed_file(part, [ci.keys[0]]).decode() for r, part in mixed.items()}
+    )
+    ends = f"{NOW + timedelta(days=50):%Y-%m-%dT%H:%M:%SZ}"
+    assert ci.projects.get("vision").expires == ends
+    assert next(row.expires for row in ci.parts.signing.describe() if row.role == "vision") == ends

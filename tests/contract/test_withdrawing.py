@@ -14,6 +14,7 @@ from fleet.trust import metadata_set as rules
 from server.db.tables import DeviceAssignment, DeviceModel, Release
 from server.errors import ConflictError
 from server.services.authority import FleetAuthority
+from server.services.health import Health
 from server.services.projects import Projects
 from server.services.roles import SYSTEM
 from server.services.rollout_steps import RolloutSteps
@@ -138,6 +139,28 @@ def test_what_people_sign_is_asked_for_in_time(side: Side) -> None:
     (need,) = state.attention()
     assert (need.role, need.urgent, state.health()) == ("targets", False, "")
     assert "kedge keys" in need.action
+    assert state.ahead().startswith("targets expires 2027-")
     side.parts.clock.seconds += 30 * DAY
     assert [need.urgent for need in state.attention()] == [True]
     assert state.health().startswith("targets expired")
+
+
+def test_a_server_with_a_wrong_clock_says_so_first(side: Side) -> None:
+    """It answers, its devices run, and it signs nothing: a person has to look at its clock."""
+    authorities = Authorities(
+        side.parts.database, FleetAuthority(side.parts.folder / "keys", side.parts.clock).members
+    )
+    state = TrustState(side.parts.signing, side.projects, side.parts.clock, authorities)
+    health = Health()
+    health.watch("trust", state.health, state.ahead)
+    assert [(part.ok, part.detail) for part in health.parts()] == [(True, "")]
+    right = side.parts.clock.seconds
+    side.parts.clock.seconds = 0.0
+    need = state.attention()[0]
+    assert (need.role, need.urgent) == ("clock", True)
+    assert need.what.startswith("the server's clock stands at 1970-01-01T00:00:00Z")
+    assert need.action.startswith("Set the clock; or, ")
+    (part,) = health.parts()
+    assert (part.ok, part.detail) == (False, need.what)
+    side.parts.clock.seconds = right
+    assert state.health() == ""

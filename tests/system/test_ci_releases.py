@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -204,4 +205,6 @@ def test_a_withdrawn_release_leaves_with_the_next_signature(
     done = json.loads(kedge(server, "project", "sign", "vision", "--key", str(keys["ci"]), "--yes", "--json"))
     assert done == {"project": "vision", "adopted": True, "missing": 0}
     assert path not in devices_find(server, "digits")
+    again = kedge(server, "project", "sign", "vision", "--key", str(keys["ci"]), "--yes")
+    assert re.match(r"project vision: nothing to sign, it holds until \d{4}-", again)
     assert not any("withdrawn" in need["what"] for need in server.api("GET", "/trust")["attention"])

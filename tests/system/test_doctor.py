@@ -135,6 +135,15 @@ def test_a_clock_at_1970_is_told_and_not_believed(folders: Folders) -> None:
     assert found["certificate"].health == "ok"
 
 
+def test_a_servers_clock_by_which_nothing_is_signed_is_told(folders: Folders) -> None:
+    """It stands at 1970, or two years ahead; today's is as good as what the metadata says."""
+    for wall in (datetime(1970, 1, 1, tzinfo=timezone.utc), NOW + timedelta(days=730)):
+        found = folders.server(wall)["clock"]
+        assert (found.health, found.action.partition(";")[0]) == ("fail", "set the clock")
+        assert "nothing is signed" in found.found
+    assert folders.server()["clock"].health == "ok"
+
+
 def test_months_offline_are_seen_in_metadata_and_certificate(folders: Folders) -> None:
     """Expiry stops nothing that runs, and a person is told what does not work until the device is online."""
     found = folders.device(NOW + timedelta(days=120))
