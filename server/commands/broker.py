@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +16,9 @@ from fleet.options import FiniteRange
 from server.commands.broker_authority import authority
 from server.commands.shared import print_json
 from server.errors import ClientError
+
+if TYPE_CHECKING:
+    from server.services.site_visits import Visits
 
 _data_option = click.option(
     "--data",
@@ -121,8 +125,8 @@ def _say_what_next(configuration: Path, url: str, out: Path, *, site: bool) -> N
     click.echo(f"start: mosquitto -c {configuration}", err=True)
     if site:
         click.echo("then:  write the fleet's broker again, and have it read its rules (SIGHUP)", err=True)
-        return
-    click.echo(f"then:  kedge serve --broker {url}", err=True)
+    else:
+        click.echo(f"then:  kedge serve --broker {url}", err=True)
     click.echo(f"and:   kedge broker watch --out {out} --server URL", err=True)
 
 
@@ -130,8 +134,28 @@ def _give_to_owner(folder: Path, files: Iterable[Path]) -> None:
     """Let root write a set-up again without locking out the user that mosquitto runs as."""
     if os.geteuid() == 0:
         owner = folder.stat()
-        for path in files:
+        for path in {*files, *(path.parent for path in files)}:
             os.chown(path, owner.st_uid, owner.st_gid)
+
+
+def _visits(out: Path) -> Visits | None:
+    """Return what ends connections at a site's broker; the fleet's is visited by the server."""
+    from server.adapters.clock import SystemClock
+    from server.adapters.doorman import CertificateDoorman
+    from server.services import broker_config, site_visits
+
+    if not (out / site_visits.FOLDER).is_dir():
+        return None
+    try:
+        url = broker_config.address((out / "mosquitto.conf").read_text())
+    except OSError as error:
+        raise ClientError(f"{error.filename}: {error.strerror}") from error
+    doorman = CertificateDoorman(url, out / "ca.pem")
+
+    def told(name: str) -> None:
+        click.echo(f"ended what connection {name} had, which is revoked", err=True)
+
+    return site_visits.Visits(out, SystemClock(), doorman, time.sleep, told)
 
 
 @broker.command("watch")
@@ -149,7 +173,10 @@ def _give_to_owner(folder: Path, files: Iterable[Path]) -> None:
 )
 @click.option("--once", is_flag=True, help="Look once, and fail if that fails.")
 def watch(*, out: Path, server: str, every: float, reload_command: str, once: bool) -> None:
-    """Keep the broker's revocation list up to date, beside the broker, until stopped."""
+    """Keep the broker's revocation list up to date, beside the broker, until stopped.
+
+    Beside a site's broker, which the server cannot reach, it ends the connections of revoked devices too.
+    """
     from server.services.broker_watch import Watch, reload_by_command, reload_by_pid
 
     reload = (
@@ -157,7 +184,7 @@ def watch(*, out: Path, server: str, every: float, reload_command: str, once: bo
         if reload_command
         else partial(reload_by_pid, out)
     )
-    looking, trouble = Watch(out, server, reload), ""
+    looking, trouble = Watch(out, server, reload, _visits(out)), ""
     while True:
         try:
             if looking.look():

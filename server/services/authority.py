@@ -22,9 +22,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fleet.ids import DeviceId
 from server.errors import InvalidError, SettingsError
 from server.ports.clock import Clock
+from server.services import revocation_lists
 from server.services.authority_folder import (
     BACKDATED,
-    CA_LIFETIME,
     CURRENT,
     NEXT,
     OLD,
@@ -90,7 +90,7 @@ class FleetAuthority:
         """Every authority that is trusted now, for devices, broker and server; the one that signs first."""
         return b"".join(x.certificate.public_bytes(serialization.Encoding.PEM) for x in self._all)
 
-    def revocation_list(self, number: int, issued_at: int, revoked: Mapping[str, Iterable[int]]) -> bytes:
+    def revocation_list(self, number: int, issued_at: int, revoked: Mapping[str, Mapping[int, str]]) -> bytes:
         """Return one list (PEM) for each authority, all with the same number.
 
         They hold as long as an authority does: a broker refuses everybody once a list has run out, and a
@@ -99,9 +99,10 @@ class FleetAuthority:
         Args:
             number: higher than that of any list before.
             issued_at: later than that of any list before, for OpenSSL takes the latest it was given.
-            revoked: serial numbers by the key id of the authority that issued them.
+            revoked: serial numbers and whose they are, by the key id of the authority that issued them.
         """
-        return b"".join(_list_of(x, number, issued_at, revoked.get(x.key_id, ())) for x in self._all)
+        lists = (revocation_lists.make(x, number, issued_at, revoked.get(x.key_id, {})) for x in self._all)
+        return b"".join(lists)
 
     def sign_device(self, csr_pem: str, device: DeviceId) -> str:
         """Return a device's certificate (PEM): common name the device's id, for TLS clients.
@@ -153,9 +154,7 @@ class FleetAuthority:
 
         As a device it takes that device's place on the broker, which ends the device's connection.
         """
-        key = ec.generate_private_key(ec.SECP256R1())
-        usage = [ExtendedKeyUsageOID.CLIENT_AUTH]
-        return Issued(pem(key), self._issue(name, key.public_key(), _VISIT, usage, ()))
+        return visit_by(self._current, self._now(), name)
 
     def signed(self, certificate: x509.Certificate) -> bool:
         """Return whether the authority that signs now has signed a certificate, not the one before."""
@@ -181,43 +180,42 @@ class FleetAuthority:
         usage: Iterable[x509.ObjectIdentifier],
         names: Sequence[x509.GeneralName],
     ) -> bytes:
-        now = self._now()
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
-            .issuer_name(self._current.certificate.subject)
-            .public_key(public)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - BACKDATED)
-            .not_valid_after(now + lifetime)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(key_usage(authority=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._current.key.public_key()),
-                critical=False,
-            )
-        )
-        if names:
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return builder.sign(self._current.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        return _certify(self._current, self._now(), common_name, public, lifetime, usage, names)
 
 
-def _list_of(by: Authority, number: int, issued_at: int, serials: Iterable[int]) -> bytes:
-    at = datetime.fromtimestamp(issued_at, timezone.utc)
+def visit_by(authority: Authority, now: datetime, name: str) -> Issued:
+    """Return key and certificate, for an hour, with which somebody shows themselves as somebody else."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    usage = [ExtendedKeyUsageOID.CLIENT_AUTH]
+    return Issued(pem(key), _certify(authority, now, name, key.public_key(), _VISIT, usage, ()))
+
+
+def _certify(
+    by: Authority,
+    now: datetime,
+    common_name: str,
+    public: ec.EllipticCurvePublicKey,
+    lifetime: timedelta,
+    usage: Iterable[x509.ObjectIdentifier],
+    names: Sequence[x509.GeneralName],
+) -> bytes:
     builder = (
-        x509.CertificateRevocationListBuilder()
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
         .issuer_name(by.certificate.subject)
-        .last_update(at)
-        .next_update(at + CA_LIFETIME)
-        .add_extension(x509.CRLNumber(number), critical=False)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATED)
+        .not_valid_after(now + lifetime)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(key_usage(authority=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(by.key.public_key()), critical=False
         )
     )
-    for serial in sorted(serials):
-        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(at).build()
-        builder = builder.add_revoked_certificate(entry)
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     return builder.sign(by.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 

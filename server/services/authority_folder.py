@@ -64,14 +64,20 @@ class Authority(NamedTuple):
 class AuthorityFolder:
     """The files of the authorities."""
 
-    def __init__(self, folder: Path, clock: Clock) -> None:
+    def __init__(self, folder: Path, clock: Clock, title: str = "Kedge fleet authority") -> None:
         """Use this folder; the first authority is made there if there is none.
+
+        Args:
+            folder: holds the files.
+            clock: the time.
+            title: what authorities that are made here are called.
 
         Raises:
             SettingsError: a file is damaged, or the key is missing.
         """
         self._folder: Final = folder
         self._clock: Final = clock
+        self._title: Final = title
         key_file, certificate_file = self._files(CURRENT)
         if not key_file.exists() and not certificate_file.exists():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -91,7 +97,7 @@ class AuthorityFolder:
             key = serialization.load_pem_private_key(key_file.read_bytes(), None)
             if not certificate_file.exists() and isinstance(key, ec.EllipticCurvePrivateKey):
                 # Name and key make an authority: what it has issued verifies against a new certificate too.
-                write_file(certificate_file, self._self_signed(key, _name("")))
+                write_file(certificate_file, self._self_signed(key, self._name("")))
             certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
         except (OSError, ValueError, TypeError) as error:
             raise SettingsError(
@@ -128,7 +134,7 @@ class AuthorityFolder:
         current = self._needed(CURRENT)
         key = ec.generate_private_key(ec.SECP256R1())
         # Another name than the one before: brokers tell revocation lists apart by it.
-        name = _name(x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest.hex()[:8])
+        name = self._name(x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest.hex()[:8])
         link = self._certificate(key, name, current.key, current.certificate.subject)
         key_file, certificate_file = self._files(NEXT)
         # The links first, the key last: until then the attempt has not been.
@@ -191,6 +197,9 @@ class AuthorityFolder:
     def _files(self, name: str) -> tuple[Path, Path]:
         return self._folder / f"{name}.key.pem", self._folder / f"{name}.pem"
 
+    def _name(self, mark: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{self._title} {mark}".strip())])
+
     def _self_signed(self, key: ec.EllipticCurvePrivateKey, name: x509.Name) -> bytes:
         return self._certificate(key, name, key, name)
 
@@ -238,7 +247,3 @@ def pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-
-
-def _name(mark: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Kedge fleet authority {mark}".strip())])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 from fleet.wire import topics
-from server.errors import InvalidError, SettingsError
+from server.errors import ClientError, InvalidError, SettingsError
 from server.ports.clock import Clock
-from server.services import revocation_lists
-from server.services.authority import SERVER_NAME, FleetAuthority, Issued
+from server.services import revocation_lists, site_visits
+from server.services.authority import SERVER_NAME, FleetAuthority
+from server.services.authority_folder import Authority
 from server.services.durable import write_file
 
 #: The largest packet: a hard request's 4 MiB and what stands around it.
@@ -22,6 +24,8 @@ _QUEUE_LIMIT: Final = 8 * 1024 * 1024
 CONNECTIONS: Final = 900
 _MOST_CONNECTIONS: Final = 1_000_000
 _TOP_PORT: Final = 65535
+#: Whom a site's broker believes: the fleet's authorities, and its own visitor.
+_CLIENTS: Final = "clients.pem"
 #: The first revocation list is older than any that the server makes.
 _OLDER: Final = 2 * 86400
 
@@ -33,7 +37,7 @@ pid_file {out}/mosquitto.pid
 per_listener_settings true
 
 listener {port}{host}
-cafile {out}/ca.pem
+cafile {out}/{trusted}
 certfile {out}/broker.pem
 keyfile {out}/broker.key.pem
 tls_version tlsv1.2
@@ -104,6 +108,7 @@ def write(
     host: str = "",
     connections: int = CONNECTIONS,
     rules: Iterable[str] = (),
+    visitor: Authority | None = None,
 ) -> tuple[Path, ...]:
     """Write configuration, ACL and certificates of a broker.
 
@@ -116,6 +121,7 @@ def write(
             with a name or "" to every address, for a name may be that of a router in front.
         connections: how many clients may be connected at once.
         rules: lines of the ACL about users of their own.
+        visitor: an authority of this broker's alone, whom it lets in as anybody (`site_visits`).
 
     Returns:
         The files written, the configuration first.
@@ -133,14 +139,24 @@ def write(
         raise InvalidError("output folder: expected a path of one line")
     everywhere = host in ("0.0.0.0", "::")  # noqa: S104 - compared
     issued = authority.issue_broker((host,) if host and not everywhere else ())
+    config = _config(out, port, host, connections, _CLIENTS if visitor else "ca.pem")
     try:
-        lists = _lists(out / "crl.pem", authority, int(clock.now()) - _OLDER)
-        return _write(out, authority.ca_pem, issued, _config(out, port, host, connections), lists, rules)
+        files = {
+            "mosquitto.conf": (config.encode(), 0o644),
+            "acl": (acl(rules).encode(), 0o644),
+            "ca.pem": (authority.ca_pem, 0o644),
+            "crl.pem": (_lists(out / "crl.pem", authority, int(clock.now()) - _OLDER, visitor), 0o644),
+            "broker.pem": (issued.certificate, 0o644),
+            "broker.key.pem": (issued.key, 0o600),
+        }
+        if visitor is not None:
+            files[_CLIENTS] = authority.ca_pem + site_visits.certificate_pem(visitor), 0o644
+        return _write(out, files)
     except OSError as error:
         raise SettingsError(f"{out}: {error.strerror or error}") from error
 
 
-def _lists(path: Path, authority: FleetAuthority, issued_at: int) -> bytes:
+def _lists(path: Path, authority: FleetAuthority, issued_at: int, visitor: Authority | None) -> bytes:
     """Return the lists that lie there already, and an empty one of each authority that has none yet.
 
     mosquitto refuses everybody whose authority has no list.
@@ -148,12 +164,29 @@ def _lists(path: Path, authority: FleetAuthority, issued_at: int) -> bytes:
     there = path.read_bytes() if path.exists() else b""
     kept = {x.issuer: x for x in revocation_lists.read(there, authority.ca_pem)}
     empty = revocation_lists.read(authority.revocation_list(0, issued_at, {}), authority.ca_pem)
-    return revocation_lists.pem([kept.get(x.issuer, x) for x in empty])
+    fleets = revocation_lists.pem([kept.get(x.issuer, x) for x in empty])
+    return fleets if visitor is None else fleets + revocation_lists.make(visitor, 0, issued_at, {})
 
 
-def _config(out: Path, port: int, host: str, connections: int) -> str:
+def address(config: str) -> str:
+    """Return where the broker of a configuration that `write` has made is reached on its own machine.
+
+    Raises:
+        ClientError: it says nothing of the kind.
+    """
+    found = re.search(r"^listener (\d+)(?: (\S+))?$", config, re.MULTILINE)
+    if found is None:
+        raise ClientError("mosquitto.conf: expected a listener, as `kedge broker config` writes it")
+    host = found[2] or "localhost"
+    near = "localhost" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared
+    return f"mqtts://{f'[{near}]' if ':' in near else near}:{found[1]}"
+
+
+def _config(out: Path, port: int, host: str, connections: int, trusted: str) -> str:
     bind = f" {host.strip('[]')}" if _is_address(host) else ""
-    return _CONFIG.format(out=out, port=port, host=bind, limits=limits(), connections=connections)
+    return _CONFIG.format(
+        out=out, port=port, host=bind, trusted=trusted, limits=limits(), connections=connections
+    )
 
 
 def _is_address(host: str) -> bool:
@@ -164,18 +197,8 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _write(
-    out: Path, ca_pem: bytes, broker: Issued, config: str, lists: bytes, rules: Iterable[str]
-) -> tuple[Path, ...]:
+def _write(out: Path, files: Mapping[str, tuple[bytes, int]]) -> tuple[Path, ...]:
     (out / "state").mkdir(parents=True, exist_ok=True)
-    files = {
-        "mosquitto.conf": (config.encode(), 0o644),
-        "acl": (acl(rules).encode(), 0o644),
-        "ca.pem": (ca_pem, 0o644),
-        "crl.pem": (lists, 0o644),
-        "broker.pem": (broker.certificate, 0o644),
-        "broker.key.pem": (broker.key, 0o600),
-    }
     for name, (data, mode) in files.items():
         write_file(out / name, data, mode)
     return tuple(out / name for name in files)

@@ -12,9 +12,11 @@ from typing import Final
 
 import httpx
 
+from fleet.ids import DeviceId
 from server.errors import ClientError
 from server.services.durable import write_file
-from server.services.revocation_lists import number, pem, read
+from server.services.revocation_lists import names, number, pem, read
+from server.services.site_visits import Visits
 
 _PATH: Final = "/api/v1/crl"
 #: A list of 100,000 certificates takes about 5 MB.
@@ -27,17 +29,21 @@ SPARE_FILES: Final = 64
 class Watch:
     """Brings the newest lists to a broker; `look` once in a while."""
 
-    def __init__(self, folder: Path, server: str, reload: Callable[[], None]) -> None:
+    def __init__(
+        self, folder: Path, server: str, reload: Callable[[], None], visits: Visits | None = None
+    ) -> None:
         """Watch for the broker whose set-up lies in this folder.
 
         Args:
             folder: what `kedge broker config` has written.
             server: the server's address.
             reload: has the broker read its files again.
+            visits: end revoked devices' connections where the server cannot; None: it can.
         """
         self._folder: Final = folder
         self._url: Final = server.rstrip("/") + _PATH
         self._reload: Final = reload
+        self._visits: Final = visits
         self._tag = ""
         self._stale = True
 
@@ -49,12 +55,20 @@ class Watch:
         """
         fetched = self._fetch()
         changed = fetched is not None and self._keep(fetched)
-        if changed or self._stale:
+        due = self._visits.due(self._named()) if self._visits is not None else []
+        if changed or self._stale or due:
             # Stale at first: the last time may have ended between writing and telling.
             self._stale = True
+            if self._visits is not None:
+                self._visits.mark()
             self._reload()
             self._stale = False
+        if self._visits is not None and due:
+            self._visits.throw_out(due)
         return changed
+
+    def _named(self) -> set[DeviceId]:
+        return names(read(self._read("crl.pem"), self._read("ca.pem")))
 
     def _fetch(self) -> bytes | None:
         headers = {"if-none-match": self._tag} if self._tag else {}

@@ -51,6 +51,7 @@ class RevocationList(NamedTuple):
 class _Listed(NamedTuple):
     issuer: str
     serial: str
+    device_id: str
 
 
 class Revocations:
@@ -124,7 +125,7 @@ class Revocations:
             return self._list
 
     def _revoked(self) -> frozenset[_Listed]:
-        query = select(IssuedCertificate.issuer, IssuedCertificate.serial).where(
+        query = select(IssuedCertificate.issuer, IssuedCertificate.serial, IssuedCertificate.device_id).where(
             col(IssuedCertificate.revoked_at).is_not(None),
             col(IssuedCertificate.not_after) > self._clock.now() - _BACKDATED,
         )
@@ -140,12 +141,11 @@ class Revocations:
             row.issued_at = max(int(self._clock.now()) - _BACKDATED, row.issued_at + 1)
             session.add(row)
             number, issued_at = row.number, row.issued_at
-        by_issuer: defaultdict[str, list[int]] = defaultdict(list)
+        by_issuer: defaultdict[str, dict[int, str]] = defaultdict(dict)
         for name in names:
-            by_issuer[name.issuer].append(int(name.serial, 16))
-        by_issuer[self._authority.key_id].append(
-            x509.load_pem_x509_certificate(probe.certificate).serial_number
-        )
+            by_issuer[name.issuer][int(name.serial, 16)] = name.device_id
+        shown = x509.load_pem_x509_certificate(probe.certificate).serial_number
+        by_issuer[self._authority.key_id][shown] = ""
         return RevocationList(number, self._authority.revocation_list(number, issued_at, by_issuer), probe)
 
     # --- seeing to it --------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from fleet.ids import DeviceId, Name, plain
 from fleet.wire import topics
 from server.errors import InvalidError, SettingsError
 from server.ports.clock import Clock
-from server.services import broker_config
+from server.services import broker_config, site_visits
 from server.services.authority import FleetAuthority
 from server.services.durable import write_file
 
@@ -154,10 +154,21 @@ def write(
         SettingsError: a folder cannot be written.
     """
     cloud_host, cloud_port = _address(uplink)
-    files = broker_config.write(
-        out, authority, clock, port=port, host=host, connections=connections, rules=gateway_rules(site)
-    )
     out = out.resolve()
+    try:
+        visitor = site_visits.visitor(out, clock)
+    except OSError as error:
+        raise SettingsError(f"{out}: {error.strerror or error}") from error
+    files = broker_config.write(
+        out,
+        authority,
+        clock,
+        port=port,
+        host=host,
+        connections=connections,
+        rules=gateway_rules(site),
+        visitor=visitor,
+    )
     issued = authority.issue_bridge(site.user)
     bridge = _BRIDGE.format(
         host=cloud_host, port=cloud_port, out=out, user=site.user, trust=topics.TRUST, topics=_crossing()
@@ -170,7 +181,7 @@ def write(
         write_file(sites / f"{site.name}.json", msgspec.json.encode(site, enc_hook=plain), 0o644)
     except OSError as error:
         raise SettingsError(f"{out}: {error.strerror or error}") from error
-    return (*files, out / "bridge.pem", out / "bridge.key.pem")
+    return (*files, out / "bridge.pem", out / "bridge.key.pem", *site_visits.visitor_files(out))
 
 
 def _crossing() -> str:

@@ -447,7 +447,7 @@ def test_written_again_the_set_up_keeps_what_is_revoked_and_adds_the_next_author
     clock, out = SystemClock(), tmp_path / "out"
     authority = FleetAuthority(tmp_path / "ca", clock)
     broker_config.write(out, authority, clock, port=8883)
-    kept = authority.revocation_list(7, int(clock.now()), {authority.key_id: [42]})
+    kept = authority.revocation_list(7, int(clock.now()), {authority.key_id: {42: "gone"}})
     (out / "crl.pem").write_bytes(kept)
     AuthorityFolder(tmp_path / "ca", clock).add_next()
     both = FleetAuthority(tmp_path / "ca", clock)

@@ -63,7 +63,7 @@ class Site:
         self.cloud_port, self.site_port = free_port(), free_port()
         self.wan = Wan(self.cloud_port)
         self.data = folder / "data"
-        site, cloud, self._mosquitto, self._gateway, self._neighbour = self.how_to()
+        site, cloud, self._mosquitto, self._gateway, self._neighbour, _watch = self.how_to()
         for command in (site, cloud):
             self.config(command)
         self.authority = FleetAuthority(self.data / "keys", SystemClock())
