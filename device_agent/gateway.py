@@ -22,17 +22,16 @@ from functools import cache
 from typing import Final, NamedTuple
 
 from device_agent.adapters.download import Downloader
-from device_agent.adapters.mqtt import MqttLink
 from device_agent.adapters.site_ledger import SiteLedger
-from device_agent.adapters.store import FileStore
 from device_agent.adapters.trust_client import TrustClient
 from device_agent.errors import UnreachableError
-from device_agent.site_shelf import Shelf
+from device_agent.ports import BlobStore
+from device_agent.site_shelf import Shelf, SiteLink
 from device_agent.update.site_plan import Parcel, SitePlan
 from fleet.errors import BundleError, KedgeError, TrustError, WireError
 from fleet.ids import Digest
 from fleet.trust import assignment
-from fleet.trust.assignment import AssignedBundle
+from fleet.trust.assignment import ASSIGNMENT_LIMIT, AssignedBundle
 from fleet.wire import codec, topics
 from fleet.wire.messages import RefusalEvent
 
@@ -45,6 +44,8 @@ _BUSY: Final = 1.0
 _SETTLED: Final = 3.0
 #: Chunks that neighbours have missed and that are published again at a time.
 _MENDED: Final = 16
+#: Assignments that wait to be verified.
+_MOST_ARRIVED: Final = 4096
 #: Chunks that are remembered as missed: a neighbour may say so of whatever it likes.
 _MOST_MISSED: Final = 4096
 
@@ -61,9 +62,9 @@ class SiteParts(NamedTuple):
         budget: bytes that the site's broker may retain.
     """
 
-    link: MqttLink
+    link: SiteLink
     trust: TrustClient
-    store: FileStore
+    store: BlobStore
     downloader: Callable[[], Downloader]
     downloading: threading.Lock
     ledger: SiteLedger
@@ -81,6 +82,7 @@ class SiteGateway:
         self._shelf: Final = Shelf(parts.link, parts.store, parts.ledger, parts.budget)
         self._changed: Final = threading.Condition()
         self._arrived: Final[dict[str, bytes]] = {}
+        self._followed: Final[dict[str, bytes]] = {}
         self._missed: Final[dict[Digest, None]] = {}
         self._reconnected = False
         self._stopped = False
@@ -147,6 +149,9 @@ class SiteGateway:
 
     def _assigned(self, topic: str, payload: bytes) -> None:
         with self._changed:
+            known = self._followed.get(topic) == payload or self._arrived.get(topic) == payload
+            if known or len(payload) > ASSIGNMENT_LIMIT or len(self._arrived) >= _MOST_ARRIVED:
+                return  # a bridge may repeat, and whoever has the site's broker may say anything
             self._arrived[topic] = payload
             self._changed.notify_all()
 
@@ -214,18 +219,23 @@ class SiteGateway:
             TrustError: what there is does not verify.
         """
         trusted = self._parts.trust.refresh(self._parts.now())
+        refused: list[str] = []
         for topic, data in arrived.items():
             try:
                 device = topics.parse_assignment(topic)
                 if not data:
+                    self._followed.pop(topic, None)
                     self._plan.leave(device)
                     continue
                 found = assignment.read_any(trusted, data, device)
             except (TrustError, WireError) as error:
-                _LOG.warning("site: what came on %.120s is not to be followed: %s", topic, error)
+                refused.append(f"{topic:.120}: {error}")
                 continue
+            self._followed[topic] = data
             if self._plan.assign(found):
                 self._over = set()  # what had no room may have some now
+        if refused:
+            _LOG.warning("site: %d assignments are not to be followed, such as %s", len(refused), refused[0])
 
     def _look_after(self) -> None:
         """Publish again what neighbours have missed or got spoilt, also while something large comes in."""

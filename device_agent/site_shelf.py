@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 from device_agent.adapters.site_ledger import SiteLedger
@@ -32,8 +32,10 @@ _PUBLISHED: Final = 30.0
 _PASSED_ON: Final = 5.0
 
 
-class Retaining(Protocol):
+class SiteLink(Protocol):
     """A connection to the site's broker, of a client that may publish chunks."""
+
+    connected: bool
 
     def put(self, topic: str, payload: bytes, seconds: float) -> None:
         """Have the broker retain a message, and return when it has acknowledged that.
@@ -42,17 +44,37 @@ class Retaining(Protocol):
             UnreachableError: it has not, in so many seconds.
         """
 
-    def subscribe(self, topics: list[str], on_message: OnMessage) -> None:
-        """Subscribe to exact topics; return without waiting."""
+    def subscribe(self, topics: Sequence[str], on_message: OnMessage) -> None:
+        """Subscribe to exact topics, or with `+`; return without waiting."""
 
-    def unsubscribe(self, topics: list[str]) -> None:
+    def unsubscribe(self, topics: Sequence[str]) -> None:
         """Stop the subscriptions."""
+
+    def start(self) -> None:
+        """Connect, and stay connected."""
+
+    def stop(self) -> None:
+        """Disconnect."""
+
+    def certificate_renewed(self) -> None:
+        """Show the certificate that is on disk now from the next connection on.
+
+        Raises:
+            StateError: it is unusable.
+        """
 
 
 class Shelf:
     """The site's broker's retained chunks. `pass_on` may be called from any thread, the rest from one."""
 
-    def __init__(self, link: Retaining, store: BlobStore, ledger: SiteLedger, budget: int) -> None:
+    def __init__(
+        self,
+        link: SiteLink,
+        store: BlobStore,
+        ledger: SiteLedger,
+        budget: int,
+        patience: float = _PATIENCE,
+    ) -> None:
         """Put what is in this store on this broker.
 
         Args:
@@ -60,7 +82,9 @@ class Shelf:
             store: holds what was downloaded.
             ledger: what earlier lives have put there.
             budget: bytes that the broker may retain.
+            patience: seconds to wait for a retained mark.
         """
+        self._patience: Final = patience
         self._link: Final = link
         self._store: Final = store
         self._ledger: Final = ledger
@@ -208,7 +232,7 @@ class Shelf:
         topic = topics.chunk(Digest.of(mark))
         self._link.subscribe([topic], lambda _topic, payload: came.set() if payload == mark else None)
         try:
-            return came.wait(_PATIENCE)
+            return came.wait(self._patience)
         finally:
             self._link.unsubscribe([topic])
 
