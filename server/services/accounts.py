@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import defaultdict, deque
 from dataclasses import replace
 from typing import Final, NamedTuple
 
@@ -20,15 +19,16 @@ from server.db.tables import LoginSession, User
 from server.errors import ConflictError, InvalidError, NotFoundError, TooManyError, UnauthenticatedError
 from server.ports.clock import Clock
 from server.services.audit import Audit
+from server.services.login_failures import LoginFailures
 from server.services.roles import SYSTEM, Principal, Role
 from server.services.secrets import PASSWORD_BYTES, hashed, new_secret
 from server.services.tokens import Tokens
 
 SESSION_SECONDS: Final = 12 * 3600.0
-#: Failed logins that one address, or one name, may have within the window.
-LOGIN_FAILURES: Final = 10
-LOGIN_WINDOW: Final = 300.0
 PASSWORD_LENGTH: Final = 12
+#: Passwords that are checked at once, each in 64 MiB (argon2), and seconds to wait for a turn.
+_HASHED_AT_ONCE: Final = 4
+_HASHING_SECONDS: Final = 5.0
 #: Names that the audit log has for others.
 RESERVED: Final = frozenset({SYSTEM.name})
 
@@ -46,36 +46,6 @@ class Recovered(NamedTuple):
 
     password: str
     token: str | None
-
-
-class _Failures:
-    """Counts failed logins per key within a sliding window."""
-
-    def __init__(self) -> None:
-        self._lock: Final = threading.Lock()
-        self._times: Final[defaultdict[str, deque[float]]] = defaultdict(deque)
-
-    def check(self, keys: tuple[str, ...], now: float) -> None:
-        with self._lock:
-            for key in keys:
-                times = self._times[key]
-                while times and times[0] < now - LOGIN_WINDOW:
-                    times.popleft()
-                if len(times) >= LOGIN_FAILURES:
-                    wait = int(times[0] + LOGIN_WINDOW - now) + 1
-                    raise TooManyError(f"too many failed logins; try again in {wait} s")
-            for key in [key for key, times in self._times.items() if not times]:
-                del self._times[key]
-
-    def add(self, keys: tuple[str, ...], now: float) -> None:
-        with self._lock:
-            for key in keys:
-                self._times[key].append(now)
-
-    def forget(self, keys: tuple[str, ...]) -> None:
-        with self._lock:
-            for key in keys:
-                self._times.pop(key, None)
 
 
 class Accounts:
@@ -98,7 +68,8 @@ class Accounts:
         self._audit: Final = audit
         self.tokens: Final = Tokens(database, clock, audit)
         self._hasher: Final = PasswordHasher()
-        self._failures: Final = _Failures()
+        self._failures: Final = LoginFailures()
+        self._hashing: Final = threading.BoundedSemaphore(_HASHED_AT_ONCE)
         # Verified against when there is no such person, so that time tells nothing about who exists.
         self._decoy: Final = self._hasher.hash(new_secret())
 
@@ -130,14 +101,12 @@ class Accounts:
             UnauthenticatedError: no such person, or another password.
             TooManyError: too many failures.
         """
-        now, keys = self._clock.now(), (f"address {address}", f"name {name}")
-        self._failures.check(keys, now)
+        self._failures.attempt(address, name, self._clock.now())
         with self._database.read() as session:
             user = session.exec(select(User).where(User.name == name)).first()
         if not self._verified(user, password) or user is None or user.id is None:
-            self._failures.add(keys, now)
             raise UnauthenticatedError("wrong name or password")
-        self._failures.forget(keys)
+        self._failures.succeeded(address, name)
         with self._database.write() as session:
             return self.begin_session(session, user, "password")
 
@@ -166,10 +135,14 @@ class Accounts:
     def _verified(self, user: User | None, password: str) -> bool:
         # A person of an identity provider has no password here.
         stored = user.password_hash if user is not None and not user.disabled else ""
+        if not self._hashing.acquire(timeout=_HASHING_SECONDS):
+            raise TooManyError("too many logins at once; try again")
         try:
             self._hasher.verify(stored or self._decoy, password)
         except (VerifyMismatchError, InvalidHashError):
             return False
+        finally:
+            self._hashing.release()
         return bool(stored)
 
     def logout(self, actor: Principal, secret: str) -> None:
