@@ -14,7 +14,7 @@ import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 from securesystemslib.formats import encode_canonical
 from securesystemslib.signer import SSlibKey
 from tuf.api.metadata import Key
@@ -101,6 +101,22 @@ def key_id(key: Key) -> str:
     """Return the id that follows from a key (TUF specification 1.0.x, section 4.2: of its canonical JSON)."""
     plain = {"keytype": key.keytype, "scheme": key.scheme, "keyval": key.keyval}
     return hashlib.sha256(str(encode_canonical(plain)).encode()).hexdigest()
+
+
+def material(key: Key) -> bytes:
+    """Return what is the same of a key however it is spelled: upper case, other line ends, another id.
+
+    A text that is no key stands for itself; nothing verifies with it.
+    """
+    public = str(key.keyval.get("public", ""))
+    try:
+        if key.keytype == "ed25519":
+            return bytes.fromhex(public)
+        return load_pem_public_key(public.encode()).public_bytes(
+            Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+        )
+    except (ValueError, UnsupportedAlgorithm):
+        return public.encode()
 
 
 def _key(fields: _Fields, name: str) -> Key:

@@ -26,6 +26,7 @@ from fleet.errors import TrustError, WireError
 from fleet.ids import ProjectName
 from fleet.trust import policy
 from fleet.trust.assignment import DIRECTOR, DIRECTOR_PATHS
+from fleet.trust.holders import material
 from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP, Delegator
 
 #: The roles that root metadata names, in the order in which people read them.
@@ -77,9 +78,10 @@ def check_role(role: str, signers: RoleKeys) -> None:
     Raises:
         TrustError: it cannot.
     """
-    if not 1 <= signers.threshold <= len(signers.keys) or len(set(signers.keyids)) < len(signers.keys):
+    different = min(len(set(signers.keyids)), len({material(key) for key in signers.keys}))
+    if not 1 <= signers.threshold <= len(signers.keys) or different < len(signers.keys):
         raise TrustError(
-            f"{role}: expected a threshold of 1 to {len(set(signers.keyids))} different keys, "
+            f"{role}: expected a threshold of 1 to {different} different keys, "
             f"got {signers.threshold} of {len(signers.keys)}",
             reason="malformed",
         )
@@ -220,6 +222,8 @@ def signed_file(signed: S, signers: Iterable[Signer]) -> bytes:
 def good_signatures(metadata: Metadata[S], delegator: Delegator, role: str) -> tuple[str, ...]:
     """Return the ids of the delegator's keys for a role whose signatures on a file are good.
 
+    One key counts once, however often and in whatever spelling the delegator names it.
+
     Raises:
         TrustError: the delegator does not know the role.
     """
@@ -227,7 +231,7 @@ def good_signatures(metadata: Metadata[S], delegator: Delegator, role: str) -> t
         result = delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
     except (ValueError, UnsignedMetadataError, SerializationError, RecursionError) as error:
         raise TrustError(f"{role}: {error}", reason="malformed") from error
-    return tuple(result.signed)
+    return tuple({material(key): keyid for keyid, key in reversed(result.signed.items())}.values())
 
 
 def _delegated(targets: Targets) -> dict[str, DelegatedRole]:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from securesystemslib.signer import CryptoSigner, Signature
-from tuf.api.metadata import Metadata, Root, TargetFile
+from tuf.api.metadata import Key, Metadata, Root, TargetFile
 
 from ceremony_world import NOW, CeremonyWorld, holders, person, refresh
 from fleet.errors import CeremonyError, KedgeError, TrustError
@@ -24,7 +24,7 @@ from fleet.trust import plan as plans
 from fleet.trust.ceremony import Proposal, Trusted
 from fleet.trust.metadata_set import ROOT, TARGETS, TIMESTAMP
 from fleet.trust.plan import Plan
-from fleet.trust.repository import Project
+from fleet.trust.repository import Project, good_signatures
 from fleet.trust.review import review
 
 ALICE, BOB, CAROL, DAVE = (person(name) for name in ("alice", "bob", "carol", "dave"))
@@ -327,6 +327,34 @@ def test_nothing_is_hidden_from_a_review(world: CeremonyWorld) -> None:
     twice.signed.add_key(again, ROOT)
     with pytest.raises(CeremonyError, match="the key's id is"):
         review(world.trusted, Proposal(twice, world.proposal.targets), NOW)
+
+
+def _spelled(key: Key, owner: str) -> Key:
+    """Return the same ed25519 key in capitals, which makes another id of it, under another's name."""
+    fields = key.to_dict()
+    fields["keyval"] = {"public": fields["keyval"]["public"].upper()}
+    fields[names.OWNER] = owner
+    again = Key.from_dict("", fields)
+    again.keyid = names.key_id(again)
+    return again
+
+
+def test_one_key_in_two_spellings_is_one(world: CeremonyWorld) -> None:
+    """Carol wants to sign for two: she proposes her own key once more, in capitals, as that of one Dave."""
+    dave = _spelled(CAROL.public_key, "dave")
+    assert dave.keyid != CAROL.public_key.keyid
+    with pytest.raises(TrustError, match="expected a threshold of 1 to 3 different keys, got 2 of 4"):
+        world.propose(everywhere(lambda p, role: plans.with_key(p, role, dave)))
+    forged = signatures.copied(Metadata(world.trusted.root.signed if world.trusted.root else Root()))
+    forged.signed.version += 1
+    forged.signed.add_key(dave, ROOT)
+    with pytest.raises(TrustError, match="different keys"):
+        review(world.trusted, Proposal(forged), NOW)
+    forged.signatures.clear()
+    forged.sign(CAROL)
+    hers = forged.signatures[CAROL.public_key.keyid]
+    forged.signatures[dave.keyid] = Signature(dave.keyid, hers.signature)
+    assert len(good_signatures(forged, forged.signed, ROOT)) == 1
 
 
 def leaves(value: object, path: tuple[object, ...] = ()) -> Iterator[tuple[object, ...]]:
