@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from fleet.ids import Digest
 
+if TYPE_CHECKING:  # a third of the start-up time of what only verifies, enrols or asks
+    import numpy.typing as npt
+
 #: A tensor of any of the datatypes that the Open Inference Protocol names.
-Array: TypeAlias = npt.NDArray[Any]
+Array: TypeAlias = "npt.NDArray[Any]"
 
 #: Called with topic and payload, on a thread of the link's own: it must be quick and never block.
 OnMessage: TypeAlias = Callable[[str, bytes], None]
