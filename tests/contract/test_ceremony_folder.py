@@ -11,16 +11,18 @@ import re
 import select
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 from click.testing import CliRunner
 
-from fleet.errors import CeremonyError, KedgeError
+from fleet.errors import CeremonyError, KedgeError, TrustError
 from fleet.trust import ceremony, signatures, workflow
 from fleet.trust.metadata_set import TrustedMetadata
 from kedge.cli import cli
@@ -161,8 +163,57 @@ def test_a_server_that_lost_its_keys_gets_new_ones(people: People) -> None:
     assert device.run(workflow.find_target(trusted, BUNDLE.path), again.files()) is not None
 
 
-@pytest.mark.parametrize(("secret", "what"), [("a slip of the finger", "is wrong"), ("", "is not set")])
-def test_a_wrong_passphrase_is_no_lost_key(people: People, secret: str, what: str) -> None:
+def test_nothing_is_handed_in_that_is_dated_ahead(people: People, tmp_path: Path) -> None:
+    """The clock where people signed runs a day ahead. A server that stands still takes nothing of it.
+
+    Neither as the next root nor as the first of a new fleet: every device would believe it.
+    """
+    yesterday = ManualClock(time.time() - 86_400)
+    people.kedge("extend", str(people.stick))
+    people.sign("alice", "bob")
+    folder = CeremonyFolder(people.stick)
+    trusted = folder.trusted()
+    files = signatures.finished(trusted, folder.proposal(trusted))
+    before = sorted((people.data / "trust").iterdir())
+    with pytest.raises(TrustError, match="devices would believe it; is a clock wrong"):
+        online_keys.hand_in(people.data / "keys", people.data / "trust", SECRET, files, yesterday)
+    assert sorted((people.data / "trust").iterdir()) == before
+    first = folder.trusted_files()
+    with pytest.raises(TrustError, match="devices would believe it; is a clock wrong"):
+        online_keys.install(people.data / "keys", tmp_path / "new", SECRET, first, yesterday)
+    assert not online_keys.has_begun(tmp_path / "new")
+
+
+class _Endless(BaseHTTPRequestHandler):
+    """A server that never stops answering."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(b" " * 100_000)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the base class has it
+        del format, args
+
+
+def test_a_server_that_never_stops_answering_fills_no_memory(people: People) -> None:
+    """Somebody answers in the server's place, without an end: `fetch` says so, and changes nothing."""
+    before = {path: path.read_bytes() for path in people.stick.rglob("*") if path.is_file()}
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Endless) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        said = refused(
+            people, "fetch", str(people.stick), "--server", f"http://127.0.0.1:{server.server_port}"
+        )
+        server.shutdown()
+        thread.join()
+    assert "expected at most 5000000 bytes, got more" in said
+    assert {path: path.read_bytes() for path in people.stick.rglob("*") if path.is_file()} == before
+
+
+def test_a_wrong_passphrase_is_no_lost_key(people: People) -> None:
     """The server is started with another passphrase: it says so, and neither replaces keys nor asks for it.
 
     Root and targets are with people: for lost keys they would be called together.
@@ -170,7 +221,7 @@ def test_a_wrong_passphrase_is_no_lost_key(people: People, secret: str, what: st
     before = {path: path.read_bytes() for path in people.data.rglob("*") if path.is_file()}
     done = subprocess.run(
         [KEDGE, "serve", "--data", str(people.data), "--port", "0"],
-        env=os.environ | {"KEDGE_KEY_PASSPHRASE": secret},
+        env=os.environ | {"KEDGE_KEY_PASSPHRASE": "a slip of the finger"},
         capture_output=True,
         text=True,
         timeout=60,
@@ -178,8 +229,10 @@ def test_a_wrong_passphrase_is_no_lost_key(people: People, secret: str, what: st
     )
     assert done.returncode == 2
     (said,) = done.stderr.splitlines()
-    assert said.startswith(f"error: KEDGE_KEY_PASSPHRASE {what}: none of the encrypted key files in ")
+    assert said.startswith("error: KEDGE_KEY_PASSPHRASE is wrong: none of the encrypted key files in ")
     assert "director.pem" in said
+    with pytest.raises(SettingsError, match="KEDGE_KEY_PASSPHRASE is not set: none of the encrypted"):
+        SigningService(people.data / "keys", people.data / "trust", ManualClock(time.time())).open()
     assert all(path.read_bytes() == data for path, data in before.items())
     signing = people.signing()
     assert signing.open() == []
