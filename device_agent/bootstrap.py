@@ -14,17 +14,15 @@ from typing import Final, NamedTuple
 import msgspec
 
 from device_agent import runtimes
-from device_agent.adapters import answers, device_key
-from device_agent.adapters.chunk_http import HttpSource, prover
-from device_agent.adapters.chunk_mqtt import MqttSource
+from device_agent.adapters import device_key
 from device_agent.adapters.clock import SystemClock
 from device_agent.adapters.deltas import Deltas
-from device_agent.adapters.download import Downloader, Priced
+from device_agent.adapters.download import Downloader
 from device_agent.adapters.energy import EnergyMeter
 from device_agent.adapters.facts import SystemFacts
 from device_agent.adapters.inbox import Inbox
 from device_agent.adapters.journal import FileJournal
-from device_agent.adapters.mqtt import Credentials, Message, MqttLink
+from device_agent.adapters.mqtt import MqttLink
 from device_agent.adapters.notify import Notifier
 from device_agent.adapters.outbox import Outbox
 from device_agent.adapters.sent import Sent
@@ -32,29 +30,24 @@ from device_agent.adapters.site_ledger import SiteLedger
 from device_agent.adapters.state import Identity, StateFolder
 from device_agent.adapters.store import FileStore
 from device_agent.adapters.trust_client import TrustClient
-from device_agent.adapters.trust_fetch import METADATA_PATH, FirstThatAnswers, HttpFetcher, MqttFetcher
+from device_agent.adapters.trust_fetch import MqttFetcher
 from device_agent.agent import Agent, Parts
 from device_agent.errors import StorageError
 from device_agent.gateway import SiteGateway, SiteParts
 from device_agent.happenings import Connected, Happening, poster
 from device_agent.installer import Site
+from device_agent.lines import chunk_sources, fleet_link, metadata_sources, site_link
 from device_agent.observing import Offload, Telemetry
 from device_agent.parting import Parting
-from device_agent.ports import MetadataFetcher
 from device_agent.serving.engine import Answered, Engine
 from device_agent.settings import Settings
 from device_agent.stating import Statements
 from device_agent.uplink import Uplink
 from fleet.ids import DeviceId, Digest
 from fleet.trust.assignment import AssignedBundle
-from fleet.wire import codec, topics
 from fleet.wire.messages import Status
 
 _LOG: Final = logging.getLogger(__name__)
-#: Seconds of silence after which a request for chunks has failed.
-_HTTP_TIMEOUT: Final = 20.0
-#: Seconds without a single chunk after which a device of a site goes past its gateway.
-_GATEWAY_FIRST: Final = 120.0
 #: Where the outbox lies when the disk takes nothing: what waits is lost with the process.
 _MEMORY: Final = Path(":memory:")
 
@@ -66,6 +59,45 @@ class System(NamedTuple):
     parts: Parts
     engine: Engine
     gateway: SiteGateway | None = None
+
+    def needed(self) -> list[AssignedBundle] | None:
+        """Return the bundles that this device or its neighbours need; None while one is being installed."""
+        own = self.agent.needed()
+        others = self.gateway.needed() if self.gateway is not None else ()
+        return None if own is None or others is None else [*own, *others]
+
+    def pass_on(self, digest: Digest, data: bytes) -> None:
+        """Give the neighbours a verified chunk."""
+        if self.gateway is not None:
+            self.gateway.pass_on(digest, data)
+
+
+class _Ground(NamedTuple):
+    """What the parts stand on: who the device is, what it keeps, and its line to the fleet."""
+
+    state: StateFolder
+    settings: Settings
+    clock: SystemClock
+    identity: Identity
+    device: DeviceId
+    boot_id: str
+    happenings: queue.SimpleQueue[Happening]
+    link: MqttLink
+    trust: TrustClient
+    outbox: Outbox
+    uplink: Uplink
+
+    def believed(self) -> datetime:
+        """Return the time that the device may believe."""
+        return self.trust.clock(self.clock.now()).now
+
+
+class _Serving(NamedTuple):
+    """What answers applications, and what is learnt from the answers."""
+
+    engine: Engine
+    telemetry: Telemetry
+    offload: Offload
 
 
 def wire(state: StateFolder, settings: Settings, clock: SystemClock) -> System:
@@ -80,17 +112,43 @@ def wire(state: StateFolder, settings: Settings, clock: SystemClock) -> System:
         StateError: the device is not enrolled, or its state is unusable.
         StorageError: a journal or the outbox was damaged.
     """
+    ground = _ground(state, settings, clock)
+    serving = _serving(ground)
+    # The parts call the whole back; nothing does before it is started.
+    site = _site(ground, serving.engine, lambda: system)
+    parts = _parts(ground, serving, site)
+    agent = Agent(ground.happenings, parts, clean=state.take_clean_mark())
+    gateway = _gateway(ground, parts) if settings.site_broker else None
+    system = System(agent, parts, serving.engine, gateway)
+    return system
+
+
+def _ground(state: StateFolder, settings: Settings, clock: SystemClock) -> _Ground:
     identity = state.identity()
     if settings.broker:
         access = msgspec.structs.replace(identity.broker, url=settings.broker)
         identity = msgspec.structs.replace(identity, broker=access)
-    device = DeviceId(identity.device_id)
-    boot_id = clock.unique()
+    device, boot_id = DeviceId(identity.device_id), clock.unique()
     happenings: queue.SimpleQueue[Happening] = queue.SimpleQueue()
-    link = _link(state, identity, boot_id, clock, happenings)
+    will = Status(online=False, boot_id=boot_id, time=clock.time())
+    link = fleet_link(state, identity, will, lambda up: happenings.put(Connected(up)))
     outbox = Outbox(_MEMORY if state.read_only else state.outbox, settings.outbox_bytes)
-    uplink = Uplink(device, outbox, link, clock, settings.resend)
+    return _Ground(
+        state=state,
+        settings=settings,
+        clock=clock,
+        identity=identity,
+        device=device,
+        boot_id=boot_id,
+        happenings=happenings,
+        link=link,
+        trust=TrustClient(state.trust, metadata_sources(link, identity), device, identity.target),
+        outbox=outbox,
+        uplink=Uplink(device, outbox, link, clock, settings.resend),
+    )
 
+
+def _serving(ground: _Ground) -> _Serving:
     def observe(seen: list[Answered]) -> None:
         telemetry.record(seen)
         try:
@@ -98,66 +156,65 @@ def wire(state: StateFolder, settings: Settings, clock: SystemClock) -> System:
                 offload.consider(answered)
         except StorageError as error:
             _LOG.warning("hard requests are not kept: %s", error)
-        uplink.nudge()
+        ground.uplink.nudge()
 
-    engine = Engine(observe, boot_id[:12])
-    telemetry = Telemetry(clock, boot_id, EnergyMeter(), lambda model: engine.slot(model).active)
-    offload = Offload(outbox, clock, identity.offload, telemetry.count)
-    trust = TrustClient(state.trust, _metadata(link, identity), device, identity.target)
-    store = FileStore(state.root)
-    facts = SystemFacts(state.root, runtimes.installed())
+    engine = Engine(observe, ground.boot_id[:12])
+    telemetry = Telemetry(
+        ground.clock, ground.boot_id, EnergyMeter(), lambda model: engine.slot(model).active
+    )
+    offload = Offload(ground.outbox, ground.clock, ground.identity.offload, telemetry.count)
+    return _Serving(engine, telemetry, offload)
 
-    def needed() -> list[AssignedBundle] | None:
-        own = agent.needed()
-        others = gateway.needed() if gateway is not None else ()
-        return None if own is None or others is None else [*own, *others]
 
-    def held() -> list[Digest]:
-        return agent.held()
+def _site(ground: _Ground, engine: Engine, whole: Callable[[], System]) -> Site:
+    state, settings, identity = ground.state, ground.settings, ground.identity
+    store, facts = FileStore(state.root), SystemFacts(state.root, runtimes.installed())
+    sources = chunk_sources(ground.link, identity, device_key.signer(state.key), settings, ground.believed)
 
-    def pass_on(digest: Digest, data: bytes) -> None:
-        if gateway is not None:
-            gateway.pass_on(digest, data)
+    def downloader() -> Downloader:
+        system = whole()
+        refused = poster(ground.happenings)
+        return Downloader(sources, store, refused, held=system.agent.held, verified=system.pass_on)
 
-    def believed() -> datetime:
-        return trust.clock(clock.now()).now
-
-    priced = _priced(link, identity, device_key.signer(state.key), settings, believed)
-    site = Site(
+    return Site(
         target=identity.target,
         store=store,
-        downloader=lambda: Downloader(priced, store, poster(happenings), held=held, verified=pass_on),
+        downloader=downloader,
         deltas=Deltas(
             store,
             facts.free_disk,
             state.patches,
-            poster(happenings, "delta"),
+            poster(ground.happenings, "delta"),
             keep=bool(settings.site_broker),
         ),
         runtime=cache(runtimes.find),
         engine=engine,
         facts=facts,
         settings=settings,
-        now=believed,
-        needed=needed,
+        now=ground.believed,
+        needed=lambda: whole().needed(),
         collecting=threading.Lock(),
         downloading=threading.Lock(),
         device=identity.device_id,
     )
-    parts = Parts(
+
+
+def _parts(ground: _Ground, serving: _Serving, site: Site) -> Parts:
+    state, clock, link, device, trust = ground.state, ground.clock, ground.link, ground.device, ground.trust
+    return Parts(
         device=device,
-        target=identity.target,
-        boot_id=boot_id,
-        settings=settings,
+        target=ground.identity.target,
+        boot_id=ground.boot_id,
+        settings=ground.settings,
         clock=clock,
         link=link,
-        outbox=outbox,
-        uplink=uplink,
+        outbox=ground.outbox,
+        uplink=ground.uplink,
         journal=FileJournal(state.journal),
         trust=trust,
-        facts=facts,
-        telemetry=telemetry,
-        offload=offload,
+        facts=site.facts,
+        telemetry=serving.telemetry,
+        offload=serving.offload,
         notifier=Notifier(),
         site=site,
         statements=Statements(
@@ -168,29 +225,20 @@ def wire(state: StateFolder, settings: Settings, clock: SystemClock) -> System:
             clock,
             lambda: trust.clock(clock.now()),
         ),
-        parting=Parting(device, link, clock, boot_id),
+        parting=Parting(device, link, clock, ground.boot_id),
         inbox=Inbox(state.inbox),
         sent=Sent(state.sent),
     )
-    agent = Agent(happenings, parts, clean=state.take_clean_mark())
-    gateway = _gateway(state, identity, settings, parts) if settings.site_broker else None
-    return System(agent, parts, engine, gateway)
 
 
-def _gateway(state: StateFolder, identity: Identity, settings: Settings, parts: Parts) -> SiteGateway:
+def _gateway(ground: _Ground, parts: Parts) -> SiteGateway:
     """Return what serves this device's neighbours on the broker of their site."""
-    access = msgspec.structs.replace(identity.broker, url=settings.site_broker)
+    state, settings, identity = ground.state, ground.settings, ground.identity
 
     def changed(up: bool) -> None:
         gateway.connected(up)
 
-    link = MqttLink(
-        identity.device_id,
-        access,
-        credentials=Credentials(key=state.tls, certificate=state.tls, ca=state.ca),
-        will=None,
-        on_change=changed,
-    )
+    link = site_link(state, identity, settings.site_broker, changed)
     trust = TrustClient(state.site / "trust", MqttFetcher(link), parts.device, identity.target)
     trust.bootstrap(parts.trust.held_root())
     gateway = SiteGateway(
@@ -206,44 +254,3 @@ def _gateway(state: StateFolder, identity: Identity, settings: Settings, parts: 
         )
     )
     return gateway
-
-
-def _link(
-    state: StateFolder,
-    identity: Identity,
-    boot_id: str,
-    clock: SystemClock,
-    happenings: queue.SimpleQueue[Happening],
-) -> MqttLink:
-    will = Status(online=False, boot_id=boot_id, time=clock.time())
-    return MqttLink(
-        identity.device_id,
-        identity.broker,
-        credentials=Credentials(key=state.tls, certificate=state.tls, ca=state.ca),
-        will=Message(topics.status(DeviceId(identity.device_id)), codec.encode(will)),
-        on_change=lambda up: happenings.put(Connected(up)),
-    )
-
-
-def _metadata(link: MqttLink, identity: Identity) -> MetadataFetcher:
-    """Return where trust metadata comes from: the broker, and where it has none the server's own HTTP."""
-    http = HttpFetcher(answers.client(_HTTP_TIMEOUT), identity.server.rstrip("/") + METADATA_PATH)
-    return FirstThatAnswers((MqttFetcher(link), http))
-
-
-def _priced(
-    link: MqttLink,
-    identity: Identity,
-    sign: Callable[[bytes], bytes],
-    settings: Settings,
-    believed: Callable[[], datetime],
-) -> list[Priced]:
-    """Return where chunks come from, the cheapest first: the broker's bytes cost the server nothing."""
-    wait = max(settings.http_after, _GATEWAY_FIRST if settings.broker else 0.0)
-    http = HttpSource(
-        lambda: answers.client(_HTTP_TIMEOUT),
-        identity.server,
-        prover(DeviceId(identity.device_id), sign),
-        lambda: believed().timestamp(),
-    )
-    return [Priced(MqttSource(link), 0, 0.0), Priced(http, 1, wait)]
