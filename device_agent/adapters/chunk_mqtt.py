@@ -49,13 +49,19 @@ class MqttSource:
             return None  # only a hint: without it the topics are tried
 
     def ask(self, chunks: Sequence[Wanted], on_arrival: OnArrival) -> None:
-        """Subscribe to the chunks' topics; what is retained comes by itself."""
+        """Subscribe to the chunks' topics; what is retained comes by itself.
+
+        One message is passed on for each, and no more of it than shows that it is too long: whatever a broker
+        sends while the disk is slow, what waits to be looked at is a window of chunks.
+        """
+        open_ = {chunk.digest: chunk.size for chunk in chunks}
 
         def receive(topic: str, payload: bytes) -> None:
             digest = _digest_of(topic)
-            if digest is not None:
+            size = open_.pop(digest, None) if digest is not None else None
+            if digest is not None and size is not None:
                 # An empty message is a topic being cleared: the server needs the room for something else.
-                on_arrival(Arrival(self.name, digest, payload or None))
+                on_arrival(Arrival(self.name, digest, payload[: size + 1] or None))
 
         self._link.subscribe([topics.chunk(chunk.digest) for chunk in chunks], receive)
 

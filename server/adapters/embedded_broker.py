@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from amqtt.adapters import ReaderAdapter, WriterAdapter
+from amqtt.adapters import ReaderAdapter, StreamReaderAdapter, StreamWriterAdapter, WriterAdapter
 from amqtt.broker import Broker
 from amqtt.contexts import Action, BrokerConfig, ListenerConfig
 from amqtt.errors import AMQTTError
@@ -23,14 +23,26 @@ from amqtt.session import Session
 from fleet.errors import WireError
 from fleet.ids import DeviceId
 from fleet.wire import topics
+from fleet.wire.codec import LIMIT
 from server.errors import BrokerError, SettingsError
 
 LOG: Final = logging.getLogger("kedge.broker")
 #: Answers whether this user name and password are a device's.
 Authenticate = Callable[[str, str], bool]
 _BAD_CREDENTIALS: Final = 5
+#: The largest message, and what stands around it.
+_PACKET_LIMIT: Final = LIMIT + 64 * 1024
 #: MQTT 3.1.1, 3.1.4: a server should close a connection that sends no CONNECT within a reasonable time.
 PATIENCE_SECONDS: Final = 15.0
+
+
+class _Reader(StreamReaderAdapter):
+    """Takes no memory for packets that no device sends: MQTT allows 256 MiB (3.1.1, section 2.2.3)."""
+
+    async def read(self, n: int = -1) -> bytes:
+        if n > _PACKET_LIMIT:
+            raise AMQTTError(f"packet: expected at most {_PACKET_LIMIT} bytes, got {n}")
+        return await super().read(n)
 
 
 class _Broker(Broker):
@@ -53,7 +65,7 @@ class _Broker(Broker):
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
     ) -> None:
         try:
-            await super().stream_connected(reader, writer, listener_name)
+            await self._client_connected(listener_name, _Reader(reader), StreamWriterAdapter(writer))
         finally:
             writer.close()  # amqtt leaves it open when the other side is gone already
 

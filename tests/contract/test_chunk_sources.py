@@ -139,6 +139,20 @@ def test_a_source_that_is_gone_raises_nothing_and_brings_nothing(case: Case) -> 
     case.source.drop([x.digest for x in WANTED[:2]])
 
 
+def test_a_broker_that_repeats_itself_fills_no_memory() -> None:
+    """While the disk is slow, a broker sends one chunk a hundred times, each time as 4 megabytes."""
+    broker = FakeBroker()
+    source, chunk = MqttSource(broker.link("d1")), WANTED[0]
+    arrivals: list[Arrival] = []
+    source.ask([chunk], arrivals.append)
+    for _ in range(100):
+        broker.take(topics.chunk(chunk.digest), bytes(4_000_000), retain=False)
+    assert [len(x.data or b"") for x in arrivals] == [chunk.size + 1]
+    source.ask([chunk], arrivals.append)
+    broker.take(topics.chunk(chunk.digest), BLOB[: chunk.size], retain=False)
+    assert arrivals[-1].data == BLOB[: chunk.size]
+
+
 # --- HTTP alone ----------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""The embedded broker and strangers that only hold connections open."""
+"""The embedded broker, strangers that only hold connections open, and devices that send without end."""
 
 from __future__ import annotations
 
@@ -18,5 +18,21 @@ def test_a_connection_that_never_says_who_it_is_is_closed() -> None:
             with socket.create_connection(("127.0.0.1", port), timeout=20) as stranger:
                 stranger.sendall(said)
                 assert stranger.recv(1) == b""
+    finally:
+        broker.stop()
+
+
+def test_a_packet_that_no_device_sends_is_not_waited_for() -> None:
+    """A stolen device announces a message of 256 MB: the broker hangs up before it takes memory for it."""
+    port = free_port()
+    broker = EmbeddedBroker("127.0.0.1", port, ("server", "secret"), lambda name, _: name == "d1")
+    broker.start()
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as device:
+            device.sendall(bytes.fromhex("101500044d51545404c2003c") + b"\0\2d1\0\2d1\0\1x")
+            assert device.recv(4) == b"\x20\x02\x00\x00"
+            device.sendall(b"\x30\xff\xff\xff\x7f" + b"\x00\x1bkedge/v1/device/d1/request!" + bytes(1000))
+            device.settimeout(5.0)
+            assert device.recv(1) == b""
     finally:
         broker.stop()
