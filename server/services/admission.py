@@ -13,6 +13,7 @@ from fleet.errors import WireError
 from fleet.ids import DeviceId
 from server.db.engine import Database
 from server.db.identity_tables import PendingDevice, RegisteredKey
+from server.db.locks import Turn, take
 from server.db.tables import Device
 from server.errors import ConflictError, InvalidError, NotFoundError
 from server.ports.clock import Clock
@@ -71,6 +72,7 @@ class Admission:
             if len({getattr(row, what) for row in rows}) < len(rows):
                 raise InvalidError(f"keys: a {what.replace('_', ' ')} stands twice")
         with self._database.write() as session:
+            take(session, Turn.ENROLMENT)
             for row in rows:
                 _check_free(session, row)
             session.add_all(rows)
@@ -145,7 +147,7 @@ class Admission:
 
     def _decide(self, actor: Principal, device_id: str, fingerprint: str, decision: str) -> None:
         with self._database.write() as session:
-            row = session.get(PendingDevice, fingerprint)
+            row = session.get(PendingDevice, fingerprint, with_for_update=True)
             if row is None or row.device_id != device_id:
                 raise _not_that(session, device_id, fingerprint)
             if row.decision:

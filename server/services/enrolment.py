@@ -26,6 +26,7 @@ from fleet.wire.enrolment import (
 )
 from server.db.engine import Database
 from server.db.identity_tables import PendingDevice, RegisteredKey
+from server.db.locks import Turn, take
 from server.db.tables import Claim, Device
 from server.errors import ConflictError, ForbiddenError, InvalidError
 from server.ports.clock import Clock
@@ -108,6 +109,7 @@ class Enrolment:
         asking = _asking(request)
         password = new_secret() if self._passwords else ""
         with self._database.write() as session:
+            take(session, Turn.ENROLMENT)
             device = self._device(session, asking, address)
             if isinstance(device, Device):
                 device_id, certificate = device.id, self._admit(session, device, asking, password)
@@ -141,10 +143,11 @@ class Enrolment:
 
     def _device(self, session: Session, asking: _Asking, address: str) -> Device | PendingDevice:
         """Return the device that asks, new or known, or its place in the line."""
-        known = session.exec(select(Device).where(Device.identity_key == public_pem(asking.key))).first()
+        same_key = select(Device).where(Device.identity_key == public_pem(asking.key))
+        known = session.exec(same_key.with_for_update()).first()
         if known is not None:
             return self._again(session, known, asking)
-        waiting = session.get(PendingDevice, asking.fingerprint)
+        waiting = session.get(PendingDevice, asking.fingerprint, with_for_update=True)
         if waiting is not None:
             return self._waiting(session, waiting)
         registered = session.get(RegisteredKey, asking.fingerprint)
@@ -246,7 +249,8 @@ class Enrolment:
             raise InvalidError(str(error)) from error
         key = _identity(request.vouched, vouching.RENEW, device_id, request.csr_pem)
         with self._database.write() as session:
-            device = session.get(Device, device_id)
+            # Locked: it must not be revoked, or renewed again, between this look and the new certificate.
+            device = session.get(Device, device_id, with_for_update=True)
             if device is None or device.revoked_at is not None or device.identity_key != public_pem(key):
                 raise ForbiddenError("renewal: expected the key of an enrolled device")
             certificate = self._renewed(session, device, request)
