@@ -184,7 +184,7 @@ def test_all_cases_of_the_conformance_suite_pass(tmp_path: Path) -> None:
 
 
 def _at_once() -> list[str]:
-    """Return options that fill the machine: each case keeps two processors busy, for the suite's end polls."""
+    """Return options that fill the machine: the suite polls its client, so a case fills two processors."""
     workers = (os.cpu_count() or 1) // 2
     if workers < 2 or importlib.util.find_spec("xdist") is None:
         return []
