@@ -158,7 +158,11 @@ def _models(state: StateFolder, _wall: datetime) -> Iterator[Check]:
         return
     journal = FileJournal(state.journal)
     for model in journal.models():
-        yield _model(model, journal, state)
+        found = _model(model, journal, state)
+        yield found
+        if found.health != "fail" and (damage := journal.damage(model)):
+            action = "the next update writes it anew; a disk that spoils once spoils again: replace it"
+            yield Check(name=f"journal {model}", health="warn", found=damage, action=action)
 
 
 def _model(model: str, journal: FileJournal, state: StateFolder) -> Check:

@@ -60,6 +60,14 @@ class FileJournal:
             _LOG.warning("%s; the entry before it counts", error)
             return _read(self._before(path))
 
+    def damage(self, model: str) -> str:
+        """Return what is wrong with a model's entries though one of them can be read, "" when nothing is."""
+        path = self._path(model)
+        newest, before = _trouble(path), _trouble(self._before(path))
+        if newest:
+            return f"{newest}; the entry before it counts"
+        return f"{before}; nothing stands by for the newest" if before else ""
+
     def save(self, entry: Entry) -> None:
         """Replace a model's entry; after the return a power cut does not lose it.
 
@@ -95,6 +103,15 @@ class FileJournal:
 
     def _path(self, model: str) -> Path:
         return self._folder / f"{Name(model)}.json"
+
+
+def _trouble(path: Path) -> str:
+    try:
+        if path.exists():
+            _read(path)
+    except StorageError as error:
+        return str(error)
+    return ""
 
 
 def _read(path: Path) -> Entry:

@@ -163,6 +163,24 @@ def test_a_damaged_file_is_one_line_with_what_to_do(folders: Folders, name: str)
     assert bad[0].action
 
 
+@pytest.mark.parametrize(
+    ("ending", "said"), [("json", "the entry before it counts"), ("before", "nothing stands by")]
+)
+def test_a_journal_that_has_spoilt_one_of_its_entries_is_a_warning(
+    folders: Folders, ending: str, said: str
+) -> None:
+    """The model runs on from the other entry; a person should know before that one goes as well."""
+    for path in (folders.state / "journal").glob(f"*.{ending}"):
+        data = bytearray(path.read_bytes())
+        data[-2] ^= 1
+        path.unlink()
+        path.write_bytes(data)
+    found = folders.device()
+    assert found["model digits"].health != "fail"
+    assert (found["journal digits"].health, said in found["journal digits"].found) == ("warn", True)
+    assert found["journal digits"].action
+
+
 def test_a_wiped_device_says_so(folders: Folders) -> None:
     """Decommissioned: there is nothing else to look at."""
     StateFolder(folders.state).mark_decommissioned()
