@@ -193,7 +193,7 @@ def test_every_command_of_the_page(world: World) -> None:
             assert matches(step.printed, printed), f"{step.command}\n" + "\n".join(printed)
         if step.command in ("kedge keys upload /media/stick", "systemctl start kedge"):
             root = world.refresh(world.faithful)
-    assert root == 8
+    assert root == 9
     assert world.refresh(world.sleeper) == root
     for device in (world.faithful, world.sleeper):
         with pytest.raises(TrustError, match="director was signed by 0/1 keys"):
