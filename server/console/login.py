@@ -11,7 +11,7 @@ from litestar.params import URLEncodedBody
 from litestar.response import Redirect, Template
 
 from server.api.auth import COOKIE, check_same_site, session_cookie
-from server.console.pages import PUBLIC, VIEWER, AnyRequest, ServicesDep
+from server.console.pages import PUBLIC, VIEWER, AnyRequest, ServicesDep, own_page
 from server.errors import (
     ForbiddenError,
     NotFoundError,
@@ -26,10 +26,11 @@ from server.services.single_sign_on import CALLBACK, SIGN_IN_SECONDS, SingleSign
 
 
 class LoginForm(msgspec.Struct, frozen=True, kw_only=True):
-    """What the login page sends."""
+    """What the login page sends; `to` is the page that was asked for."""
 
     name: str = ""
     password: str = ""
+    to: str = ""
 
 
 class SignIn(msgspec.Struct, frozen=True):
@@ -38,14 +39,16 @@ class SignIn(msgspec.Struct, frozen=True):
     state: str
     nonce: str
     verifier: str
+    to: str = "/"
 
 
 @get("/login", opt=PUBLIC, sync_to_thread=False, include_in_schema=False)
 def login_page(request: AnyRequest, services: ServicesDep) -> Template | Redirect:
     """Ask who is there; somebody who is logged in goes on to the overview."""
+    to = own_page(request.query_params.get("to", ""))
     if request.user is not None:
-        return Redirect("/", status_code=303)
-    return _asked(services, left="left" in request.query_params)
+        return Redirect(to, status_code=303)
+    return _asked(services, left="left" in request.query_params, to=to)
 
 
 @post("/login", opt=PUBLIC, sync_to_thread=True, include_in_schema=False, status_code=303)
@@ -58,9 +61,9 @@ def login(
     try:
         secret = services.accounts.login(data.name, data.password, address)
     except (UnauthenticatedError, TooManyError) as error:
-        return _asked(services, error, data.name)
+        return _asked(services, error, data.name, to=own_page(data.to))
     cookie = session_cookie(secret, secure=request.url.scheme == "https")
-    return Redirect("/", status_code=303, cookies=[cookie])
+    return Redirect(own_page(data.to), status_code=303, cookies=[cookie])
 
 
 @post("/logout", opt=VIEWER, sync_to_thread=True, include_in_schema=False, status_code=303)
@@ -73,13 +76,14 @@ def logout(request: AnyRequest, services: ServicesDep) -> Redirect:
 
 
 @get("/login/oidc", opt=PUBLIC, sync_to_thread=True, include_in_schema=False)
-def oidc_begin(services: ServicesDep) -> Template | Redirect:
-    """Send the browser to the identity provider; where it goes afterwards is no question."""
+def oidc_begin(request: AnyRequest, services: ServicesDep) -> Template | Redirect:
+    """Send the browser to the identity provider; it comes back to a page of this console, and to no other."""
     try:
         attempt, address = _sign_on(services).begin()
     except ProviderError as error:
         return _asked(services, error)
-    kept = msgspec.json.encode(SignIn(attempt.state, attempt.nonce, attempt.verifier))
+    to = own_page(request.query_params.get("to", ""))
+    kept = msgspec.json.encode(SignIn(attempt.state, attempt.nonce, attempt.verifier, to))
     cookie = Cookie(
         key=_sign_in_cookie(services),
         value=base64.urlsafe_b64encode(kept).decode(),
@@ -96,14 +100,16 @@ def oidc_begin(services: ServicesDep) -> Template | Redirect:
 def oidc_finish(request: AnyRequest, services: ServicesDep) -> Template | Redirect:
     """Begin the session of whom the identity provider vouches for."""
     key = _sign_in_cookie(services)
+    kept = _kept(request.cookies.get(key, ""))
+    attempt = Attempt(state=kept.state, nonce=kept.nonce, verifier=kept.verifier) if kept else None
     try:
-        secret = _sign_on(services).finish(_kept(request.cookies.get(key, "")), dict(request.query_params))
+        secret = _sign_on(services).finish(attempt, dict(request.query_params))
     except (UnauthenticatedError, ForbiddenError, ProviderError) as error:
         shown = _asked(services, error)
         shown.delete_cookie(key)
         return shown
     cookie = session_cookie(secret, secure=_is_secure(services))
-    response = Redirect("/", status_code=303, cookies=[cookie])
+    response = Redirect(own_page(kept.to if kept else ""), status_code=303, cookies=[cookie])
     response.delete_cookie(key)
     return response
 
@@ -132,20 +138,25 @@ def _sign_in_cookie(services: Services) -> str:
     return "__Host-kedge_sign_in" if _is_secure(services) else "kedge_sign_in"
 
 
-def _kept(value: str) -> Attempt | None:
+def _kept(value: str) -> SignIn | None:
     try:
-        kept = msgspec.json.decode(base64.urlsafe_b64decode(value), type=SignIn)
+        return msgspec.json.decode(base64.urlsafe_b64decode(value), type=SignIn)
     except ValueError:
         return None
-    return Attempt(state=kept.state, nonce=kept.nonce, verifier=kept.verifier)
 
 
 def _asked(
-    services: Services, error: RequestError | None = None, name: str = "", *, left: bool = False
+    services: Services,
+    error: RequestError | None = None,
+    name: str = "",
+    *,
+    left: bool = False,
+    to: str = "/",
 ) -> Template:
     text = "" if error is None else f"{str(error)[:1].upper()}{str(error)[1:]}."
     sign_on = services.single_sign_on
-    context = {"problem": text, "name": name, "sso": sign_on.title if sign_on else "", "left": left}
+    sso = sign_on.title if sign_on else ""
+    context = {"problem": text, "name": name, "sso": sso, "left": left, "to": to}
     status = 200 if error is None else error.status
     return Template(template_name="login.html", context=context, status_code=status)
 

@@ -25,6 +25,8 @@ def _table(*rows: tuple[str, str, str, str]) -> dict[str, Look]:
     return {row[0]: Look(*row) for row in rows}
 
 
+#: A device that refused something, or in whose name something was forged: beside its state, whatever that is.
+ALARM: Final = Look("alarm", "did not verify", "sec", "sec")
 #: What a device needs, worst first: a device shows the first that holds.
 DEVICE: Final = _table(
     ("failed", "rolled back", "bad", "bad"),
@@ -34,6 +36,7 @@ DEVICE: Final = _table(
     ("waiting", "update waits", "idle", "idle"),
     ("ok", "up to date", "ok", "ok"),
     ("empty", "no model", "idle", "idle"),
+    ("leaving", "wipes itself", "idle", "pause"),
     ("revoked", "revoked", "idle", "bad"),
 )
 #: Steps of an update (`fleet.wire.messages.UpdateState`).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from litestar import Request, Response
 from litestar.di import NamedDependency
@@ -13,7 +14,7 @@ from litestar.response import Redirect, Template
 
 from fleet.errors import KedgeError
 from server.api.auth import COOKIE
-from server.console.views import overview, trust
+from server.console.views import needs, trust
 from server.console.words import hints
 from server.errors import RequestError, UnauthenticatedError
 from server.services.container import Services
@@ -118,7 +119,7 @@ def needs_count(request: AnyRequest, services: Services, counted: int | None = N
             return int(number)
         waiting = trust.needs(services.trust.attention())
         with services.database.read() as session:
-            counted = len(overview.needs(session, services.clock.now(), waiting))
+            counted = len(needs.current(session, services.clock.now(), waiting))
     ended = time.monotonic()
     state["needs"] = (counted, ended + (ended - began) * _COUNT_AGAIN)
     return counted
@@ -154,16 +155,42 @@ def on_error(request: AnyRequest, error: KedgeError) -> Response[Any]:
     if isinstance(error, UnauthenticatedError):
         if request.headers.get("hx-request"):
             # A part of a page asks, or its stream: the whole page has to go, not the part.
-            return Response(None, status_code=error.status, headers={"HX-Redirect": "/login"})
-        return Redirect("/login", status_code=303)
+            login = _login(request.headers.get("hx-current-url", ""))
+            return Response(None, status_code=error.status, headers={"HX-Redirect": login})
+        # A form's address is no page to return to.
+        return Redirect(_login(str(request.url) if request.method == "GET" else ""), status_code=303)
     status = error.status if isinstance(error, RequestError) else 400
     title = error.title if isinstance(error, RequestError) else "This cannot be done"
     return error_page(request, status, title, str(error))
 
 
+def own_page(asked: str) -> str:
+    """Return the page of this console that somebody asked for, or the overview: never another site's.
+
+    Args:
+        asked: as it came back from the browser, which anybody may have written.
+    """
+    # Browsers read "//host" and "/\\host" as other sites, and leave control characters out before they read.
+    plain = asked.startswith("/") and asked.isascii() and asked.isprintable() and "\\" not in asked
+    return asked if plain and not asked.startswith("//") else "/"
+
+
+def _login(url: str) -> str:
+    """Return the login page's address, from which somebody goes on to the page that they were on."""
+    try:
+        asked = urlsplit(url)
+    except ValueError:
+        return "/login"
+    # what a form did was told before the session ended
+    query = urlencode([(name, value) for name, value in parse_qsl(asked.query) if name != "done"])
+    page = own_page(f"{asked.path}?{query}" if query else asked.path)
+    return "/login" if page == "/" else f"/login?{urlencode({'to': page})}"
+
+
 def _back(request: AnyRequest) -> str:
-    """Return the page that a form was on: its path without the verb, or the overview."""
+    """Return the page that a form was on, or the list that lacks what was asked for."""
     path = request.url.path
     if path == "/login":
         return path
-    return path.rsplit("/", 1)[0] or "/" if request.method == "POST" else "/"
+    above = path.rsplit("/", 1)[0] or "/"
+    return above if request.method == "POST" or above in {href for _, href, _ in MENU} else "/"

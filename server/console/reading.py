@@ -6,9 +6,9 @@ from litestar import get
 from litestar.params import FromPath
 from litestar.response import Template
 
-from server.console.looks import ACTION, DEVICE, POOL, ROLLOUT, Look, look
+from server.console.looks import ACTION, ALARM, DEVICE, POOL, ROLLOUT, Look, look
 from server.console.pages import ADMIN, VIEWER, AnyRequest, ServicesDep, needs_count, page
-from server.console.views import audit, devices, offload, overview, releases, rollouts, trust
+from server.console.views import audit, devices, needs, offload, overview, releases, rollouts, trust
 from server.console.words import ASKS
 from server.errors import NotFoundError
 from server.services.offload_views import PoolView
@@ -29,7 +29,7 @@ def needs_part(request: AnyRequest, services: ServicesDep) -> Template:
     """Return the navigation's count, which every page asks for again when something happened."""
     waiting = trust.needs(services.trust.attention())
     with services.database.read() as session:
-        counted = len(overview.needs(session, services.clock.now(), waiting))
+        counted = len(needs.current(session, services.clock.now(), waiting))
     return Template(
         template_name="needs.html", context={"needs_count": needs_count(request, services, counted)}
     )
@@ -45,7 +45,8 @@ def devices_page(request: AnyRequest, services: ServicesDep) -> Template:
     return page(
         request, services, "devices.html", "devices",
         view=view, enrolled=len(every), tally=devices.tally(every), choices=devices.choices(every),
-        looks=DEVICE, search=view.query["q"], waiting=waiting, claims=claims,
+        looks={ALARM.name: ALARM, **DEVICE}, alarm=ALARM, search=view.query["q"],
+        waiting=waiting, claims=claims,
     )  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def device_page(request: AnyRequest, services: ServicesDep, device_id: FromPath[
         known = devices.versions(session)
     if view is None:
         raise NotFoundError(f"device {device_id}: not enrolled here")
-    return page(request, services, "device.html", "devices", view=view, known=known)
+    return page(request, services, "device.html", "devices", view=view, known=known, alarm=ALARM)
 
 
 @get("/releases", opt=VIEWER, sync_to_thread=True, include_in_schema=False)

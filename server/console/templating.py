@@ -99,6 +99,22 @@ def change(drop: float) -> str:
     return f"\u2212{drop:.2f}" if drop > 0 else f"+{-drop:.2f}"
 
 
+#: Measured values of an update to what people call them; the rest is called as it is written.
+_MEASURED: Final = {"max_abs_error": "largest error"}
+_UNITS: Final = {"ms": " ms", "bytes": " B"}
+
+
+def measured(values: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return what an update measured, by name: what it is called, and the value with its unit."""
+    told = []
+    for name, value in sorted(values.items()):
+        stem, _, last = name.rpartition("_")
+        unit = _UNITS.get(last, "") if stem else ""
+        words = _MEASURED.get(name) or (stem if unit else name).replace("_", " ")
+        told.append((words, f"{figure(value)}{unit}"))
+    return told
+
+
 class Static:
     """Addresses of static files, with a mark of their content so that caches may keep them for good."""
 
@@ -129,7 +145,7 @@ def environment(facts: Mapping[str, object]) -> Environment:
     )
     made.filters |= {
         "iso": iso, "stamp": stamp, "clock": clock, "span": span, "ago": ago, "short": short, "size": size,
-        "figure": figure, "percent": percent, "change": change,
+        "figure": figure, "percent": percent, "change": change, "measured": measured,
     }  # fmt: skip
     made.globals |= {**facts, "static": Static(STATIC)}
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
+from urllib.parse import urlencode
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ViewportSize, expect
@@ -172,6 +173,34 @@ def test_anonymous_sees_the_login_page_and_nothing_else(console: Console) -> Non
     with httpx.Client(base_url=console.url, headers={"Accept": "text/html"}) as client:
         for path in PAGES.values():
             response = client.get(path)
-            assert (response.status_code, response.headers["location"]) == (303, "/login")
+            to = "" if path == "/" else f"?{urlencode({'to': path})}"
+            assert (response.status_code, response.headers["location"]) == (303, f"/login{to}")
         part = client.get("/live/stream", headers={"HX-Request": "true"})
         assert (part.status_code, part.headers["hx-redirect"]) == (401, "/login")
+
+
+def test_logging_in_leads_to_the_page_that_was_asked_for(browser: Browser, console: Console) -> None:
+    """At three in the morning a message links to a rollout; the session has ended, and a key sticks."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"{console.url}/rollouts/2?status=failed&done=approve")
+    for password in ("wrong", console.people.password):
+        page.fill("#name", console.people.admin)
+        page.fill("#password", password)
+        page.click("button.primary")
+    page.wait_for_url(f"{console.url}/rollouts/2?status=failed")
+    context.close()
+
+
+def test_a_quiet_page_renews_itself_each_minute(browser: Browser, console: Console) -> None:
+    """Nothing happens, and so nothing is told; times grow all the same, and a silent device becomes late."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.clock.install()
+    log_in(page, console)
+    for path in ("/", "/devices", "/devices/cam-north-01", "/rollouts/3"):
+        page.goto(f"{console.url}{path}")
+        expect(page.locator("#stream[data-on]")).to_be_attached()
+        with page.expect_response(lambda told: told.request.headers.get("hx-target", "").endswith("part")):
+            page.clock.run_for(61_000)
+    context.close()

@@ -171,7 +171,7 @@ def test_ending_the_session_ends_an_open_page(own_console: Console, page: Page) 
     page.get_by_role("button", name="Log out").click()
     page.wait_for_url("**/login*")
     other.locator(".crumb").click()
-    other.wait_for_url("**/login")
+    other.wait_for_url("**/login**")
 
 
 def test_empty_pages_say_what_to_do_next(page: Page, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from fleet.rollout.states import ActionStatus, GroupState, RolloutState
 from fleet.wire.messages import UpdateState
 from server.console import looks, shapes, templating
 from server.console.listing import page_of
-from server.console.views import audit, live
+from server.console.pages import own_page
+from server.console.views import audit, live, rollouts
 from server.services.live import Happening
 
 
@@ -51,6 +52,36 @@ def test_every_duration_has_words(seconds: float) -> None:
 )
 def test_sizes_are_binary(count: int, text: str) -> None:
     assert templating.size(count) == text
+
+
+def test_what_an_update_measured_has_units() -> None:
+    told = templating.measured(
+        {"p95_ms": 3.16, "max_abs_error": 0.0009, "samples": 12.0, "state_bytes": 2048.0}
+    )
+    assert told == [
+        ("largest error", "0.000900"), ("p95", "3.16 ms"), ("samples", "12"), ("state", "2,048 B"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "page"),
+    [
+        ("/rollouts/3?group=1", "/rollouts/3?group=1"),
+        ("", "/"),
+        ("rollouts", "/"),
+        ("//evil.example/", "/"),
+        ("/\\evil.example/", "/"),
+        ("/\t/evil.example/", "/"),
+        ("https://evil.example/", "/"),
+    ],
+)
+def test_a_login_leads_to_no_other_site(asked: str, page: str) -> None:
+    """Somebody is sent a link to the login page that goes on to a copy of it elsewhere."""
+    assert own_page(asked) == page
+
+
+def test_every_part_of_a_rollout_has_its_place_in_the_list() -> None:
+    assert sorted(rollouts.ATTENTION) == sorted(status.value for status in ActionStatus)
 
 
 @given(st.lists(st.tuples(st.just("ok"), st.just("x"), st.integers(0, 1000)), max_size=8))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sqlmodel import Session, col, func, select
 
 from server.console.listing import Listing, number_of
+from server.console.templating import stamp
 from server.db.tables import AuditEntry
 
 _PER_PAGE = 50
@@ -91,6 +92,8 @@ def _text(values: Mapping[str, object], name: str) -> str | None:
     if name not in values:
         return None
     value = values[name]
+    if name.endswith("_at") and isinstance(value, float):
+        return stamp(value)
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 

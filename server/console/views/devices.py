@@ -11,8 +11,8 @@ from sqlmodel import Session, col, func, select
 
 from fleet.wire.messages import ModelReport, UpdateState
 from server.console.listing import Listing, number_of, page_of
-from server.console.looks import DEVICE, STEPS, UPDATE, Look, look
-from server.console.views import reports
+from server.console.looks import ALARM, DEVICE, STEPS, UPDATE, Look, look
+from server.console.views import identity, reports
 from server.db.identity_tables import PendingDevice
 from server.db.tables import (
     Claim,
@@ -65,12 +65,14 @@ class DeviceLine:
 
     Attributes:
         expected_by: when it should be heard of next at the latest, or None when it never was.
+        alarm: it refused something in the last day, or something was forged in its name.
     """
 
     row: Device
     models: list[Running]
     look: Look
     expected_by: float | None
+    alarm: bool
 
     @property
     def id(self) -> str:
@@ -110,6 +112,7 @@ class DevicePage:
     """
 
     line: DeviceLine
+    certificate: identity.Certificate | None
     claim: str
     day: reports.Figures
     latency: reports.Series
@@ -134,12 +137,15 @@ def versions(session: Session) -> dict[str, str]:
 
 def lines(session: Session, now: float) -> list[DeviceLine]:
     """Return every device, by id."""
-    known, rhythm = versions(session), _rhythm(session, now)
+    known, rhythm, alarmed = versions(session), _rhythm(session, now), identity.alarmed(session, now)
     models: dict[str, list[Running]] = defaultdict(list)
     for row in session.exec(select(DeviceModel).order_by(DeviceModel.model)):
         models[row.device_id].append(_running(row, known))
     devices = session.exec(select(Device).order_by(Device.id))
-    return [_line(device, models[device.id], rhythm.get(device.id), now) for device in devices]
+    return [
+        _line(device, models[device.id], rhythm.get(device.id), now, alarm=device.id in alarmed)
+        for device in devices
+    ]
 
 
 def _running(row: DeviceModel, known: Mapping[str, str]) -> Running:
@@ -163,17 +169,20 @@ def _rhythm(session: Session, now: float) -> dict[str, float]:
     return {device: (b - a) / (n - 1) for device, n, a, b in session.exec(query) if n > 1}
 
 
-def _line(device: Device, models: list[Running], rhythm: float | None, now: float) -> DeviceLine:
+def _line(
+    device: Device, models: list[Running], rhythm: float | None, now: float, *, alarm: bool
+) -> DeviceLine:
     grace = max(LATE_LEAST, LATE_INTERVALS * (rhythm or 0.0))
     expected = None if device.last_seen_at is None else device.last_seen_at + grace
     late = not device.online and (expected or device.enrolled_at + grace) < now
     state = _state(device, models, late=late)
-    return DeviceLine(row=device, models=models, look=DEVICE[state], expected_by=expected)
+    return DeviceLine(row=device, models=models, look=DEVICE[state], expected_by=expected, alarm=alarm)
 
 
 def _state(device: Device, models: list[Running], *, late: bool) -> str:
     rules = (
         ("revoked", device.revoked_at is not None),
+        ("leaving", device.decommission_at is not None),
         ("failed", any(m.row.state == UpdateState.ROLLED_BACK.value for m in models)),
         ("late", late),
         ("updating", any(m.row.state in _MOVING for m in models)),
@@ -188,7 +197,7 @@ def _state(device: Device, models: list[Running], *, late: bool) -> str:
 
 _KEYS: Final = {
     "device": lambda line: line.row.id,
-    "state": lambda line: list(DEVICE).index(line.look.name),
+    "state": lambda line: (not line.alarm, list(DEVICE).index(line.look.name)),
     "target": lambda line: line.row.target,
     "model": lambda line: [(m.model, m.version) for m in line.models],
     "seen": lambda line: -(line.row.last_seen_at or 0.0),
@@ -207,7 +216,7 @@ def listing(every: Iterable[DeviceLine], query: Mapping[str, str]) -> Listing[De
     filters = {key: query.get(key, "") for key in ("q", "state", "target", "version")}
     rows = [line for line in every if _matches(line, filters)]
     if not query.get("sort"):
-        rows.sort(key=lambda line: list(DEVICE).index(line.look.name))
+        rows.sort(key=lambda line: (not line.alarm, list(DEVICE).index(line.look.name)))
     page = query.get("page", "1")
     return page_of(
         rows,
@@ -225,17 +234,21 @@ def _matches(line: DeviceLine, filters: Mapping[str, str]) -> bool:
     text = " ".join((line.row.id, *(f"{key}={value}" for key, value in line.row.labels.items()))).lower()
     return (
         all(word in text for word in wanted.split())
-        and filters["state"] in ("", line.look.name)
+        and (filters["state"] in ("", line.look.name) or (line.alarm and filters["state"] == ALARM.name))
         and filters["target"] in ("", line.row.target)
         and (not filters["version"] or filters["version"] in {f"{m.model} {m.version}" for m in line.models})
     )
 
 
 def tally(every: Iterable[DeviceLine]) -> dict[str, int]:
-    """Return how many devices are in each state, in the order of `looks.DEVICE`, without empty ones."""
-    counts = dict.fromkeys(DEVICE, 0)
+    """Return how many devices are in each state, as `looks.DEVICE` orders them, without empty ones.
+
+    First come those that stand out beside their state: `looks.ALARM`.
+    """
+    counts = dict.fromkeys((ALARM.name, *DEVICE), 0)
     for line in every:
         counts[line.look.name] += 1
+        counts[ALARM.name] += line.alarm
     return {name: count for name, count in counts.items() if count}
 
 
@@ -276,7 +289,14 @@ def page(session: Session, device: str, now: float) -> DevicePage | None:
     recent = reports.of_device(session, device, now, _DAY)
     signed = said(session, device)
     return DevicePage(
-        line=_line(row, models, _rhythm(session, now).get(device), now),
+        line=_line(
+            row,
+            models,
+            _rhythm(session, now).get(device),
+            now,
+            alarm=device in identity.alarmed(session, now),
+        ),
+        certificate=identity.certificate(session, row, now),
         claim=claim.name if claim else "",
         day=reports.summed(recent),
         latency=reports.latency_series(recent, now, _DAY),

@@ -26,6 +26,11 @@ COMMANDS: Final = (
     states.Move.ROLL_BACK,
     states.Move.ABORT,
 )
+#: The order of a rollout's devices: what went wrong, what is under way, what is well, what has yet to come.
+ATTENTION: Final = (
+    "failed", "timed_out", "rejected", "reverting", "in_progress", "assigned", "succeeded", "reverted",
+    "queued", "canceled",
+)  # fmt: skip
 _TONE: Final = {"assigned": "idle", "queued": "idle", "canceled": "idle"}
 
 
@@ -47,7 +52,7 @@ class RolloutLine:
     @property
     def executed(self) -> int:
         """How many came to an end that says something."""
-        return sum(n for status, n in self.counts.items() if states.ActionStatus(status).executed)
+        return _executed(self.counts)
 
     @property
     def failed(self) -> int:
@@ -63,6 +68,11 @@ class GroupView:
     look: Look
     bar: list[shapes.Part]
     counts: Counter[str]
+
+    @property
+    def executed(self) -> int:
+        """How many came to an end that says something."""
+        return _executed(self.counts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +116,7 @@ class RolloutPage:
 
     Attributes:
         judged: the group that the criteria are about, or None.
+        following: the group after that one, or None.
         moves: what a person may do now.
     """
 
@@ -113,10 +124,20 @@ class RolloutPage:
     policy: Policy
     groups: list[GroupView]
     judged: GroupView | None
+    following: GroupView | None
     criteria: list[Criterion]
     failures: list[Failure]
     actions: Listing[ActionLine]
     moves: list[str]
+
+    @property
+    def stakes(self) -> str:
+        """How far the rollout has come: what somebody should know who is about to steer it."""
+        counts = self.line.counts
+        under_way = counts["in_progress"] + counts["assigned"]
+        then = f"; {self.following.row.name} has {self.following.row.size}" if self.following else ""
+        told = f"Of {self.line.total} devices, {counts['succeeded']} run it and {under_way} are on the way"
+        return f"{told}{then}."
 
 
 def listing(session: Session, query: Mapping[str, str]) -> Listing[RolloutLine]:
@@ -153,6 +174,10 @@ def of_states(session: Session, wanted: Iterable[states.RolloutState]) -> list[R
     rows = session.exec(query).all()
     counts = _counts(session, [row.id for row, _ in rows if row.id is not None])
     return [_line(row, version, counts[row.id or 0]) for row, version in rows]
+
+
+def _executed(counts: Mapping[str, int]) -> int:
+    return sum(number for status, number in counts.items() if states.ActionStatus(status).executed)
 
 
 def _counts(session: Session, rollouts: list[int]) -> dict[int, Counter[str]]:
@@ -211,6 +236,7 @@ def page(session: Session, rollout: int, query: Mapping[str, str], now: float) -
         policy=policy,
         groups=groups,
         judged=judged,
+        following=next((g for g in groups if g.row.started_at is None), None),
         criteria=_criteria(members, policy, now) if judged else [],
         failures=_failures(actions),
         actions=_actions(actions, rollout, query),
@@ -287,7 +313,6 @@ def _failures(actions: Iterable[Action]) -> list[Failure]:
 
 def _actions(actions: list[Action], rollout: int, query: Mapping[str, str]) -> Listing[ActionLine]:
     filters = {key: query.get(key, "") for key in ("status", "group")}
-    order = list(ACTION)
     rows = [
         ActionLine(row=a, look=look(ACTION, a.status), step=look(UPDATE, a.step) if a.step else None)
         for a in actions
@@ -295,9 +320,8 @@ def _actions(actions: list[Action], rollout: int, query: Mapping[str, str]) -> L
     ]
     rows.sort(
         key=lambda line: (
-            not states.ActionStatus(line.row.status).failed,
+            ATTENTION.index(line.row.status),
             line.row.group_index,
-            order.index(line.row.status),
         )
     )
     page_number = query.get("page", "1")

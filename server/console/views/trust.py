@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import Final
 
 from server.console.looks import TRUST, Look
-from server.console.views.overview import Need
+from server.console.views.needs import Need
 from server.services.projects import ProjectState
 from server.services.signing_roles import RoleInfo
 from server.services.trust_state import Attention, TrustStatus
