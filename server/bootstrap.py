@@ -12,12 +12,12 @@ from server.services.accounts import FirstCredential
 from server.services.blob_reading import BlobReading
 from server.services.container import Services
 from server.services.garbage import Garbage
+from server.services.health import room, soon_full
 from server.services.kits import Kits
 from server.services.metrics import Metrics
 from server.services.offload_views import OffloadViews
 from server.services.rollout_views import RolloutViews
 from server.services.rollouts import Rollouts
-from server.services.stats import Stats
 from server.services.succession import Authorities
 from server.services.trust_state import TrustState
 from server.services.withdrawals import Withdrawals
@@ -149,7 +149,6 @@ def _services(
         assignments=assignments,
         rollouts=Rollouts(database, clock, audit, live, steps),
         rollout_views=RolloutViews(database, clock),
-        stats=Stats(database, clock),
         pools=offloading.pools,
         offload_views=OffloadViews(database, clock, offloading.pools, offloading.offload),
         wake_publisher=shipping.delivery.wake,
@@ -160,6 +159,8 @@ def _services(
 def _watch(services: Services, line: Line, workers: tuple[Worker, ...], offload: OffloadWorker) -> None:
     health = services.health
     health.watch("database", services.database.ping)
+    data = services.settings.data
+    health.watch("disk", lambda: room(data), lambda: soon_full(data))
     health.watch("broker", lambda: "" if line.connection.connected else f"not connected to {line.url}")
     for worker in workers:
         health.watch(f"worker {worker.name}", worker.health)

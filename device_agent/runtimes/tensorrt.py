@@ -190,7 +190,6 @@ class _Event(msgspec.Struct, frozen=True):
     """One event of ONNX Runtime's profiler (Chrome trace format)."""
 
     name: str = ""
-    cat: str = ""
     args: dict[str, Any] = {}
 
 

@@ -24,7 +24,6 @@ Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
 
 _BODY_LIMIT: Final = 64 * 1024 * 1024
 _HEADER: Final = b"inference-header-content-length"
-_MODELS: Final = ("v2", "models")
 
 
 class TensorIn(msgspec.Struct):

@@ -185,16 +185,11 @@ def merge(
     )
 
 
-def relative_error(scale: int) -> float:
-    """Return the largest relative error of a quantile at this scale: half a bucket, geometrically."""
-    return math.pow(2.0, math.ldexp(0.5, -scale)) - 1.0
-
-
 def quantile(histogram: ExponentialHistogram, q: float) -> float | None:
     """Return the value below which a share `q` of the values lies; None when there are none.
 
     The result is the geometric middle of the bucket in which the rank falls, kept between minimum and
-    maximum, so its relative error is at most `relative_error(histogram.scale)`.
+    maximum, so its relative error is at most that of half a bucket: 2 ** (2 ** -scale / 2) - 1.
     """
     counts = buckets(histogram)
     rank = q * (histogram.zero + sum(counts.values()) - 1)

@@ -32,7 +32,6 @@ from server.services.rollout_views import RolloutViews
 from server.services.rollouts import Rollouts
 from server.services.signing import SigningService
 from server.services.single_sign_on import SingleSignOn
-from server.services.stats import Stats
 from server.services.trust_state import TrustState
 from server.services.withdrawals import Withdrawals
 from server.settings import Settings
@@ -75,7 +74,6 @@ class Services:
     assignments: Assignments
     rollouts: Rollouts
     rollout_views: RolloutViews
-    stats: Stats
     pools: Pools
     offload_views: OffloadViews
     wake_publisher: Callable[[], None]

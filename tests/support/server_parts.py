@@ -39,7 +39,6 @@ from server.services.rollout_ticker import RolloutTicker
 from server.services.rollout_views import RolloutViews
 from server.services.rollouts import Rollouts
 from server.services.signing import SigningService
-from server.services.stats import Stats
 from sim_devices import TARGET, layout
 from trust_world import START, ManualClock
 
@@ -71,7 +70,6 @@ class Parts(NamedTuple):
     rollout_views: RolloutViews
     ticker: RolloutTicker
     ingest: Ingest
-    stats: Stats
     signing: SigningService
 
     def release(self, name: str, model: str = "digits") -> int:
@@ -183,6 +181,5 @@ def parts(folder: Path, url: str = "sqlite://") -> Parts:
             Reconcile(clock, signing, assignments, steps, farewell),
             lambda _device, _request: None, lambda _text: None,
         ),
-        stats=Stats(database, clock),
         signing=signing,
     )  # fmt: skip
