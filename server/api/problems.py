@@ -10,6 +10,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
 from fleet.errors import BundleError, KedgeError, TrustError, WireError
+from server.db.engine import is_full
 from server.errors import BrokerError, RequestError, UnauthenticatedError
 
 LOG: Final = logging.getLogger("kedge.api")
@@ -24,6 +25,7 @@ AnyRequest = Request[Any, Any, Any]
 #: Makes a page for a browser: the request, the status, a title and what went wrong.
 ErrorPage = Callable[[AnyRequest, int, str, str], Response[Any]]
 _SERVER_ERROR: Final = 500
+_NO_ROOM: Final = 507
 #: What a person is told of an address that does not answer; programs are told in Litestar's words.
 _PLAINLY: Final = {
     404: ("Page not found", "There is no page at this address."),
@@ -88,6 +90,9 @@ def on_depth(request: AnyRequest, error: RecursionError) -> Response[Any]:
 
 
 def on_bug(request: AnyRequest, error: Exception) -> Response[Any]:
-    """Answer a bug: the log gets the traceback, the caller nothing of it."""
+    """Answer a bug: the log gets the traceback, the caller nothing of it; a full disk is none."""
+    if is_full(error):
+        LOG.error("no room left in %s %s: %s", request.method, request.url.path, str(error).splitlines()[0])
+        return _answer(request, _NO_ROOM, "Out of room", "the server's disk is full, and nothing has changed")
     LOG.error("bug in %s %s", request.method, request.url.path, exc_info=error)
     return _answer(request, _SERVER_ERROR, "Server error", "a bug in the server; its log has the details")

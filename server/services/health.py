@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 
@@ -21,6 +23,22 @@ class PartHealth:
     name: str
     ok: bool
     detail: str = ""
+
+
+#: Bytes below which a disk is as good as full, and below which it soon will be.
+_FULL: Final = 16 * 1024 * 1024
+_SOON_FULL: Final = 512 * 1024 * 1024
+
+
+def room(folder: Path, at_least: int = _FULL) -> str:
+    """Return "" where a folder's disk has room, or how little it has."""
+    free = shutil.disk_usage(folder).free
+    return "" if free >= at_least else f"{folder}: {free / 1e6:,.0f} MB are free; remove or move something"
+
+
+def soon_full(folder: Path) -> str:
+    """Return "" where a folder's disk has room for a while, or how little it has."""
+    return room(folder, _SOON_FULL)
 
 
 class Health:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,9 +70,9 @@ class Served(NamedTuple):
 class Server:
     """A real `kedge serve` process that can be killed and started again on the same data."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        """Prepare it; the data folder lies in `folder`."""
-        self.folder, self.options = folder, options
+    def __init__(self, folder: Path, *options: str, before: Sequence[str] = ()) -> None:
+        """Prepare it; the data folder lies in `folder`. `before` is a command that becomes the server."""
+        self.folder, self.options, self.before = folder, options, before
         self.process: Process | None = None
         self.served = Served("", "", "", "", "")
         self._starts = 0
@@ -82,7 +83,7 @@ class Server:
         port = self.served.url.rpartition(":")[2] or "0"
         log = self.folder / f"serve-{self._starts}.log"
         command = [KEDGE, "serve", "--data", str(self.folder / "data"), "--port", port, "--json"]
-        self.process = Process([*command, *self.options], log)
+        self.process = Process([*self.before, *command, *self.options], log)
         output = self.process.wait_for_output('"data"', 60)
         line = next(x for x in output.splitlines() if x.startswith('{"url"'))
         told = json.loads(line)
