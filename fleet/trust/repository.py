@@ -78,11 +78,14 @@ def check_role(role: str, signers: RoleKeys) -> None:
     Raises:
         TrustError: it cannot.
     """
-    different = min(len(set(signers.keyids)), len({material(key) for key in signers.keys}))
-    if not 1 <= signers.threshold <= len(signers.keys) or different < len(signers.keys):
+    if len(set(signers.keyids)) < len(signers.keys) or len(set(map(material, signers.keys))) < len(
+        signers.keys
+    ):
+        raise TrustError(f"{role}: expected different keys, and two are the same", reason="malformed")
+    if not 1 <= signers.threshold <= len(signers.keys):
         raise TrustError(
-            f"{role}: expected a threshold of 1 to {different} different keys, "
-            f"got {signers.threshold} of {len(signers.keys)}",
+            f"{role}: {signers.threshold} keys must sign, and there are {len(signers.keys)}: name more keys, "
+            f"or a threshold of 1 to {len(signers.keys)}",
             reason="malformed",
         )
 
@@ -103,7 +106,8 @@ def check_project(project: Project) -> None:
     bad = [path for path in project.paths if not _PATTERN.match(path)]
     if bad or not project.paths:
         raise TrustError(
-            f"project {project.name}: expected patterns such as bundles/<model>/*/*, got {bad or 'none'}",
+            f"project {project.name}: expected patterns such as bundles/<model>/*/*, "
+            f"got {', '.join(bad) or 'none'}",
             reason="malformed",
         )
 

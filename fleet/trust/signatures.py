@@ -199,7 +199,11 @@ def finished(trusted: Trusted, proposal: Proposal) -> dict[str, bytes]:
         CeremonyError: signatures are missing.
     """
     counted = counts(trusted, proposal)
-    missing = [f"{c.missing} of {c.who}" for c in counted if c.missing]
+    missing = [
+        f"{c.missing} of {c.who} ({', '.join(named(key) for key in c.unsigned)})"
+        for c in counted
+        if c.missing
+    ]
     if missing:
         raise CeremonyError(f"signatures are missing: {'; '.join(missing)}")
     files = {}

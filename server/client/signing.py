@@ -19,6 +19,7 @@ from fleet.errors import TrustError
 from fleet.trust import assignment, project_files, repository, workflow
 from fleet.trust import metadata_set as rules
 from fleet.trust.assignment import AssignedBundle
+from fleet.trust.holders import named, short
 from fleet.trust.metadata_set import ROOT, TARGETS, TrustedMetadata
 from fleet.trust.project_files import Entries, Signing
 from fleet.trust.repository import Project, signed_file
@@ -206,7 +207,8 @@ def check_key(published: Published, signer: Signer) -> None:
     """
     keyid, project = signer.public_key.keyid, published.project
     if keyid not in project.signers.keyids:
-        raise ClientError(f"project {project.name}: key {keyid[:12]} is none of its keys")
+        its = ", ".join(named(key) for key in project.signers.keys)
+        raise ClientError(f"project {project.name}: key {short(keyid)} is none of its keys, {its}")
 
 
 def hand_in(

@@ -14,7 +14,7 @@ from fleet.errors import CeremonyError
 from fleet.trust import ceremony, repository
 from fleet.trust.assignment import DIRECTOR
 from fleet.trust.ceremony import Proposal, Trusted
-from fleet.trust.holders import check_owner, named, with_owner
+from fleet.trust.holders import check_owner, named, owner_of, with_owner
 from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 from fleet.trust.plan import Plan
 from fleet.trust.repository import RELEASES, RELEASES_PATHS, Project, RoleKeys
@@ -152,6 +152,21 @@ def init(
         for key in signers.keys:
             write_public_key(where.keys, key)
     store(where, trusted, proposal, as_json=as_json)
+    _tell_servers_key(folder, trusted, proposal)
+
+
+def _tell_servers_key(folder: Path, trusted: Trusted, proposal: Proposal) -> None:
+    """Say that the key which lies on the server signs too, the last time."""
+    if trusted.root is None or proposal.root is None:
+        return
+    role = trusted.root.signed.roles[ROOT]
+    own = [key for key in map(trusted.root.signed.get_key, role.keyids) if not owner_of(key)]
+    if own:
+        click.echo(
+            f"{named(own[0])} lies on the server and signs there, once: "
+            f"kedge keys sign {folder} --key DATA/keys/root.pem",
+            err=True,
+        )
 
 
 def _online(settings: Settings, offline: Mapping[str, RoleKeys]) -> dict[str, Key]:

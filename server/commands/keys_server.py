@@ -188,7 +188,10 @@ def upload(folder: Path, data: Path | None, server: str, token: str, as_json: bo
     """Hand in what is signed by enough: the server checks it as devices do, and publishes it."""
     where = CeremonyFolder(folder)
     trusted = where.trusted()
-    files = signatures.finished(trusted, where.proposal(trusted))
+    proposal = where.proposal(trusted)
+    if not proposal:
+        raise CeremonyError(f"{folder}: nothing is proposed; `kedge keys list` shows what is published")
+    files = signatures.finished(trusted, proposal)
     if data is not None:
         _put(Settings(data=data), files)
     else:

@@ -94,6 +94,10 @@ def public_key(folder: CeremonyFolder, named_by: str) -> Key:
     path = Path(named_by)
     if not path.is_file() and os.sep not in named_by and not named_by.endswith(PUBLIC_KEY):
         path = folder.keys / f"{named_by}{PUBLIC_KEY}"
+        if not path.exists():
+            there = sorted(x.name.removesuffix(PUBLIC_KEY) for x in folder.keys.glob(f"*{PUBLIC_KEY}"))
+            known = f"there are {', '.join(there)}" if there else "put public keys there"
+            raise CeremonyError(f"{folder.keys}: has no {path.name}; {known}")
     return read_public_key(path)
 
 

@@ -41,7 +41,7 @@ def list_projects(server: str, token: str, as_json: bool) -> None:
             (
                 row["name"],
                 " ".join(path.split("/")[1] for path in row["paths"]),
-                " ".join(keyid[:12] for keyid in row["keyids"]),
+                ", ".join(row["keys"]),
                 row["threshold"],
                 "the server" if row["signs_itself"] else "its keys",
                 row["expires"] or "-",
@@ -148,7 +148,8 @@ def discard(*, name: str, yes: bool, server: str, token: str, as_json: bool) -> 
         state = client.get(f"/projects/{name}")
         if not state["proposal"]:
             raise ClientError(f"project {name}: nothing waits for signatures")
-        keys = ", ".join(keyid[:12] for keyid in state["signed_by"])
+        names = dict(zip(state["keyids"], state["keys"], strict=True))
+        keys = ", ".join(names[keyid] for keyid in state["signed_by"])
         who = f"handed in by {state['proposed_by']}, signed by {keys}"
         click.echo(f"project {name}: a change waits, {who}", err=True)
         if not yes:

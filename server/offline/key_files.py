@@ -70,7 +70,9 @@ def load(path: Path, ask: Ask) -> CryptoSigner:
     except TypeError as error:
         raise OfflineKeyError(f"{path}: is encrypted, and no passphrase was given") from error
     except ValueError as error:
-        what = "wrong passphrase" if encrypted else f"expected a private key in PEM: {error}"
+        what = "wrong passphrase" if encrypted else "expected a private key in PEM"
+        if b'"keyval"' in data:
+            what += ", and this is the public half"
         raise OfflineKeyError(f"{path}: {what}") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise OfflineKeyError(f"{path}: expected an ed25519 key, got {type(key).__name__}")

@@ -53,6 +53,7 @@ class ProjectState(msgspec.Struct, frozen=True, kw_only=True):
     """What a project has signed, and what it is to sign.
 
     Attributes:
+        keys: how people know the keys: by their owners' names, where targets says them.
         signs_itself: the server has the project's key and signs by itself.
         add: releases to be signed.
         withdraw: withdrawn releases whose entries are still there.
@@ -62,6 +63,7 @@ class ProjectState(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
+    keys: tuple[str, ...]
     keyids: tuple[str, ...]
     threshold: int
     paths: tuple[str, ...]
@@ -134,6 +136,7 @@ class Projects:
         files = dict(row.files) if row is not None else {}
         return ProjectState(
             name=project.name,
+            keys=tuple(named(key) for key in project.signers.keys),
             keyids=project.signers.keyids,
             threshold=project.signers.threshold,
             paths=project.paths,

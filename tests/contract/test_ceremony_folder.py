@@ -372,8 +372,11 @@ def test_a_beginning_that_is_refused_leaves_nothing(people: People, tmp_path: Pa
     other, data = tmp_path / "other", tmp_path / "fresh"
     alice = f"--holder={people.folder}/alice/alice.pub.json"
     for arguments, why in (
-        (["--data", str(data), alice, "--threshold", "4"], "expected a threshold of 1 to 1 different keys"),
-        (["--data", str(data), "--holder", "nobody"], "nobody.pub.json: No such file"),
+        (
+            ["--data", str(data), alice, "--threshold", "4"],
+            "root: 4 keys must sign, and there are 1: name more keys",
+        ),
+        (["--data", str(data), "--holder", "nobody"], "has no nobody.pub.json; put public keys there"),
         (["--data", str(data)], "give --holder"),
         ([alice, "--threshold", "1"], "which server?"),
         (["--data", str(data), "--targets-holder", "x"], "who signs root?"),
@@ -561,7 +564,7 @@ def test_nothing_to_upload_is_said(people: People) -> None:
     ("arguments", "why"),
     [
         (["revoke", "FOLDER", "nobody"], "'nobody' is the name of 0 keys"),
-        (["add", "FOLDER", "nobody", "--role", "root"], "nobody.pub.json: No such file"),
+        (["add", "FOLDER", "nobody", "--role", "root"], "has no nobody.pub.json; there are alice, bob"),
         (["add", "FOLDER", "dave", "--role", "boss"], "expected one of root, targets, snapshot"),
         (["add", "FOLDER", "alice", "--role", "root"], "is one of its keys already"),
         (["threshold", "FOLDER", "root", "4"], "expected a threshold of 1 to 3, got 4"),

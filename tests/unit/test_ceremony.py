@@ -63,7 +63,8 @@ def test_a_lost_key_is_replaced_by_the_two_that_remain(world: CeremonyWorld) -> 
     world.sign(ALICE)
     assert [count.missing for count in signatures.counts(world.trusted, world.proposal)] == [1, 1]
     with pytest.raises(
-        CeremonyError, match="1 of the root keys that root 1 names; 1 of the root keys that root 2"
+        CeremonyError,
+        match=r"1 of the root keys that root 1 names \(bob .*, carol .*\); 1 of the root keys that root 2",
     ):
         signatures.finished(world.trusted, world.proposal)
     with pytest.raises(TrustError, match="root was signed by 1/2 keys"):
@@ -343,7 +344,7 @@ def test_one_key_in_two_spellings_is_one(world: CeremonyWorld) -> None:
     """Carol wants to sign for two: she proposes her own key once more, in capitals, as that of one Dave."""
     dave = _spelled(CAROL.public_key, "dave")
     assert dave.keyid != CAROL.public_key.keyid
-    with pytest.raises(TrustError, match="expected a threshold of 1 to 3 different keys, got 2 of 4"):
+    with pytest.raises(TrustError, match="root: expected different keys, and two are the same"):
         world.propose(everywhere(lambda p, role: plans.with_key(p, role, dave)))
     forged = signatures.copied(Metadata(world.trusted.root.signed if world.trusted.root else Root()))
     forged.signed.version += 1
