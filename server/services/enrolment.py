@@ -131,11 +131,9 @@ class Enrolment:
         )
 
     def _admit(self, session: Session, device: Device, asking: _Asking, password: str) -> str:
-        certificate = self._authority.sign_device(asking.request.csr_pem, DeviceId(device.id))
-        device.certificate_pem = certificate
+        certificate = self._certified(session, device, asking.request.csr_pem)
         device.password_hash = hashed(password) if password else ""
         session.add(device)
-        self._revocations.issued(session, device.id, certificate)
         facts = {"target": device.target, "claim": device.claim_id, "labels": device.labels}
         facts |= {"fingerprint": asking.fingerprint}
         self._audit.record(session, SYSTEM, "device.enrol", f"device {device.id}", after=facts)
@@ -261,18 +259,38 @@ class Enrolment:
         )
 
     def _renewed(self, session: Session, device: Device, request: RenewRequest) -> str:
-        present = x509.load_pem_x509_certificate(device.certificate_pem.encode())
-        wanted = requested_key(request.csr_pem)
-        same = present.public_key() == wanted
-        if same and self._clock.now() < _half_life(present) and self._authority.signed(present):
-            return device.certificate_pem
+        before = device.certificate_pem
+        certificate = self._certified(session, device, request.csr_pem)
+        if certificate != before:
+            self._audit.record(session, SYSTEM, "device.renew", f"device {device.id}")
+        return certificate
+
+    def _certified(self, session: Session, device: Device, csr_pem: str) -> str:
+        """Return a certificate for a key: the present one while half of its life is ahead, or a new one.
+
+        A key that another has replaced is certified no more: a request that somebody has recorded, sent again
+        to whichever address, would make an old key, from a disk that was thrown away, good again.
+        """
+        present, wanted = device.certificate_pem, requested_key(csr_pem)
+        found = x509.load_pem_x509_certificate(present.encode()) if present else None
+        same = found is not None and found.public_key() == wanted
+        if (
+            found is not None
+            and same
+            and self._clock.now() < _half_life(found)
+            and self._authority.signed(found)
+        ):
+            return present
         if not same and self._revocations.certified(session, key_fingerprint(wanted)):
-            raise ForbiddenError("renewal: expected a key that was not certified before")
-        device.certificate_pem = self._authority.sign_device(request.csr_pem, DeviceId(device.id))
+            raise ForbiddenError("certificate request: expected a key that was not certified before")
+        device.certificate_pem = self._authority.sign_device(csr_pem, DeviceId(device.id))
         session.add(device)
         self._revocations.issued(session, device.id, device.certificate_pem)
-        self._audit.record(session, SYSTEM, "device.renew", f"device {device.id}")
         return device.certificate_pem
+
+    def _fresh(self, found: x509.Certificate) -> bool:
+        """Return whether the authority that signs now has signed it, and half of its life is ahead."""
+        return self._clock.now() < _half_life(found) and self._authority.signed(found)
 
 
 def identity_key(device: Device) -> ec.EllipticCurvePublicKey:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from brokers import mosquitto_binary
 from device_agent.adapters.mqtt import Credentials, Message, MqttLink
@@ -106,6 +112,66 @@ def test_a_certificate_of_another_authority_is_none(site: Site, tmp_path: Path) 
         peer(site.port, site.ca, identity, "evil"),
     ):
         pass
+
+
+def test_a_device_is_no_authority(site: Site, tmp_path: Path) -> None:
+    """A device signs a certificate that says kedge-server with its own key, and shows both as a chain."""
+    device = site.device("forger")
+    by = x509.load_pem_x509_certificate(device.certificate.read_bytes())
+    signer = serialization.load_pem_private_key(device.key.read_bytes(), None)
+    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    key = ec.generate_private_key(ec.SECP256R1())
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kedge-server")]))
+        .issuer_name(by.subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(by.not_valid_before_utc)
+        .not_valid_after(by.not_valid_after_utc)
+        .sign(signer, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    own = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    chain = made.public_bytes(pem) + device.certificate.read_bytes()
+    forged = keep(tmp_path, "forged", own, chain)
+    context = ssl.create_default_context(cafile=str(site.ca))
+    context.load_cert_chain(forged.certificate, forged.key)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2  # in which a client is told at once
+    with (
+        socket.create_connection(("127.0.0.1", site.port), 5) as plain,
+        pytest.raises(ssl.SSLError, match="ALERT"),
+        context.wrap_socket(plain, server_hostname="127.0.0.1") as connected,
+    ):
+        connected.recv(1)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_device_is_no_broker(site: Site, named: bool) -> None:
+    """A device in the same network answers in the broker's place, with the certificate that it has.
+
+    It has no host's name in it; nor would one help, for it is not for servers.
+    """
+    rogue = site.device("rogue")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(rogue.certificate, rogue.key)
+    victim = ssl.create_default_context(cafile=str(site.ca))
+    victim.check_hostname = named
+    near, far = socket.socketpair()
+    with near, far, ThreadPoolExecutor(1) as pool:
+        answering = pool.submit(_answer, context, far)
+        with pytest.raises(ssl.SSLCertVerificationError, match="purpose"):
+            victim.wrap_socket(near, server_hostname="localhost" if named else None)
+        assert "alert" in answering.result(10).lower()
+
+
+def _answer(context: ssl.SSLContext, end: socket.socket) -> str:
+    """Answer as a server; return why that failed."""
+    try:
+        context.wrap_socket(end, server_side=True).close()
+    except ssl.SSLError as error:
+        return str(error)
+    return ""
 
 
 def test_a_device_publishes_only_as_itself(site: Site, server: Peer) -> None:
