@@ -8,11 +8,14 @@ from typing import Final
 
 from server.console.looks import TRUST, Look
 from server.console.views.needs import Need
+from server.services.authority_folder import CURRENT, NEXT, OLD
 from server.services.projects import ProjectState
 from server.services.signing_roles import RoleInfo
+from server.services.succession import AuthorityLine
 from server.services.trust_state import Attention, TrustStatus
 
 _DAY: Final = 86400.0
+_PART: Final = {CURRENT: "signs", NEXT: "is to follow", OLD: "signed before"}
 #: What each role's signature says.
 _SAYS: Final = {
     "root": "which keys count",
@@ -42,16 +45,28 @@ class RoleLine:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AuthorityRow:
+    """One of the fleet's certificate authorities; `says` is its part, `holds` until when."""
+
+    row: AuthorityLine
+    says: str
+    holds: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trust:
     """The page.
 
     Attributes:
         projects: those that the server does not sign for.
+        more_behind: how many more devices have yet to learn of the next authority than are named.
     """
 
     status: TrustStatus
     roles: list[RoleLine]
     projects: list[ProjectState]
+    authorities: list[AuthorityRow]
+    more_behind: int
 
 
 def page(status: TrustStatus, now: float) -> Trust:
@@ -63,6 +78,11 @@ def page(status: TrustStatus, now: float) -> Trust:
         status=status,
         roles=[_line(row, now, worst.get(row.role, "ok")) for row in status.roles],
         projects=[project for project in status.projects if not project.signs_itself],
+        authorities=[
+            AuthorityRow(row=row, says=_PART[row.name], holds=_until(row.until, now))
+            for row in status.authority.authorities
+        ],
+        more_behind=status.authority.behind - len(status.authority.who),
     )
 
 
@@ -98,6 +118,10 @@ def _holds(expires: str, now: float) -> str:
     if not expires:
         return ""
     until = datetime.strptime(expires, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
-    days = int((until.timestamp() - now) // _DAY)
+    return _until(until.timestamp(), now)
+
+
+def _until(until: float, now: float) -> str:
+    days = int((until - now) // _DAY)
     left = "expired" if days < 0 else f"{days} days" if days != 1 else "1 day"
-    return f"{until:%Y-%m-%d} · {left}"
+    return f"{datetime.fromtimestamp(until, timezone.utc):%Y-%m-%d} · {left}"
