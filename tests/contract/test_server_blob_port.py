@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from fleet.errors import BundleError
 from fleet.ids import Digest
-from processes import free_port, listens, running, wait_until
+from object_store import s3
 from server.adapters.blobs_folder import FolderBlobStore
 from server.adapters.blobs_object_store import ObjectBlobStore
 from server.errors import NotFoundError, SettingsError, TooLargeError
@@ -22,24 +23,8 @@ from trust_world import MemoryBlobs
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Run a real S3-compatible server, where one is installed."""
-    binary = shutil.which("minio")
-    if binary is None:
-        pytest.skip("no S3-compatible server is installed: minio")
-    folder, port = tmp_path_factory.mktemp("minio"), free_port()
-    (folder / "data" / "models").mkdir(parents=True)
-    secret = {"MINIO_ROOT_USER": "kedge-test", "MINIO_ROOT_PASSWORD": "kedge-test-secret"}
-    command = [binary, "server", str(folder / "data"), "--address", f"127.0.0.1:{port}"]
-    with (
-        running(command, folder / "log", env={**os.environ, **secret}),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        wait_until(lambda: listens(port), "minio listens")
-        patch.setenv("AWS_ACCESS_KEY_ID", "kedge-test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "kedge-test-secret")
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        patch.setenv("AWS_ALLOW_HTTP", "true")
-        yield "s3://models"
+    with s3(tmp_path_factory.mktemp("s3")) as store:
+        yield store.url
 
 
 @pytest.fixture(params=["memory", "folder", "object store in memory", "object store in a folder", "s3"])
@@ -92,6 +77,27 @@ def test_an_address_serves_the_bytes_without_the_server(blobs: BlobStore) -> Non
     address = blobs.address(digest)
     if address:
         assert httpx.get(address, headers={"range": "bytes=1-3"}).content == b"ode"
+
+
+def test_an_address_is_good_for_one_file_and_for_a_while(bucket: str) -> None:
+    """Somebody has a device's address from a log: another file is not had by it, nor this one tomorrow."""
+    if shutil.which("faketime") is None:
+        pytest.skip("the program faketime is not installed")
+    blobs, one, two = ObjectBlobStore(f"{bucket}/b"), Digest.of(b"one"), Digest.of(b"two")
+    for digest, data in ((one, b"one"), (two, b"two")):
+        blobs.write(digest, [data], 10)
+    code = (
+        "import sys; from fleet.ids import Digest\n"
+        "from server.adapters.blobs_object_store import ObjectBlobStore\n"
+        "print(ObjectBlobStore(sys.argv[1]).address(Digest(sys.argv[2])))\n"
+    )
+    asked = [sys.executable, "-c", code, f"{bucket}/b", str(one)]
+    then = subprocess.run(["faketime", "-f", "-16m", *asked], check=True, capture_output=True, text=True)
+    good = blobs.address(one)
+    for address, status in ((good, 200), (good.replace(one.hex, two.hex), 403), (then.stdout.strip(), 403)):
+        assert httpx.get(address).status_code == status
+    assert httpx.put(good, content=b"evil").status_code == 403
+    assert blobs.read(one) == b"one"
 
 
 def test_what_is_not_there_is_not_found(blobs: BlobStore) -> None:
