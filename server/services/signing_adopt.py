@@ -89,14 +89,19 @@ def _named(name: str) -> tuple[str, int]:
 def _take_roots(overlay: Overlay, root: bytes, new: Mapping[int, bytes], now: datetime) -> None:
     trusted = TrustedMetadata(root, now)
     for version in sorted(new):
-        if version == trusted.root.version and new[version] == root:
-            continue  # the same again, after an answer that was lost
+        if version == trusted.root.version and _same(new[version], root):
+            continue  # the same again: an answer was lost, or others have handed it in
         trusted.update_root(new[version])
         if trusted.root.version != version:
             raise TrustError(f"{version}.root.json: is version {trusted.root.version}", reason="malformed")
         policy.check_made(trusted.root, now)
         overlay.roots.append(new[version])
     overlay.root = trusted.root
+
+
+def _same(one: bytes, other: bytes) -> bool:
+    """Return whether two root files say the same, whichever of its holders have signed them."""
+    return rules.parse(Root, one, ROOT).signed_bytes == rules.parse(Root, other, ROOT).signed_bytes
 
 
 def _take(overlay: Overlay, image: Image, role: str, version: int, data: bytes) -> None:

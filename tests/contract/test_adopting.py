@@ -213,6 +213,18 @@ def test_a_server_with_the_keys_rotates_and_prepares_nothing(fleet: Fleet) -> No
         fleet.signing.prepare_key("snapshot")
 
 
+def test_two_hand_in_the_same_with_other_signatures(fleet: Fleet) -> None:
+    """Two copies of a ceremony's folder are complete, by different people: the second finds it done."""
+    fleet.go_offline()
+    one, two = fleet.root(fleet.people[:2]), fleet.root(fleet.people[1:])
+    assert one != two
+    fleet.signing.adopt(one)
+    before = fleet.signing.files()
+    assert fleet.signing.adopt(two) == []
+    assert fleet.signing.files() == before
+    assert refusal(fleet, fleet.root(fleet.people[:2], version=2, days=300)) == "rollback"
+
+
 def test_the_same_files_again_change_nothing(fleet: Fleet) -> None:
     """The answer to an upload was lost, and the people upload again."""
     people = RoleKeys(keys=tuple(person.public_key for person in fleet.people), threshold=2)
