@@ -21,7 +21,8 @@ from fleet.wire.messages import (
 
 ID_LENGTH: Final = 64
 DETAIL_LENGTH: Final = 2000
-_MOST_SLOTS: Final = 64
+#: Models of one device.
+MOST_SLOTS: Final = 64
 _SLOT_LENGTH: Final = 200
 _MOST_CLASSES: Final = 2**31
 #: The last second that a calendar has.
@@ -72,8 +73,8 @@ def _check_request(request: HardRequest) -> None:
 
 
 def _check_slots(slots: Sequence[ModelSlot]) -> None:
-    if len(slots) > _MOST_SLOTS:
-        raise WireError(f"hello: expected at most {_MOST_SLOTS} slots, got {len(slots)}")
+    if len(slots) > MOST_SLOTS:
+        raise WireError(f"hello: expected at most {MOST_SLOTS} slots, got {len(slots)}")
     for slot in slots:
         _check_id("model", slot.model)
         for name in ("active", "active_version", "previous", "rollout"):

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
-from sqlmodel import Session, select
+from sqlmodel import Session, col, select
 
 from fleet.errors import TrustError
 from fleet.rollout.states import ActionStatus
@@ -17,6 +17,7 @@ from server.errors import ClockError
 from server.ports.clock import Clock
 from server.services.assignments import Assignments
 from server.services.farewell import Farewell
+from server.services.message_checks import MOST_SLOTS
 from server.services.rollout_rows import open_actions
 from server.services.rollout_steps import RolloutSteps
 from server.services.signing import SigningService
@@ -153,9 +154,17 @@ class Reconcile:
             else None
         )
 
+    @staticmethod
+    def _make_room(session: Session, device_id: str) -> None:
+        """Forget the models that a device has not named for longest, where it has named too many."""
+        mine = select(DeviceModel).where(DeviceModel.device_id == device_id)
+        for row in session.exec(mine.order_by(col(DeviceModel.updated_at).desc()).offset(MOST_SLOTS - 1)):
+            session.delete(row)
+
     def _model(self, session: Session, device_id: str, model: str) -> DeviceModel:
         row = session.get(DeviceModel, (device_id, model))
         if row is None:
+            self._make_room(session, device_id)
             row = DeviceModel(device_id=device_id, model=model, updated_at=0.0)
         row.updated_at = self._clock.now()
         return row

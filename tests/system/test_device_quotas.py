@@ -8,11 +8,12 @@ import pytest
 from sqlmodel import func, select
 
 from fleet.wire import codec, topics
-from fleet.wire.messages import Hello, RefusalEvent
+from fleet.wire.messages import Hello, ModelSlot, RefusalEvent
 from server.db.offload_tables import OffloadRow
-from server.db.tables import Refusal, Report
+from server.db.tables import DeviceModel, Refusal, Report
 from server.ports.messaging import Incoming
 from server.services.allowance import Allowance
+from server.services.message_checks import MOST_SLOTS
 from server.services.offload_queue import OffloadState
 from server.services.tidying import Tidying
 from server.workers.ingest import SHARE_BYTES, IngestWorker
@@ -98,6 +99,18 @@ def test_the_oldest_of_who_has_told_the_most_is_forgotten(kedge: Parts) -> None:
         kept = {row.id for row in session.exec(select(Refusal)).all()}
     assert kept == {f"x{number}" for number in range(20, 30)}
     assert tidying.tidy() == 0
+
+
+def test_a_device_has_no_more_models_than_a_device_may_have(kedge: Parts) -> None:
+    """Each time that it introduces itself it names other models: of them, the last are kept."""
+    for number in range(3):
+        kedge.clock.seconds += 60.0
+        slots = tuple(ModelSlot(model=f"m{number}-{i}", active="") for i in range(MOST_SLOTS))
+        hello = Hello(boot_id="b", agent_version="1", target=TARGET, time=1.0, monotonic=1.0, slots=slots)
+        kedge.ingest.handle([Incoming(f"{topics.DEVICE}/stolen/hello", codec.encode(hello))])
+    with kedge.database.read() as session:
+        kept = {row.model for row in session.exec(select(DeviceModel)).all()}
+    assert kept == {f"m2-{i}" for i in range(MOST_SLOTS)}
 
 
 def test_a_request_that_waits_is_not_forgotten(kedge: Parts) -> None:
