@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from difflib import get_close_matches
 from typing import Final
 
 import click
@@ -84,6 +85,18 @@ class LazyGroup(click.Group):
         del ctx
         return load(cmd_name) if cmd_name in COMMANDS else None
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command; of a name that there is none of, say which is meant."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            near = get_close_matches(name, COMMANDS, n=1)
+            raise click.UsageError(
+                f"No such command {name!r}" + "".join(f"; did you mean {x!r}?" for x in near), ctx
+            )
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write names and lines from the table, importing nothing."""
         del ctx
@@ -112,7 +125,9 @@ def _explained(error: ModuleNotFoundError, what: str) -> Exception:
     return MissingExtraError(what, extra) if extra else error
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="kedge")
 def cli() -> None:
     """Compile, sign, ship and run models on fleets of edge devices."""
@@ -124,8 +139,11 @@ def _complain(message: str) -> None:
 
 def _mistake(error: click.ClickException) -> str:
     context = error.ctx if isinstance(error, click.UsageError) else None
-    hint = f" (see {context.command_path} --help)" if context else ""
-    return error.format_message().rstrip(".") + hint
+    message = error.format_message().rstrip(".")
+    if context is None:
+        return message
+    see = f"see {context.command_path} --help)"
+    return f"{message[:-1]} {see}" if message.endswith("?)") else f"{message} ({see}"
 
 
 def _call(command: click.Command, arguments: list[str], name: str) -> int:

@@ -81,7 +81,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        why = f"cannot listen on {host}:{port}: {error.strerror or error}"
+        raise SettingsError(f"{why}; --port 0 takes a free one") from error
     return listener
 
 

@@ -108,7 +108,7 @@ def decide(counts: Counts, policy: Policy, now: float, *, last: bool) -> Decisio
     """
     onward = Verdict.FINISH if last else Verdict.ADVANCE
     if counts.total == 0:
-        return Decision(onward, "no device in the group")
+        return Decision(onward)
     return _failures(counts, policy) or _success(counts, policy, now, onward)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,8 @@ from server.errors import ClientError
 #: A JSON value, as the API gives it.
 Json = Any
 _PIECE: Final = 1024 * 1024
+#: What the system puts before its words.
+_ERRNO: Final = re.compile(r"^\[Errno -?\d+\] ")
 
 
 class ApiClient:
@@ -110,7 +113,7 @@ class ApiClient:
                 for line in answer.iter_lines():
                     yield line.encode()
         except httpx.HTTPError as error:
-            raise ClientError(f"{self._server}: {str(error) or type(error).__name__}") from error
+            raise _unreached(self._server, error) from error
 
     def has_blob(self, digest: Digest) -> bool:
         """Return whether the server has the blob already.
@@ -161,7 +164,7 @@ class ApiClient:
         try:
             return self._http.request(method, path, **more)
         except httpx.HTTPError as error:
-            raise ClientError(f"{self._server}: {str(error) or type(error).__name__}") from error
+            raise _unreached(self._server, error) from error
 
     def _checked(self, answer: httpx.Response) -> Json:
         try:
@@ -174,6 +177,10 @@ class ApiClient:
         if answer.is_success:
             return body
         detail = body.get("detail") if isinstance(body, dict) else None
+        if detail in (None, "Not Found") and answer.status_code == httpx.codes.NOT_FOUND:
+            detail = (
+                "no Kedge server's API: expected its address without a path, such as http://127.0.0.1:8470"
+            )
         refusal = f"{self._server}: {detail or answer.reason_phrase} ({answer.status_code})"
         raise ClientError(refusal, answer.status_code)
 
@@ -211,11 +218,25 @@ def trust_files(server: str) -> Iterator[Callable[[str], bytes | None]]:
                             f"{server}: {name}: expected at most {TARGETS_LIMIT} bytes, got more"
                         )
         except httpx.HTTPError as error:
-            raise ClientError(f"{server}: {str(error) or type(error).__name__}") from error
+            raise _unreached(server, error) from error
         return bytes(data)
 
     with client:
         yield read
+
+
+def _unreached(server: str, error: httpx.HTTPError) -> ClientError:
+    """Return what to tell somebody whose server did not answer: most often its address is not right."""
+    if isinstance(error, httpx.UnsupportedProtocol):
+        return ClientError(f"--server: expected a URL such as http://127.0.0.1:8470, got {server!r}")
+    why = str(error) or type(error).__name__
+    if "WRONG_VERSION_NUMBER" in why:
+        return ClientError(f"{server}: expected TLS, got something else: is it http:// there?")
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return ClientError(
+            f"{server}: cannot be reached: {_ERRNO.sub('', why)}; does `kedge serve` run there?"
+        )
+    return ClientError(f"{server}: {why}")
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
