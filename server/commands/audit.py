@@ -8,7 +8,7 @@ from typing import Final
 import click
 import msgspec
 
-from server.commands.shared import connect, moment, print_json, server_options, table
+from server.commands.shared import connect, moment, print_json, server_options, table, tell
 from server.errors import ClientError
 from server.services.audit_links import check_export
 
@@ -76,7 +76,4 @@ def export(output: Path, server: str, token: str, as_json: bool) -> None:
         for line in client.lines("/audit/export"):
             file.write(line + b"\n")
             count += 1
-    if as_json:
-        print_json({"file": str(output), "lines": count})
-        return
-    click.echo(f"wrote {count} lines to {output}")
+    tell({"file": str(output), "lines": count}, f"wrote {count} lines to {output}", as_json=as_json)

@@ -10,7 +10,7 @@ import click
 from fleet.options import FiniteRange
 from server.client.http import Json
 from server.commands.device_rights import claims, registered, unclaim, unregister
-from server.commands.shared import connect, moment, print_json, server_options, short, table
+from server.commands.shared import connect, moment, print_json, server_options, short, table, tell
 from server.services.labels import parse_labels
 
 
@@ -198,10 +198,7 @@ def label(device_id: str, labels: tuple[str, ...], server: str, token: str, as_j
     """Replace a device's labels; without any, remove them."""
     with connect(server, token) as client:
         changed = client.put(f"/devices/{device_id}/labels", {"labels": parse_labels(labels)})
-    if as_json:
-        print_json(changed)
-        return
-    click.echo(" ".join(f"{k}={v}" for k, v in changed["labels"].items()) or "no labels")
+    tell(changed, " ".join(f"{k}={v}" for k, v in changed["labels"].items()) or "no labels", as_json=as_json)
 
 
 @device.command("flush")
@@ -211,10 +208,7 @@ def flush(device_id: str, server: str, token: str, as_json: bool) -> None:
     """Ask a device to send what waits, now."""
     with connect(server, token) as client:
         client.post(f"/devices/{device_id}/flush")
-    if as_json:
-        print_json({"device": device_id, "asked": True})
-        return
-    click.echo(f"asked {device_id}")
+    tell({"device": device_id, "asked": True}, f"asked {device_id}", as_json=as_json)
 
 
 @device.command("revoke")
@@ -224,10 +218,7 @@ def revoke(device_id: str, server: str, token: str, as_json: bool) -> None:
     """Shut a device out for good."""
     with connect(server, token) as client:
         client.delete(f"/devices/{device_id}")
-    if as_json:
-        print_json({"device": device_id, "revoked": True})
-        return
-    click.echo(f"revoked {device_id}")
+    tell({"device": device_id, "revoked": True}, f"revoked {device_id}", as_json=as_json)
 
 
 @device.command("decommission")
@@ -240,10 +231,8 @@ def decommission(*, device_id: str, now: bool, server: str, token: str, as_json:
     """Tell a device to wipe itself, and shut it out once it has said that it does."""
     with connect(server, token) as client:
         client.post(f"/devices/{device_id}/decommission", {"now": now})
-    if as_json:
-        print_json({"device": device_id, "now": now})
-        return
-    click.echo(f"told {device_id} to wipe itself{'; it is shut out' if now else ', now or when it is back'}")
+    when = "; it is shut out" if now else ", now or when it is back"
+    tell({"device": device_id, "now": now}, f"told {device_id} to wipe itself{when}", as_json=as_json)
 
 
 @device.command("pending")
@@ -293,10 +282,7 @@ def _decide(verb: str, device_id: str, fingerprint: str, server: str, token: str
     with connect(server, token) as client:
         client.post(f"/pending/{device_id}/{verb}", {"fingerprint": fingerprint})
     done = {"approve": "approved", "reject": "rejected"}[verb]
-    if as_json:
-        print_json({"device": device_id, done: True})
-        return
-    click.echo(f"{done} {device_id}")
+    tell({"device": device_id, done: True}, f"{done} {device_id}", as_json=as_json)
 
 
 @device.command("preregister")

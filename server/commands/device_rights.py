@@ -7,7 +7,7 @@ import time
 import click
 
 from server.client.http import Json
-from server.commands.shared import connect, moment, print_json, server_options, table
+from server.commands.shared import connect, moment, print_json, server_options, table, tell
 
 
 @click.command("claims")
@@ -48,10 +48,7 @@ def unclaim(*, claim_id: int, server: str, token: str, as_json: bool) -> None:
     """Take a claim back: nobody enrols with it any more. What has enrolled stays."""
     with connect(server, token) as client:
         client.delete(f"/claims/{claim_id}")
-    if as_json:
-        print_json({"claim": claim_id, "revoked": True})
-        return
-    click.echo(f"claim {claim_id} is taken back")
+    tell({"claim": claim_id, "revoked": True}, f"claim {claim_id} is taken back", as_json=as_json)
 
 
 @click.command("registered")
@@ -88,10 +85,7 @@ def unregister(*, fingerprint: str, server: str, token: str, as_json: bool) -> N
     """Forget a registered key: no device enrols with it any more."""
     with connect(server, token) as client:
         client.delete(f"/device-keys/{fingerprint}")
-    if as_json:
-        print_json({"fingerprint": fingerprint, "forgotten": True})
-        return
-    click.echo(f"forgot {fingerprint}")
+    tell({"fingerprint": fingerprint, "forgotten": True}, f"forgot {fingerprint}", as_json=as_json)
 
 
 def _labels(row: Json) -> str:

@@ -10,7 +10,7 @@ import click
 from fleet.offload.routing import DATA_CLASSES, PoolState
 from fleet.options import FiniteRange
 from server.client.http import Json
-from server.commands.shared import connect, print_json, server_options, table
+from server.commands.shared import connect, print_json, server_options, table, tell
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -204,7 +204,4 @@ def _change(name: str, changes: dict[str, object], server: str, token: str, *, a
 
 
 def _print(made: Json, verb: str, *, as_json: bool) -> None:
-    if as_json:
-        print_json(made)
-        return
-    click.echo(f"{verb} {made['name']}: {made['url']}, {made['region']}, {made['state']}")
+    tell(made, f"{verb} {made['name']}: {made['url']}, {made['region']}, {made['state']}", as_json=as_json)

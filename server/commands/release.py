@@ -8,7 +8,7 @@ import click
 
 from fleet.options import FiniteRange
 from fleet.quantity import format_bytes
-from server.commands.shared import connect, moment, print_json, server_options, table
+from server.commands.shared import connect, moment, print_json, server_options, table, tell
 from server.errors import ClientError
 
 
@@ -60,10 +60,7 @@ def withdraw(model: str, version: str, reason: str, server: str, token: str, as_
         if not found:
             raise ClientError(f"release {model} {version}: expected a published one")
         row = client.post(f"/releases/{found[0]['id']}/withdraw", {"reason": reason})
-    if as_json:
-        print_json(row)
-        return
-    click.echo(f"release {row['id']}: {row['model']} {row['version']} withdrawn")
+    tell(row, f"release {row['id']}: {row['model']} {row['version']} withdrawn", as_json=as_json)
 
 
 @release.command("collect")
@@ -81,11 +78,10 @@ def collect(*, days: float, dry_run: bool, server: str, token: str, as_json: boo
     """Delete files that no release needs: uploads that were never released, and withdrawn releases'."""
     with connect(server, token) as client:
         went = client.post("/blobs/collect", {"older_than": days * 86400.0, "dry_run": dry_run})
-    if as_json:
-        print_json(went)
-        return
-    click.echo(
-        f"{went['blobs']} files, {format_bytes(went['bytes'])} {'to be freed' if dry_run else 'freed'}"
+    tell(
+        went,
+        f"{went['blobs']} files, {format_bytes(went['bytes'])} {'to be freed' if dry_run else 'freed'}",
+        as_json=as_json,
     )
 
 

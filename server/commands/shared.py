@@ -49,6 +49,14 @@ def print_json(value: Json) -> None:
     click.echo(json.dumps({"items": value} if isinstance(value, list) else value))
 
 
+def tell(value: Json, line: str, *, as_json: bool) -> None:
+    """Print a result: as JSON, or as a line for people."""
+    if as_json:
+        print_json(value)
+    else:
+        click.echo(line)
+
+
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print rows in columns that line up; nothing but the headings when there are none."""
     lines = [[printable(str(cell)) for cell in row] for row in rows]

@@ -6,7 +6,7 @@ import click
 import msgspec
 
 from server.client.http import Json
-from server.commands.shared import connect, moment, print_json, server_options, table
+from server.commands.shared import connect, moment, print_json, server_options, table, tell
 from server.services.roles import Role
 from server.services.scopes import RULES, Grant, parse_grant
 
@@ -104,7 +104,4 @@ def revoke(token_id: int, server: str, token: str, as_json: bool) -> None:
     """Make a token worthless at once, and those that were made with it."""
     with connect(server, token) as client:
         client.delete(f"/tokens/{token_id}")
-    if as_json:
-        print_json({"revoked": token_id})
-        return
-    click.echo(f"revoked token {token_id}")
+    tell({"revoked": token_id}, f"revoked token {token_id}", as_json=as_json)

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 from sqlalchemy import ColumnElement
-from sqlmodel import col, func, or_, select
+from sqlmodel import Session, col, func, or_, select
 
 from fleet.ids import DeviceId
 from fleet.wire import codec, topics
@@ -106,10 +106,7 @@ class Devices:
             NotFoundError: there is none of this id.
         """
         with self._database.read() as session:
-            device = session.get(Device, device_id)
-        if device is None:
-            raise NotFoundError(f"device {device_id}: not enrolled here")
-        return device
+            return _enrolled(session, device_id)
 
     def models(self, device_ids: Sequence[str]) -> dict[str, list[DeviceModel]]:
         """Return what runs, and shall run, on these devices."""
@@ -162,9 +159,7 @@ class Devices:
         """
         checked = checked_labels(labels)
         with self._database.write() as session:
-            device = session.get(Device, device_id)
-            if device is None:
-                raise NotFoundError(f"device {device_id}: not enrolled here")
+            device = _enrolled(session, device_id)
             _check_scope(actor, Scope.DEVICES_WRITE, device)
             # A device is not taken out of what one may change, nor out of what others may.
             actor.check(Scope.DEVICES_WRITE, labels=checked)
@@ -188,9 +183,7 @@ class Devices:
             NotFoundError: there is no such device.
         """
         with self._database.write() as session:
-            device = session.get(Device, device_id)
-            if device is None:
-                raise NotFoundError(f"device {device_id}: not enrolled here")
+            device = _enrolled(session, device_id)
             self._farewell.revoke(session, actor, device)
         self._live.publish("device", {"id": device_id, "what": "revoked"})
 
@@ -207,9 +200,7 @@ class Devices:
             ConflictError: it is shut out already.
         """
         with self._database.write() as session:
-            device = session.get(Device, device_id)
-            if device is None:
-                raise NotFoundError(f"device {device_id}: not enrolled here")
+            device = _enrolled(session, device_id)
             self._farewell.decommission(session, actor, device, now=now)
         self._live.publish("device", {"id": device_id, "what": "decommissioned"})
 
@@ -225,6 +216,13 @@ class Devices:
         self._publisher.publish(topics.command(DeviceId(device_id)), message, retain=False)
         with self._database.write() as session:
             self._audit.record(session, actor, "device.flush", f"device {device_id}")
+
+
+def _enrolled(session: Session, device_id: str) -> Device:
+    device = session.get(Device, device_id)
+    if device is None:
+        raise NotFoundError(f"device {device_id}: not enrolled here")
+    return device
 
 
 def _check_scope(actor: Principal, scope: Scope, device: Device) -> None:

@@ -260,10 +260,7 @@ class Releases:
             NotFoundError: there is none of this id.
         """
         with self._database.read() as session:
-            release = session.get(Release, release_id)
-        if release is None:
-            raise NotFoundError(f"release {release_id}: expected an existing one")
-        return release
+            return release_of(session, release_id)
 
     def find(self, model: str, version: str) -> Release:
         """Return a model's release by its version.
@@ -293,6 +290,18 @@ class Releases:
         """Return a release's bundles as signed metadata names them."""
         release = self.get(release_id)
         return [assigned_bundle(release, row) for row in self.bundles(release_id)]
+
+
+def release_of(session: Session, release_id: int) -> Release:
+    """Return one release.
+
+    Raises:
+        NotFoundError: there is none of this id.
+    """
+    release = session.get(Release, release_id)
+    if release is None:
+        raise NotFoundError(f"release {release_id}: expected an existing one")
+    return release
 
 
 def assigned_bundle(release: Release, row: BundleRow) -> AssignedBundle:

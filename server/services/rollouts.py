@@ -13,11 +13,12 @@ from fleet.rollout.plan import Policy
 from fleet.rollout.states import ActionStatus, GroupState, Move, RolloutState, TransitionError
 from server.db.engine import Database
 from server.db.tables import Action, BundleRow, Release, Rollout, RolloutGroup
-from server.errors import ConflictError, InvalidError, NotFoundError
+from server.errors import ConflictError, InvalidError
 from server.ports.clock import Clock
 from server.services.audit import Audit
 from server.services.labels import checked_labels
 from server.services.live import Live
+from server.services.releases import release_of
 from server.services.roles import Principal
 from server.services.rollout_candidates import Selection, candidates
 from server.services.rollout_rows import rollout_of
@@ -69,7 +70,7 @@ class Rollouts:
         policy.check()
         checked_labels(selection.labels)
         with self._database.read() as session:
-            release = _release(session, release_id)
+            release = release_of(session, release_id)
             reader.check(Scope.ROLLOUTS_WRITE, model=release.model, labels=selection.labels)
             found = candidates(session, release, selection)
             sizes = {x.digest: x.device_bytes for x in session.exec(select(BundleRow))}
@@ -103,7 +104,7 @@ class Rollouts:
         policy.check()
         checked_labels(selection.labels)
         with self._database.write() as session:
-            release = _release(session, release_id)
+            release = release_of(session, release_id)
             actor.check(Scope.ROLLOUTS_WRITE, model=release.model, labels=selection.labels)
             _check_ready(release)
             found = candidates(session, release, selection)
@@ -197,13 +198,6 @@ class Rollouts:
                 session, actor, f"rollout.{move.value}", f"rollout {rollout_id}", before=before, after=after
             )
         return rollout
-
-
-def _release(session: Session, release_id: int) -> Release:
-    release = session.get(Release, release_id)
-    if release is None:
-        raise NotFoundError(f"release {release_id}: expected an existing one")
-    return release
 
 
 def _check_ready(release: Release) -> None:

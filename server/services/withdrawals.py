@@ -9,12 +9,12 @@ from sqlmodel import Session, col, select
 from fleet.rollout.states import Move, RolloutState
 from server.db.engine import Database
 from server.db.tables import Release, Rollout
-from server.errors import NotFoundError
 from server.ports.clock import Clock
 from server.services.assignments import Assignments
 from server.services.audit import Audit
 from server.services.live import Live
 from server.services.projects import Projects
+from server.services.releases import release_of
 from server.services.roles import Principal
 from server.services.rollout_steps import RolloutSteps
 from server.services.scopes import Scope
@@ -64,9 +64,7 @@ class Withdrawals:
             NotFoundError: there is no such release.
         """
         with self._database.write() as session:
-            release = session.get(Release, release_id)
-            if release is None:
-                raise NotFoundError(f"release {release_id}: expected an existing one")
+            release = release_of(session, release_id)
             actor.check(Scope.RELEASES_PUBLISH, model=release.model)
             if release.withdrawn_at is None:
                 self._take_back(session, actor, release, reason)
