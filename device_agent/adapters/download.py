@@ -14,7 +14,7 @@ from device_agent.ports import Arrival, BlobStore, ChunkSource, Wanted
 from device_agent.update.chunk_plan import ChunkPlan, Patience
 from device_agent.update.sourcing import Price, Sourcing
 from device_agent.update.token_bucket import TokenBucket
-from fleet.bundle import chunks, manifest
+from fleet.bundle import chunks, manifest, packing
 from fleet.bundle.chunks import Chunk, ChunkIndex
 from fleet.bundle.manifest import Manifest
 from fleet.errors import BundleError
@@ -32,7 +32,7 @@ class Downloaded(NamedTuple):
     """What a download took.
 
     Attributes:
-        received: bytes that came now.
+        received: bytes that came now, packed as they were.
         reused: bytes that were there already, from a download that was cut off or from another version.
         by_source: bytes that came now, by source.
     """
@@ -182,6 +182,7 @@ class _Job:
         self._finished: Final[dict[str, list[Digest]]] = {name: [] for name in sources}
         self._told: Final[set[Digest]] = set()
         self._by_source: Final[dict[str, int]] = {}
+        self._brought = 0
 
     def single(self, digest: str, size: int, limit: int) -> bytes:
         """Return a small blob that travels as one chunk."""
@@ -208,10 +209,9 @@ class _Job:
             self._bring(assembly.open(), assembly.write)
             assembly.finish()
         unique = {part.sha256: part.size for parts in blobs.values() for part in parts}
-        received = sum(self._by_source.values())
         return Downloaded(
-            received,
-            max(0, sum(unique.values()) - received),
+            sum(self._by_source.values()),
+            max(0, sum(unique.values()) - self._brought),
             time.monotonic() - self._began,
             dict(self._by_source),
         )
@@ -290,14 +290,18 @@ class _Job:
     def _judge(self, plan: ChunkPlan, sink: OnChunk, name: str, digest: Digest, data: bytes) -> bool:
         now = time.monotonic()
         self._done_with(digest)
+        chunk = data
+        with contextlib.suppress(BundleError):  # what makes no chunk is not the chunk either
+            chunk = packing.unpack(data, plan.size_of(digest))
         try:
-            good = plan.take(digest, data, now)
+            good = plan.take(digest, chunk, now)
         except BundleError:
             self._refused("bad_digest", f"{digest}: wrong bytes from {name}, and too often")
             raise
         if good:
             self._sourcing.arrived(name, now)
-            sink(digest, data)
+            sink(digest, chunk)
+            self._brought += len(chunk)
             self._by_source[name] = self._by_source.get(name, 0) + len(data)
             return True
         self._refused("bad_digest", f"{digest}: wrong bytes from {name}; asked for again")

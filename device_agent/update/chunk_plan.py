@@ -85,6 +85,10 @@ class ChunkPlan:
         """The chunks that are under way."""
         return frozenset(self._asked)
 
+    def size_of(self, digest: Digest) -> int:
+        """Return the bytes of a chunk that is still open."""
+        return self._open[digest].chunk.size
+
     def ask(self, now: float, may: Callable[[Digest], bool] = lambda _digest: True) -> list[Digest]:
         """Return the chunks to ask for now; only those that `may` allows, and only as fast as allowed.
 

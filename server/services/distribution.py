@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from fleet.bundle import catalogue, chunks
+from fleet.bundle import catalogue, chunks, packing
 from fleet.bundle.chunks import Chunk, ChunkIndex
 from fleet.bundle.cutting import cut_pieces
 from fleet.bundle.manifest import Bundle, Manifest
@@ -264,7 +264,7 @@ class Distribution:
         with self._lock:
             for index in self._kept:
                 for found, data in self._chunks(index, lambda hex_: hex_ == digest.hex):
-                    self._connection.publish(topics.chunk(found), data, retain=True)
+                    self._connection.publish(topics.chunk(found), packing.pack(data), retain=True)
                     return True
             return False
 
@@ -308,7 +308,7 @@ class Distribution:
         count = 0
         for digest, data in self._chunks(index, lambda hex_: hex_ not in self._published):
             if data:  # an empty message would clear the topic; a device needs none for an empty file
-                self._connection.publish(topics.chunk(digest), data, retain=True)
+                self._connection.publish(topics.chunk(digest), packing.pack(data), retain=True)
                 count += 1
             self._published.add(digest.hex)
         return count

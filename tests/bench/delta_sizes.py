@@ -2,7 +2,8 @@
 
 The network is trained here, in NumPy, and then on: its last layer alone, all of it at a low rate, and all of
 it at an ordinary rate. int8 files are ONNX Runtime's, per channel, each calibrated anew. `fraction` is of the
-full file; `against_best` compares with the shortest of zstd --patch-from, bsdiff4, HDiffPatch and casync. The
+full file; `against_best` compares with the shortest of zstd --patch-from, bsdiff4, HDiffPatch and casync; and
+`from_nothing` is what of the file travels, packed chunk by chunk, to a device that has no other version. The
 time that each took is printed.
 """
 
@@ -23,11 +24,14 @@ from typing import Final, NamedTuple
 
 import zstandard
 
+from fleet.bundle import packing
+from fleet.bundle.cutting import cut
 from model_versions import apply, delta
 from tuned_cnn import LAST, Data, data, export, noisy, quantized, trained, untrained
 
 CASES: Final = tuple(f"{kind}_{change}" for kind in ("int8", "fp32") for change in ("last", "low", "full"))
-NAMES: Final = tuple(f"delta.{case}.{figure}" for case in CASES for figure in ("fraction", "against_best"))
+FIGURES: Final = ("fraction", "against_best", "from_nothing")
+NAMES: Final = tuple(f"delta.{case}.{figure}" for case in CASES for figure in FIGURES)
 
 
 class Made(NamedTuple):
@@ -40,7 +44,7 @@ class Made(NamedTuple):
 
 
 def measure() -> list[dict[str, object]]:
-    """Return both figures of every case."""
+    """Return all figures of every case."""
     with tempfile.TemporaryDirectory(prefix="kedge-bench-") as name:
         folder = Path(name)
         files = _files(folder)
@@ -58,7 +62,7 @@ def measure() -> list[dict[str, object]]:
         _tell(case, size, of_case)
         ours, *others = of_case
         best = min(others, key=lambda x: x.size, default=None)
-        results += _figures(case, size, ours, best)
+        results += [*_figures(case, size, ours, best), _from_nothing(case, files[case])]
     return results
 
 
@@ -95,6 +99,26 @@ def _run(tool: Callable[[Path, Path], tuple[int, float]], name: str, case: str, 
 def _tell(case: str, size: int, made: list[Made]) -> None:
     shown = [f"{x.tool} {x.size / size:.4f} in {x.seconds:.1f} s" for x in made]
     print(f"  {case}: {', '.join(shown)}; ours applied in {made[0].apply_seconds:.1f} s", file=sys.stderr)
+
+
+def _from_nothing(case: str, content: bytes) -> dict[str, object]:
+    started = time.perf_counter()
+    sent = [packing.pack(piece) for piece in cut(content)]
+    packed, started = time.perf_counter() - started, time.perf_counter()
+    for piece, one in zip(cut(content), sent, strict=True):
+        if packing.unpack(one, len(piece)) != piece:
+            raise RuntimeError(f"{case}: a packed chunk is not what comes out")
+    unpacked = time.perf_counter() - started
+    share = sum(map(len, sent)) / len(content)
+    print(f"  {case}: {share:.4f} from nothing, {packed:.2f} s and {unpacked:.2f} s", file=sys.stderr)
+    common = {"better": "lower", "runs": 1, "spread": 0.0, "peer": "the file", "peer_value": 1.0}
+    return {
+        "name": f"delta.{case}.from_nothing",
+        "value": share,
+        "unit": "of the file",
+        "ratio": share,
+        **common,
+    }
 
 
 def _figures(case: str, size: int, ours: Made, best: Made | None) -> list[dict[str, object]]:
