@@ -258,10 +258,13 @@ class Agent:
             self._parts.parting.acknowledged(message.ids)
             self._parts.uplink.acknowledged(message.ids)
         elif isinstance(message, Answer):
-            self._parts.offload.answered(message)
-            self._parts.uplink.acknowledged((message.id,))
+            self._answered(message)
         elif isinstance(message, Flush):
             self._report(0.0)
+
+    def _answered(self, answer: Answer) -> None:
+        self._parts.offload.answered(answer)
+        self._parts.uplink.acknowledged((answer.id,))
 
     def _verified(self, result: Result) -> None:
         if isinstance(result, TrustError):
@@ -316,6 +319,8 @@ class Agent:
             self._assigned(result.assignment)
             for digest in result.reached:
                 self._parts.uplink.acknowledged(self._parts.sent.forget(digest))
+            for answer in result.answers:
+                self._answered(answer)
             outcome = Told(version=result.assignment.version)
         elif isinstance(result, StorageError):
             _LOG.warning("the kit is not taken, will try again: %s", result)

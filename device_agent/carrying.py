@@ -12,10 +12,13 @@ from device_agent.adapters.store import FileStore
 from device_agent.adapters.trust_client import TrustClient
 from device_agent.errors import KitError
 from fleet.bundle import manifest
-from fleet.errors import BundleError
+from fleet.errors import BundleError, WireError
 from fleet.ids import DeviceId, Digest
 from fleet.trust.assignment import ASSIGNMENT_LIMIT, AssignedBundle, Assignment
-from fleet.wire import kit, receipt
+from fleet.wire import codec, kit, receipt
+from fleet.wire.kit import Answers
+from fleet.wire.messages import Answer
+from fleet.wire.receipt import Receipt
 
 #: Never take the last of the disk.
 DISK_RESERVE: Final = 16 * 1024 * 1024
@@ -26,10 +29,12 @@ class Carried(NamedTuple):
 
     Attributes:
         reached: files of reports that the server has.
+        answers: the cloud's, to hard requests of this device.
     """
 
     assignment: Assignment
     reached: tuple[Digest, ...]
+    answers: tuple[Answer, ...] = ()
 
 
 def verify(
@@ -54,8 +59,25 @@ def verify(
         raise KitError(f"{folder.root}: there is nothing for {device} in this kit")
     accepted = trust.accept(data, counters, now)
     signed = folder.read(kit.receipt(device), receipt.LIMIT)
-    reached = receipt.verify(trust.refresh(now), signed, device) if signed is not None else ()
-    return Carried(accepted, reached)
+    said = receipt.verify(trust.refresh(now), signed, device) if signed is not None else Receipt()
+    return Carried(accepted, said.reports, _answers(folder, device, said.answers))
+
+
+def _answers(folder: KitFolder, device: DeviceId, digest: Digest | None) -> tuple[Answer, ...]:
+    """Return the answers that a receipt names; an answer that cannot be read is none."""
+    if digest is None:
+        return ()
+    data = folder.read(kit.answers(device), kit.ANSWERS_LIMIT)
+    if data is None or Digest.of(data) != digest:
+        raise KitError(f"{folder.root.joinpath(*kit.answers(device))}: expected what the receipt names")
+    found: list[Answer] = []
+    try:
+        for one in kit.decode(Answers, data).answers:
+            answer = codec.DOWNLINK["reply"](one)
+            found += [answer] if isinstance(answer, Answer) else []
+    except WireError as error:
+        raise KitError(f"{folder.root.joinpath(*kit.answers(device))}: {error}") from error
+    return tuple(found)
 
 
 def take(

@@ -109,7 +109,11 @@ def bring_in(
         tell(f"copying {digest.hex[:12]} ({size:,} bytes)")
         inbox.take_blob(folder, digest, size)
     small = dict(recording.files)
-    for parts, limit in ((kit.assignment(device), kit.REPORTS_LIMIT), (kit.receipt(device), receipt.LIMIT)):
+    for parts, limit in (
+        (kit.assignment(device), kit.REPORTS_LIMIT),
+        (kit.receipt(device), receipt.LIMIT),
+        (kit.answers(device), kit.ANSWERS_LIMIT),
+    ):
         data = folder.read(parts, limit)
         if data is not None:
             small[parts] = data

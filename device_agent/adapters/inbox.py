@@ -61,7 +61,7 @@ class Inbox:
         folder = self._coming / kit.BLOBS
         files.make_folder(folder)
         with _storage(folder):
-            for name in (kit.TRUST, kit.ASSIGNMENTS, kit.RECEIPTS):
+            for name in (kit.TRUST, kit.ASSIGNMENTS, kit.RECEIPTS, kit.ANSWERS):
                 shutil.rmtree(self._coming / name, ignore_errors=True)
             here = {digest: size for digest, size in blobs.items() if _has(folder / digest.hex, size)}
             for path in folder.iterdir():

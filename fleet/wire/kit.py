@@ -7,6 +7,7 @@
     trust/<metadata file>         root chain, a timestamp for kits, snapshot, targets and delegated targets
     assignments/<device>.json     the director's word to each device
     receipts/<device>.json        which reports have reached the server, signed by the director
+    answers/<device>.msgpack      the cloud's answers to hard requests; the receipt has their digest
     blobs/<sha256>                every file of the bundles once, by its SHA-256 in hex
     reports/<device>/<sha256>     what devices send back, signed by each
 
@@ -28,6 +29,7 @@ INDEX: Final = "kit.json"
 TRUST: Final = "trust"
 ASSIGNMENTS: Final = "assignments"
 RECEIPTS: Final = "receipts"
+ANSWERS: Final = "answers"
 BLOBS: Final = "blobs"
 REPORTS: Final = "reports"
 
@@ -39,6 +41,8 @@ MAX_DAYS: Final = 30
 INDEX_LIMIT: Final = 32 * 1024 * 1024
 #: Most bytes of a file of reports; a device writes several.
 REPORTS_LIMIT: Final = 8 * 1024 * 1024
+#: Most bytes of a device's answers in one kit; the rest comes with the next.
+ANSWERS_LIMIT: Final = 1024 * 1024
 
 
 class KitIndex(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +75,16 @@ class Reports(msgspec.Struct, frozen=True, kw_only=True):
     records: tuple[Waiting, ...]
 
 
+class Answers(msgspec.Struct, frozen=True, kw_only=True):
+    """What the cloud has answered to one device's hard requests.
+
+    Attributes:
+        answers: `fleet.wire.messages.Answer` each, as it would come over MQTT.
+    """
+
+    answers: tuple[bytes, ...]
+
+
 class SignedReports(msgspec.Struct, frozen=True, kw_only=True):
     """A file of reports as it travels.
 
@@ -90,7 +104,7 @@ class SignedReports(msgspec.Struct, frozen=True, kw_only=True):
         return Digest.of(self.reports)
 
 
-S = TypeVar("S", KitIndex, Reports, SignedReports)
+S = TypeVar("S", KitIndex, Reports, SignedReports, Answers)
 
 
 def assignment(device: DeviceId) -> tuple[str, str]:
@@ -103,12 +117,17 @@ def receipt(device: DeviceId) -> tuple[str, str]:
     return RECEIPTS, f"{device}.json"
 
 
+def answers(device: DeviceId) -> tuple[str, str]:
+    """Return where a device's answers lie."""
+    return ANSWERS, f"{device}.msgpack"
+
+
 def blob(digest: Digest) -> tuple[str, str]:
     """Return where a blob lies."""
     return BLOBS, digest.hex
 
 
-def encode(value: KitIndex | Reports | SignedReports) -> bytes:
+def encode(value: KitIndex | Reports | SignedReports | Answers) -> bytes:
     """Return a file's bytes: JSON for the index, which people may read, MessagePack for the others."""
     if isinstance(value, KitIndex):
         return msgspec.json.format(msgspec.json.encode(value, enc_hook=plain), indent=1)

@@ -3,13 +3,14 @@
 A device forgets what it has put on a stick only when a receipt says that the server has it; otherwise who
 finds the stick could make it forget what nobody else knows. So receipts are signed by the director, whose key
 a device knows from the image repository. A receipt repeated by somebody makes a device forget nothing new.
+A receipt may also name, by its digest, a file of answers to the device's hard requests that lies beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -33,23 +34,40 @@ MOST: Final = 256
 LIMIT: Final = 64 * 1024
 
 
-class _Terms(msgspec.Struct, frozen=True, kw_only=True):
+class _Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The field `x-kedge-receipt`."""
 
     device: str
     reports: tuple[str, ...]
+    answers: str = ""
 
 
-def build(device: DeviceId, reports: Iterable[Digest], expires: datetime) -> Targets:
+class Receipt(NamedTuple):
+    """What the director says to a device in a kit.
+
+    Attributes:
+        reports: digests of the files of reports that the server has.
+        answers: digest of the file of answers, None when there is none.
+    """
+
+    reports: tuple[Digest, ...] = ()
+    answers: Digest | None = None
+
+
+def build(
+    device: DeviceId, reports: Iterable[Digest], expires: datetime, answers: Digest | None = None
+) -> Targets:
     """Return a receipt to be signed by the director."""
-    terms = _Terms(device=str(device), reports=tuple(str(x) for x in reports)[:MOST])
+    terms = _Terms(
+        device=str(device), reports=tuple(str(x) for x in reports)[:MOST], answers=str(answers or "")
+    )
     return Targets(
         version=1, expires=expires, targets={}, unrecognized_fields={FIELD: msgspec.to_builtins(terms)}
     )
 
 
-def verify(trusted: TrustedMetadata, data: bytes, device: DeviceId) -> tuple[Digest, ...]:
-    """Return the digests of the files that the server has, as a receipt for this device says.
+def verify(trusted: TrustedMetadata, data: bytes, device: DeviceId) -> Receipt:
+    """Return what a receipt for this device says.
 
     Raises:
         TrustError: it is not signed by the director, or is for another device.
@@ -60,7 +78,9 @@ def verify(trusted: TrustedMetadata, data: bytes, device: DeviceId) -> tuple[Dig
     rules.check_signatures(metadata, trusted.targets(), DIRECTOR)
     try:
         terms = msgspec.convert(metadata.signed.unrecognized_fields.get(FIELD), _Terms)
-        found = tuple(Digest(x) for x in terms.reports)
+        found = Receipt(
+            tuple(Digest(x) for x in terms.reports), Digest(terms.answers) if terms.answers else None
+        )
     except (msgspec.ValidationError, WireError) as error:
         raise TrustError(f"receipt: {FIELD}: {error}", reason="malformed") from error
     if terms.device != device:

@@ -29,7 +29,7 @@ from server.errors import ClientError
 OnProgress = Callable[[int, int], None]
 
 _BLOCK: Final = 1024 * 1024
-_FOLDERS: Final = (kit.TRUST, kit.ASSIGNMENTS, kit.RECEIPTS, kit.BLOBS)
+_FOLDERS: Final = (kit.TRUST, kit.ASSIGNMENTS, kit.RECEIPTS, kit.ANSWERS, kit.BLOBS)
 #: A pipe that nobody reads must not be waited for.
 _WRITE: Final = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _README: Final = """\
@@ -148,6 +148,8 @@ class KitWriter:
             yield self._root.joinpath(*kit.assignment(DeviceId(device))), b64decode(text)
         for device, text in self._plan["receipts"].items():
             yield self._root.joinpath(*kit.receipt(DeviceId(device))), b64decode(text)
+        for device, text in self._plan["answers"].items():
+            yield self._root.joinpath(*kit.answers(DeviceId(device))), b64decode(text)
         yield self._root / kit.README, self._readme().encode()
 
     def _readme(self) -> str:

@@ -16,9 +16,10 @@ from fleet.errors import TrustError, WireError
 from fleet.ids import DeviceId, Digest
 from fleet.trust.assignment import AssignedBundle, expires
 from fleet.wire import kit, receipt, topics
-from fleet.wire.kit import SignedReports
+from fleet.wire.kit import Answers, SignedReports
 from server.db.engine import Database
 from server.db.kit_tables import KitReports
+from server.db.offload_tables import OffloadRow
 from server.db.tables import Action, Device
 from server.errors import ForbiddenError, InvalidError, NotFoundError
 from server.ports.blobs import BlobStore
@@ -59,6 +60,7 @@ class KitPlan(msgspec.Struct, frozen=True, kw_only=True):
         skipped: devices that get nothing, and why.
         trust: metadata files by name.
         assignments, receipts: signed files by device.
+        answers: what the cloud has answered, by device; its receipt has the digest.
         blobs: digests to sizes.
     """
 
@@ -69,6 +71,7 @@ class KitPlan(msgspec.Struct, frozen=True, kw_only=True):
     trust: dict[str, bytes]
     assignments: dict[str, bytes]
     receipts: dict[str, bytes]
+    answers: dict[str, bytes]
     blobs: dict[str, int]
 
 
@@ -138,7 +141,8 @@ class Kits:
                 )
                 del rows[row.device_id]
             bundles = assigned_bundles(session, list(rows))
-            receipts = {x: self._receipt(session, x) for x in rows}
+            answers = {x: data for x in rows if (data := self._answers(session, x))}
+            receipts = {x: self._receipt(session, x, answers.get(x, b"")) for x in rows}
             after = {"devices": sorted(rows), "days": days}
             self._audit.record(session, actor, "kit.export", f"kit of {len(rows)} devices", after=after)
         if not rows:
@@ -153,6 +157,7 @@ class Kits:
             trust=trust,
             assignments={x: row.document for x, row in rows.items()},
             receipts={x: data for x, data in receipts.items() if data is not None},
+            answers=answers,
             blobs=self._sizes({b.digest: b for found in bundles.values() for b in found}),
         )
 
@@ -177,11 +182,29 @@ class Kits:
             raise InvalidError(f"kit: expected at most {MOST_DEVICES} devices, got {len(found)}")
         return found
 
-    def _receipt(self, session: Session, device_id: str) -> bytes | None:
+    def _answers(self, session: Session, device_id: str) -> bytes:
+        """Return the newest answers to a device's hard requests, as many as a kit takes; b"" for none.
+
+        Those that the broker took are among them: where a stick is carried, nobody may have heard it.
+        """
+        done = select(OffloadRow).where(OffloadRow.device_id == device_id, OffloadRow.answer != b"")
+        room, found = kit.ANSWERS_LIMIT // 2, []
+        for row in session.exec(done.order_by(col(OffloadRow.finished_at).desc())):
+            room -= len(row.answer)
+            if room < 0:
+                break
+            found.append(row.answer)
+        return kit.encode(Answers(answers=tuple(found))) if found else b""
+
+    def _receipt(self, session: Session, device_id: str, answers: bytes = b"") -> bytes | None:
         query = select(KitReports.digest).where(KitReports.device_id == device_id)
         newest = query.order_by(col(KitReports.collected_at).desc()).limit(receipt.MOST)
         digests = [Digest(x) for x in session.exec(newest)]
-        return self._signing.sign_receipt(DeviceId(device_id), digests) if digests else None
+        if not digests and not answers:
+            return None
+        return self._signing.sign_receipt(
+            DeviceId(device_id), digests, Digest.of(answers) if answers else None
+        )
 
     def _sizes(self, bundles: Mapping[str, AssignedBundle]) -> dict[str, int]:
         sizes: dict[str, int] = {}

@@ -315,15 +315,22 @@ class SigningService(Started):
             parts = (image.root, image.targets, image.snapshot, *image.files.values())
             return files, min(until, *(part.expires for part in parts))
 
-    def sign_receipt(self, device: DeviceId, reports: Sequence[Digest]) -> bytes:
+    def sign_receipt(
+        self, device: DeviceId, reports: Sequence[Digest], answers: Digest | None = None
+    ) -> bytes:
         """Return the director's word that these files of reports, the newest first, came from a device.
+
+        Args:
+            device: whose they are.
+            reports: the files' digests.
+            answers: digest of a file with answers for it.
 
         Raises:
             ClockError: this server's clock cannot be believed.
         """
         with self._lock:
             self._check_clock()
-            document = receipt.build(device, reports, self._sealer.until(TARGETS))
+            document = receipt.build(device, reports, self._sealer.until(TARGETS), answers)
             return signed_file(document, [self._signers[DIRECTOR]])
 
     def first_root(self) -> bytes:
