@@ -170,6 +170,7 @@ def test_two_keys_sign_before_devices_see_the_release(
     ).text
     assert "Project careful" in shown
     assert "1 of 2 signatures are there" in shown
+    assert re.search(r"Signed by \S+ \(?[0-9a-f]{8}\)?</strong>.*handed in by .*discard careful", shown)
     again = publish(server, bundle, keys["audit-1"], "--model-version", "1")
     assert again["missing_signatures"] == 1
     other = layout(tmp_path / "c", weights=b"meanwhile", model="kws")
