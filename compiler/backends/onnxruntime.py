@@ -21,7 +21,7 @@ NEWEST_RELEASE: Final = "1.23"
 
 
 def backend() -> Backend:
-    """Return the backend."""
+    """Make the backend, for the registry that finds this module by its name."""
     return OnnxRuntime()
 
 

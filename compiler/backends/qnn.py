@@ -21,7 +21,7 @@ from compiler.qnn.workshop import HtpWorkshop, placed_file
 
 
 def backend() -> Backend:
-    """Return the backend."""
+    """Make the backend, for the registry that finds this module by its name."""
     return Qnn()
 
 

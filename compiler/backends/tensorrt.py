@@ -28,7 +28,7 @@ from fleet.errors import BundleError
 
 
 def backend() -> Backend:
-    """Return the backend."""
+    """Make the backend, for the registry that finds this module by its name."""
     return TensorRt()
 
 

@@ -17,7 +17,7 @@ from compiler.vitisai.workshop import FLOAT, VitisAiWorkshop
 
 
 def backend() -> Backend:
-    """Return the backend."""
+    """Make the backend, for the registry that finds this module by its name."""
     return VitisAi()
 
 

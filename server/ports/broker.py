@@ -30,7 +30,7 @@ class Credential(Protocol):
 
     @property
     def certificate(self) -> bytes:
-        """The certificate."""
+        """For that key, signed by the fleet's authority."""
 
 
 class Doorman(Protocol):

@@ -14,7 +14,7 @@ _VALUE: Final = re.compile(r"[A-Za-z0-9._ /:+-]{0,62}\Z")
 
 
 def checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    """Return the labels, checked.
+    """Return labels if they are few enough, and keys and values of the form that labels have.
 
     Raises:
         InvalidError: too many, or a key or value has another form.

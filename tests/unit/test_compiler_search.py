@@ -8,6 +8,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compared import compared
 from compiler.candidates import FLOAT, Candidate, Scheme
 from compiler.measuring.evaluate import Comparison
 from compiler.measuring.statistics import Paired
@@ -30,15 +31,7 @@ def measured(
         candidate=candidate,
         size=size,
         latency_ms=ms,
-        selection=Comparison(
-            pairs=Paired(lost=lost, won=0, samples=200),
-            accuracy_float=0.9,
-            accuracy=0.9 - lost / 200,
-            agreement=agreement,
-            snr=30.0,
-            side_snr=200.0,
-            samples=200,
-        ),
+        selection=compared(samples=200, lost=lost, agreement=agreement),
     )
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from compared import compared
 from compiler.candidates import FLOAT, Candidate, Scheme
-from compiler.measuring.evaluate import Comparison
-from compiler.measuring.statistics import Paired
 from compiler.search import tradeoffs
 from compiler.search.rules import Measured
 
@@ -23,15 +22,7 @@ def measured(
         candidate=FLOAT if name == "float" else candidate,
         size=size,
         latency_ms=ms,
-        selection=Comparison(
-            pairs=Paired(lost=lost, won=0, samples=1000),
-            accuracy_float=0.9,
-            accuracy=0.9 - lost / 1000,
-            agreement=agreement,
-            snr=30.0,
-            side_snr=200.0,
-            samples=1000,
-        ),
+        selection=compared(samples=1000, lost=lost, agreement=agreement),
     )
 
 

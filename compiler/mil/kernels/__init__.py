@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Inputs:
-    """What an operation takes, by name."""
+    """What an operation takes, by name: tensors, and parameters that may be left out for a default."""
 
     def __init__(self, values: Mapping[str, Sequence[Array | str]]) -> None:
         """Take each input's values; a list has several."""
@@ -30,38 +30,38 @@ class Inputs:
         return name in self._values
 
     def array(self, name: str = "x") -> Array:
-        """Return an input."""
+        """Return an input as it is."""
         return np.asarray(self._values[name][0])
 
     def floats(self, name: str = "x") -> Floats:
-        """Return an input of floats."""
+        """Return an input as float32."""
         return np.asarray(self._values[name][0], np.float32)
 
     def several(self, name: str = "values") -> list[Array]:
-        """Return all of a list."""
+        """Return every tensor of an input that is a list."""
         return [np.asarray(x) for x in self._values[name]]
 
     def integer(self, name: str, default: int = 0) -> int:
-        """Return an integer."""
+        """Return a parameter that is one integer."""
         return int(np.asarray(self._values[name][0]).reshape(())) if name in self._values else default
 
     def number(self, name: str, default: float) -> np.float32:
-        """Return a float."""
+        """Return a parameter that is one number."""
         given = np.asarray(self._values[name][0]).reshape(()) if name in self._values else default
         return np.float32(given)
 
     def integers(self, name: str, default: Sequence[int] = ()) -> list[int]:
-        """Return a list of integers."""
+        """Return a parameter that is a row of integers, such as strides."""
         if name not in self._values:
             return list(default)
         return [int(x) for x in np.asarray(self._values[name][0]).reshape(-1)]
 
     def flag(self, name: str, default: bool = False) -> bool:
-        """Return a boolean."""
+        """Return a parameter that is on or off."""
         return bool(np.asarray(self._values[name][0]).reshape(())) if name in self._values else default
 
     def text(self, name: str, default: str = "") -> str:
-        """Return a text."""
+        """Return a parameter that is a word, such as a mode."""
         return str(self._values[name][0]) if name in self._values else default
 
 
