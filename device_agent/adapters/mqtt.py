@@ -60,6 +60,11 @@ class _Client(paho.Client):
             raise ConnectionError(f"packet: expected at most {_PACKET_LIMIT} bytes, got {bufsize}")
         return super()._sock_recv(bufsize)
 
+    def forget_outgoing(self) -> None:
+        """Forget what the broker has not acknowledged, of which paho would keep everything for ever."""
+        with self._out_message_mutex:
+            self._out_messages.clear()
+
     def _handle_publish(self) -> MQTTErrorCode:
         """Take a message in; not at QoS 2: nobody asks for it, and paho would keep 65,535 unfinished ones."""
         if self._in_packet["command"] & _QOS_2:
@@ -190,6 +195,9 @@ class MqttLink:
     def _lost(self, _client: paho.Client, _user: object, _flags: object, reason: object, _p: object) -> None:
         if self.connected:
             self.connected = False
+            # Whoever has published something does so again after a connect: on a line that is often cut, or
+            # with a broker that acknowledges nothing, both together would grow without end.
+            self._client.forget_outgoing()
             self._shuffle()
             _LOG.info("disconnected: %s", reason)
             self._on_change(False)

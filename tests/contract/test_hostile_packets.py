@@ -87,6 +87,52 @@ def test_messages_that_are_never_finished_are_not_kept() -> None:
         wait_until(_back(broker), "it hung up, and came back", 10.0)
 
 
+def test_what_was_not_acknowledged_is_not_kept_beside_what_is_sent_again() -> None:
+    """A line is cut again and again in the middle of a hard request, which is sent anew from the outbox.
+
+    The library under it keeps what is not acknowledged, too, and would send each of its copies first: memory
+    and traffic would grow with each cut, until the agent is killed for it.
+    """
+    sizes: list[int] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def broker() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    sizes.append(_received(connection))
+
+    threading.Thread(target=broker, daemon=True).start()
+    none = Path("none")
+    link = MqttLink(
+        "d1",
+        BrokerAccess(url=f"mqtt://127.0.0.1:{listener.getsockname()[1]}"),
+        credentials=Credentials(none, none, none),
+        will=None,
+        on_change=lambda up: link.publish("t", bytes(100_000)) if up else None,
+    )
+    link.start()
+    try:
+        wait_until(lambda: len(sizes) >= 3, "the line was cut three times", 20.0)
+    finally:
+        link.stop()
+        listener.close()
+    assert all(100_000 < size < 200_000 for size in sizes[:3]), sizes
+
+
+def _received(connection: socket.socket) -> int:
+    """Let a device in, acknowledge nothing, and return the bytes that came in half a second."""
+    connection.settimeout(0.5)
+    size = 0
+    with contextlib.suppress(OSError):
+        connection.recv(4096)
+        connection.sendall(_CONNACK)
+        while data := connection.recv(65536):
+            size += len(data)
+    return size
+
+
 _NONE = {
     "both QoS bits": b"\x36\x05\x00\x01t\x00\x01",
     "no whole topic": b"\x30\x01\x00",
