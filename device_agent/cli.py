@@ -278,7 +278,7 @@ def status(state: Path, as_json: bool) -> None:
         click.echo(msgspec.json.encode(found))
         return
     running = "running" if found["running"] else "not running"
-    connected = ", connected" if found.get("connected") else ""
+    connected = (", connected" if found.get("connected") else ", not connected") if found["running"] else ""
     click.echo(f"{found['device_id']} ({found['target']}): {running}{connected}")
     for slot in found["models"]:
         reason = f" ({slot['reason']})" if slot.get("reason") else ""

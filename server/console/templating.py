@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
@@ -100,18 +100,22 @@ def change(drop: float) -> str:
 
 
 #: Measured values of an update to what people call them; the rest is called as it is written.
-_MEASURED: Final = {"max_abs_error": "largest error"}
-_UNITS: Final = {"ms": " ms", "bytes": " B"}
+_MEASURED: Final = {"max_abs_error": "largest error", "seconds": "took", "mqtt_bytes": "over MQTT"}
+_MEASURED_IN: Final[dict[str, Callable[[float], str]]] = {
+    "ms": lambda value: f"{figure(value)} ms",
+    "bytes": size,
+    "seconds": lambda value: f"{figure(value)} s",
+}
 
 
 def measured(values: Mapping[str, float]) -> list[tuple[str, str]]:
     """Return what an update measured, by name: what it is called, and the value with its unit."""
     told = []
     for name, value in sorted(values.items()):
-        stem, _, last = name.rpartition("_")
-        unit = _UNITS.get(last, "") if stem else ""
-        words = _MEASURED.get(name) or (stem if unit else name).replace("_", " ")
-        told.append((words, f"{figure(value)}{unit}"))
+        stem, _, unit = name.rpartition("_")
+        write = _MEASURED_IN.get(unit, figure)
+        words = _MEASURED.get(name) or (stem if stem and unit in _MEASURED_IN else name).replace("_", " ")
+        told.append((words, write(value)))
     return told
 
 

@@ -56,10 +56,10 @@ def test_sizes_are_binary(count: int, text: str) -> None:
 
 def test_what_an_update_measured_has_units() -> None:
     told = templating.measured(
-        {"p95_ms": 3.16, "max_abs_error": 0.0009, "samples": 12.0, "state_bytes": 2048.0}
+        {"p95_ms": 3.16, "max_abs_error": 0.0009, "samples": 12.0, "reused_bytes": 2048.0}
     )
     assert told == [
-        ("largest error", "0.000900"), ("p95", "3.16 ms"), ("samples", "12"), ("state", "2,048 B"),
+        ("largest error", "0.000900"), ("p95", "3.16 ms"), ("reused", "2.0 KiB"), ("samples", "12"),
     ]  # fmt: skip
 
 

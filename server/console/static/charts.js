@@ -53,6 +53,9 @@
     return there.length <= FEW ? there : there.filter((i) => column[i - 1] == null && column[i + 1] == null);
   }
 
+  // What is counted has no halves.
+  const WHOLE = Array.from({ length: 9 }, (_, power) => [1, 2, 5].map((step) => step * 10 ** power)).flat();
+
   function figure(value, unit) {
     if (value == null) return "–";
     const digits = Math.abs(value) >= 100 || Number.isInteger(value) ? 0 : Math.abs(value) >= 10 ? 1 : 2;
@@ -84,7 +87,7 @@
       scales: { y: { range: (_, low, high) => [0, high > 0 ? high * 1.08 : 1] } },
       axes: [
         { ...axis, space: 64, values: (_, ticks) => ticks.map((t) => clock(t, span)) },
-        { ...axis, size: 46, values: (_, ticks) => ticks.map((t) => t.toLocaleString("en", { maximumFractionDigits: 2 })) },
+        { ...axis, size: 46, ...(kind === "area" && { incrs: WHOLE }), values: (_, ticks) => ticks.map((t) => t.toLocaleString("en", { maximumFractionDigits: 2 })) },
       ],
       bands: kind === "area" ? series.slice(1).map((_, i) => ({ series: [i + 1, i + 2] })) : [],
       hooks: {
