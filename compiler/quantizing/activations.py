@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -66,6 +67,28 @@ def histograms(model: onnx.ModelProto, job: Job) -> dict[str, calibration.Histog
     parts = ("histograms", sharing.digest(model), str(job.calibration.digest))
     found = job.sharing.arrays(parts, lambda: calibration.packed(_collected(model, job)))
     return calibration.unpacked(found)
+
+
+class Folded:
+    """A job's float model as a quantizer sees it: each part is made when it is first asked for."""
+
+    def __init__(self, job: Job) -> None:
+        """Take the job; nothing is computed yet."""
+        self._job: Final = job
+
+    @functools.cached_property
+    def model(self) -> onnx.ModelProto:
+        """The model, folded and fused."""
+        return folded(self._job.source, self._job.scratch)
+
+    @functools.cached_property
+    def histograms(self) -> dict[str, calibration.Histogram]:
+        """The distribution of every float tensor.
+
+        Raises:
+            CompileError: the model does not run.
+        """
+        return histograms(self.model, self._job)
 
 
 def _collected(model: onnx.ModelProto, job: Job) -> dict[str, calibration.Histogram]:

@@ -17,7 +17,6 @@ from compiler.models import copies, normalise, tidying
 from compiler.models.graphs import DEQUANTIZE, WEIGHTED, Graph
 from compiler.ports import Job
 from compiler.quantizing import activations, refining, symmetric
-from compiler.quantizing.calibration import Histogram
 from compiler.quantizing.qdq import unquantized
 from compiler.sharing import digest
 from compiler.tensorrt import half, insertion, opsets, plans, producer, rules
@@ -43,25 +42,18 @@ class TensorRtWorkshop:
         """Take the model; nothing is computed yet."""
         self._job: Final = job
         self._names: Final = tidying.names(job.model)
-
-    @functools.cached_property
-    def _model(self) -> onnx.ModelProto:
-        return activations.folded(self._job.source, self._job.scratch)
-
-    @functools.cached_property
-    def _histograms(self) -> dict[str, Histogram]:
-        return activations.histograms(self._model, self._job)
+        self._folded: Final = activations.Folded(job)
 
     def _magnitudes(self, method: str) -> dict[str, float]:
         read = symmetric.METHODS[method]
-        return {name: read(histogram) for name, histogram in self._histograms.items()}
+        return {name: read(histogram) for name, histogram in self._folded.histograms.items()}
 
     @functools.cached_property
     def _modelopt(self) -> onnx.ModelProto:
-        job = self._job
-        parts = (producer.PACKAGE, producer.installed(), digest(self._model), str(job.calibration.digest))
+        job, model = self._job, self._folded.model
+        parts = (producer.PACKAGE, producer.installed(), digest(model), str(job.calibration.digest))
         return job.sharing.model(
-            parts, lambda: producer.quantized(self._model, job.calibration, job.scratch, job.limits)
+            parts, lambda: producer.quantized(model, job.calibration, job.scratch, job.limits)
         )
 
     def plan(self) -> Sequence[Candidate]:
@@ -72,8 +64,8 @@ class TensorRtWorkshop:
 
     def _wide(self, static: Sequence[Candidate]) -> list[Candidate]:
         """Return variants that leave the operators in float that int8 gains nothing for."""
-        names = insertion.narrow(Graph(self._model))
-        weighted = sum(x.op_type in WEIGHTED for x in self._model.graph.node)
+        names = insertion.narrow(Graph(self._folded.model))
+        weighted = sum(x.op_type in WEIGHTED for x in self._folded.model.graph.node)
         if not 0 < len(names) < weighted:
             return []
         ours = [x for x in static if x.precision == MIXED and x.calibration in _METHODS[1:]]
@@ -84,7 +76,9 @@ class TensorRtWorkshop:
         if best.calibration == MODELOPT:
             best = _static(best.precision, _METHODS[-1])
         there = set(best.left_float)
-        weighted = [x.name for x in self._model.graph.node if x.op_type in WEIGHTED and x.name not in there]
+        weighted = [
+            x.name for x in self._folded.model.graph.node if x.op_type in WEIGHTED and x.name not in there
+        ]
         trial = self._job.scratch / "trial"
         trial.mkdir(exist_ok=True)
         return refining.variants(best, weighted, lambda x: distance(self.build(x, trial)))
@@ -107,7 +101,7 @@ class TensorRtWorkshop:
         if candidate.scheme is Scheme.FLOAT:
             return onnx.load(self._job.source)
         produced = candidate.calibration == MODELOPT
-        model = copies.copy(self._modelopt if produced else self._model)
+        model = copies.copy(self._modelopt if produced else self._folded.model)
         if candidate.scheme is Scheme.STATIC and not produced:
             insertion.quantize(model, self._magnitudes(candidate.calibration), candidate.left_float)
             if not any(x.op_type == DEQUANTIZE for x in model.graph.node):
@@ -122,7 +116,7 @@ class TensorRtWorkshop:
         """Return warnings about operators with weights that stay in float, and what was run where."""
         if candidate.scheme is not Scheme.STATIC:
             return [VERIFIED]
-        return [*unquantized(self._model), VERIFIED]
+        return [*unquantized(self._folded.model), VERIFIED]
 
 
 def _static(precision: str, method: str) -> Candidate:

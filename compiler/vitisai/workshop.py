@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -48,14 +47,7 @@ class VitisAiWorkshop:
         """Take the model; nothing is computed yet."""
         self._job: Final = job
         self._names: Final = tidying.names(job.model)
-
-    @functools.cached_property
-    def _model(self) -> onnx.ModelProto:
-        return activations.folded(self._job.source, self._job.scratch)
-
-    @functools.cached_property
-    def _histograms(self) -> dict[str, Histogram]:
-        return activations.histograms(self._model, self._job)
+        self._folded: Final = activations.Folded(job)
 
     def plan(self) -> Sequence[Candidate]:
         """Return AMD's formats in the order in which AMD advises to try them."""
@@ -68,7 +60,7 @@ class VitisAiWorkshop:
 
     def refine(self, best: Candidate, distance: Callable[[Artifact], float]) -> Sequence[Candidate]:
         """Return variants of the best one whose most sensitive operators stay in float."""
-        nodes = [x.name for x in self._model.graph.node if x.op_type in QDQRegistry]
+        nodes = [x.name for x in self._folded.model.graph.node if x.op_type in QDQRegistry]
         trial = self._job.scratch / "trial"
         trial.mkdir(exist_ok=True)
         return refining.variants(best, nodes, lambda x: distance(self.build(x, trial)))
@@ -99,9 +91,9 @@ class VitisAiWorkshop:
 
     def _quantized(self, candidate: Candidate) -> onnx.ModelProto:
         read = symmetric.METHODS[candidate.calibration]
-        ranges = {x: read(histogram) for x, histogram in self._histograms.items()}
+        ranges = {x: read(histogram) for x, histogram in self._folded.histograms.items()}
         quantizer = QDQQuantizer(
-            copies.copy(self._model),
+            copies.copy(self._folded.model),
             False,  # per_channel: one scale per tensor
             False,  # reduce_range: weights keep their 8 bits
             QuantType.QInt8,
@@ -116,7 +108,11 @@ class VitisAiWorkshop:
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
                 "QuantizeBias": True,
-                **({"TensorQuantOverrides": _weights(self._model)} if candidate.precision == XINT8 else {}),
+                **(
+                    {"TensorQuantOverrides": _weights(self._folded.model)}
+                    if candidate.precision == XINT8
+                    else {}
+                ),
             },
         )
         try:
@@ -128,7 +124,7 @@ class VitisAiWorkshop:
 
     def notes(self, candidate: Candidate) -> list[str]:
         """Return warnings about what stays in float, and what was run where."""
-        found = [] if candidate.scheme is Scheme.FLOAT else unquantized(self._model)
+        found = [] if candidate.scheme is Scheme.FLOAT else unquantized(self._folded.model)
         return [*found, "verified in ONNX Runtime on a CPU; the NPU was never run"]
 
 

@@ -20,6 +20,7 @@ from fleet.rollout.plan import GroupSpec, Policy
 from fleet.telemetry.window import WindowRecorder
 from fleet.wire import codec
 from fleet.wire.messages import AttackIndicator, RunningModel, Statement
+from good_update import STEPS
 from server.adapters.clock import SystemClock
 from server.db.engine import Database
 from server.db.migrate import upgrade
@@ -54,16 +55,6 @@ TARGETS: Final = {
     "coral-usb": ("int8", 4_194_304, 0.41, 6.4),
     "laptop-x86": ("int8", 5_242_880, 0.12, 3.9),
 }
-STEPS: Final = (
-    "downloading",
-    "verifying",
-    "staged",
-    "loading",
-    "golden_check",
-    "shadow",
-    "canary",
-    "committed",
-)
 FINISHED, HALTED, RUNNING, PASSWORD = 1, 2, 3, "a long enough password"
 
 

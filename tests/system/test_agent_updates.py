@@ -28,6 +28,7 @@ from fleet.trust.assignment import AssignedBundle
 from fleet.wire import topics
 from fleet.wire.messages import Hello, RefusalEvent, Status, UpdateEvent, UpdateState
 from fleet_side import AgentSide, FleetSide, compile_digits, digits, digits_bundle
+from good_update import STEPS
 from processes import wait_until
 from server.services.signing import SigningService
 
@@ -97,16 +98,7 @@ def test_an_update_is_proven_and_committed(site: Site) -> None:
     event = site.rolled_out(agent, site.good, "first")
     assert event.state is UpdateState.COMMITTED
     states = [x.state.value for x in site.fleet.of(UpdateEvent) if x.rollout == "first"]
-    assert states == [
-        "downloading",
-        "verifying",
-        "staged",
-        "loading",
-        "golden_check",
-        "shadow",
-        "canary",
-        "committed",
-    ]
+    assert states == list(STEPS)
     golden = next(x for x in site.fleet.of(UpdateEvent) if x.state is UpdateState.SHADOW)
     assert golden.measured["samples"] > 0
     assert golden.measured["p95_ms"] > 0
