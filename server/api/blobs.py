@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 import msgspec
-from litestar import Request, Response, Router, get, head, post, put
+from litestar import MediaType, Request, Response, Router, get, head, post, put
 from litestar.datastructures import ResponseHeader
 from litestar.params import FromPath, JSONBody
 from litestar.response import Redirect, Stream
@@ -80,7 +80,8 @@ def read_blob(
     if not blobs.has(wanted):
         raise NotFoundError(f"blob {wanted}: not stored")
     if address := blobs.address(wanted):
-        return Redirect(address, status_code=307)
+        # Of the route's own media type, a redirect cannot be made.
+        return Redirect(address, status_code=307, media_type=MediaType.TEXT)
     size = blobs.size(wanted)
     begin, end = _range(request.headers.get("range", ""), size)
     headers = {"content-length": str(end - begin)}
