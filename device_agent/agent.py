@@ -43,6 +43,8 @@ from fleet.wire import codec, topics
 from fleet.wire.messages import Ack, Answer, Flush, Hello, RefusalEvent, Status
 
 _LOG: Final = logging.getLogger(__name__)
+#: Seconds between two reports that somebody wishes for.
+_FLUSH_PAUSE: Final = 1.0
 #: Seconds until a kit that the disk did not take is tried again.
 _KIT_RETRY: Final = 5.0
 
@@ -99,6 +101,7 @@ class Agent:
         self._postponed: list[Happening] = []
         self._trouble = ""
         self._last_sign = 0.0
+        self._flushed = -math.inf
         self._look_at_kit = 0.0  # not before; never while one is being taken
         self._thread: Final = threading.Thread(target=self._run, name="agent", daemon=True)
 
@@ -260,7 +263,7 @@ class Agent:
         elif isinstance(message, Answer):
             self._answered(message)
         elif isinstance(message, Flush):
-            self._report(0.0)
+            self._flush()
 
     def _answered(self, answer: Answer) -> None:
         self._parts.offload.answered(answer)
@@ -372,6 +375,13 @@ class Agent:
         if interval is not None and now - self._last_sign >= interval:
             self._last_sign = now
             self._parts.notifier.tell("WATCHDOG=1")
+
+    def _flush(self) -> None:
+        """Report the open windows; nobody has to sign that wish, so not as often as somebody may have it."""
+        now = self._parts.clock.monotonic()
+        if now - self._flushed >= _FLUSH_PAUSE:
+            self._flushed = now
+            self._report(0.0)
 
     def _report(self, length: float) -> None:
         for report in self._parts.telemetry.reports(length):

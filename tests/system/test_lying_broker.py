@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -115,6 +116,17 @@ def test_whatever_is_retained_as_an_assignment_the_agent_goes_on(
     assert siege.megabytes() - before < 60
     siege.fleet.tell("d1", Flush(id="now"))
     wait_until(lambda: siege.fleet.of(ModelReport), "the report is there")
+
+
+def test_who_wishes_for_reports_without_end_gets_few(siege: Siege) -> None:
+    """The broker asks for what was counted after every answer: each would be a report, and wear the flash."""
+    before = len(siege.fleet.of(ModelReport))
+    began = time.monotonic()
+    for number in range(30):
+        assert siege.answers()
+        siege.fleet.tell("d1", Flush(id=f"n{number}"))
+    wait_until(lambda: len(siege.fleet.of(ModelReport)) > before, "the first wish is granted")
+    assert len(siege.fleet.of(ModelReport)) - before <= 2 + (time.monotonic() - began)
 
 
 def test_a_flood_of_replies_fills_no_memory(siege: Siege) -> None:
