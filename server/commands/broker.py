@@ -59,6 +59,11 @@ def broker() -> None:
 @click.option(
     "--gateway", "gateways", multiple=True, metavar="ID", help="With --site: a device that serves the others."
 )
+@click.option(
+    "--revoke-bridge",
+    is_flag=True,
+    help="With --site: its bridge's key was stolen; the certificates that it was given before end.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def config(
     *,
@@ -71,6 +76,7 @@ def config(
     uplink: str,
     devices: tuple[str, ...],
     gateways: tuple[str, ...],
+    revoke_bridge: bool,
     as_json: bool,
 ) -> None:
     """Write mosquitto's configuration, access rules, certificates and revocation list.
@@ -84,7 +90,7 @@ def config(
     from server.services.broker_config import write
     from server.settings import Settings
 
-    if bool(site) != bool(uplink and devices):
+    if bool(site) != bool(uplink and devices) or (revoke_bridge and not site):
         raise click.UsageError(
             "a site takes --site, --uplink and --device; the fleet's broker takes none of them"
         )
@@ -107,6 +113,7 @@ def config(
             port=port,
             host=host,
             connections=connections,
+            revoke_earlier=revoke_bridge,
         )
     else:
         rules = site_config.bridge_rules(site_config.known(settings.sites))

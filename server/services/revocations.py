@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -58,14 +59,30 @@ class Revocations:
     """Keeps the list. Methods may be called from any thread."""
 
     def __init__(
-        self, database: Database, clock: Clock, authority: FleetAuthority, doorman: Doorman, live: Live
+        self,
+        database: Database,
+        clock: Clock,
+        authority: FleetAuthority,
+        doorman: Doorman,
+        live: Live,
+        elsewhere: Callable[[], Iterable[tuple[str, str, str]]] = tuple,
     ) -> None:
-        """Keep what is needed; the list is made when it is first asked for."""
+        """Keep what is needed; the list is made when it is first asked for.
+
+        Args:
+            database: knows whose certificates are revoked.
+            clock: the time.
+            authority: signs the list.
+            doorman: sees whether it holds, and throws out.
+            live: told of who is shut out.
+            elsewhere: names more that is revoked: issuer and serial number in hex, and whose it was.
+        """
         self._database: Final = database
         self._clock: Final = clock
         self._authority: Final = authority
         self._doorman: Final = doorman
         self._live: Final = live
+        self._elsewhere: Final = elsewhere
         self._lock: Final = threading.Lock()
         self._names: frozenset[_Listed] = frozenset()
         self._list: RevocationList | None = None
@@ -130,7 +147,8 @@ class Revocations:
             col(IssuedCertificate.not_after) > self._clock.now() - _BACKDATED,
         )
         with self._database.read() as session:
-            return frozenset(_Listed(*row) for row in session.exec(query))
+            devices = [_Listed(*row) for row in session.exec(query)]
+        return frozenset([*devices, *(_Listed(*row) for row in self._elsewhere())])
 
     def _make(self, names: frozenset[_Listed]) -> RevocationList:
         probe = self._authority.issue_visit(PROBE_NAME)

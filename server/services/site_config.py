@@ -13,6 +13,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
+from cryptography import x509
 
 from fleet.errors import WireError
 from fleet.ids import DeviceId, Name, plain
@@ -24,6 +25,8 @@ from server.services.authority import FleetAuthority
 from server.services.durable import write_file
 
 _PORT: Final = 8883
+#: A certificate that has ended is remembered a day longer, for brokers whose clock is behind.
+_LISTED: Final = 86400.0
 
 _BRIDGE: Final = """
 # Everything below: the bridge to the fleet's broker. Chunks do not cross it; the gateway publishes them here.
@@ -47,12 +50,22 @@ topic {trust}/+ in 1
 """
 
 
+class Bridge(msgspec.Struct, frozen=True, kw_only=True):
+    """A certificate that a site's bridge was given; serial number and its authority's key id in hex."""
+
+    serial: str
+    issuer: str
+    not_after: float
+    revoked: bool = False
+
+
 class Site(msgspec.Struct, frozen=True, kw_only=True):
-    """A site: its devices, and those of them that serve chunks to the others."""
+    """A site: its devices, those of them that serve chunks to the others, and its bridge's certificates."""
 
     name: str
     devices: tuple[str, ...]
     gateways: tuple[str, ...]
+    bridges: tuple[Bridge, ...] = ()
 
     @property
     def user(self) -> str:
@@ -86,6 +99,15 @@ def known(folder: Path) -> list[Site]:
         SettingsError: a file is damaged.
     """
     return [_read(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+
+
+def revoked(folder: Path) -> list[tuple[str, str, str]]:
+    """Return issuer, serial number and name of each bridge's certificate that is revoked.
+
+    Raises:
+        SettingsError: a site's file is damaged.
+    """
+    return [(x.issuer, x.serial, "") for site in known(folder) for x in site.bridges if x.revoked]
 
 
 def _read(path: Path) -> Site:
@@ -132,6 +154,7 @@ def write(
     port: int,
     host: str = "",
     connections: int = broker_config.CONNECTIONS,
+    revoke_earlier: bool = False,
 ) -> tuple[Path, ...]:
     """Write the set-up of a site's broker, and remember the site for the fleet's broker's ACL.
 
@@ -145,6 +168,7 @@ def write(
         port: where the site's broker listens.
         host: the name or address that it is reached as on the site.
         connections: how many clients may be connected at once.
+        revoke_earlier: the certificates that this site's bridge was given before are no good any more.
 
     Returns:
         The files written, the configuration first.
@@ -178,10 +202,22 @@ def write(
         write_file(out / "bridge.key.pem", issued.key, 0o600)
         write_file(files[0], files[0].read_bytes() + bridge.encode(), 0o644)
         sites.mkdir(parents=True, exist_ok=True)
-        write_file(sites / f"{site.name}.json", msgspec.json.encode(site, enc_hook=plain), 0o644)
+        kept = sites / f"{site.name}.json"
+        before = _read(kept).bridges if kept.exists() else ()
+        earlier = [msgspec.structs.replace(x, revoked=x.revoked or revoke_earlier) for x in before]
+        now = _bridge(authority, issued.certificate)
+        bridges = (*(x for x in earlier if x.not_after > clock.now() - _LISTED), now)
+        site = msgspec.structs.replace(site, bridges=bridges)
+        write_file(kept, msgspec.json.encode(site, enc_hook=plain), 0o644)
     except OSError as error:
         raise SettingsError(f"{out}: {error.strerror or error}") from error
     return (*files, out / "bridge.pem", out / "bridge.key.pem", *site_visits.visitor_files(out))
+
+
+def _bridge(authority: FleetAuthority, certificate: bytes) -> Bridge:
+    made = x509.load_pem_x509_certificate(certificate)
+    ends = made.not_valid_after_utc.timestamp()
+    return Bridge(serial=f"{made.serial_number:x}", issuer=authority.key_id, not_after=ends)
 
 
 def _crossing() -> str:

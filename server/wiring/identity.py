@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 from server.adapters.oidc import OidcProvider
 from server.errors import SettingsError
+from server.services import site_config
 from server.services.accounts import Accounts
 from server.services.admission import Admission
 from server.services.claims import Claims
@@ -40,7 +42,8 @@ def wire_identity(ground: Ground, line: Line) -> Identity:
     decided = settings.oidc is not None and bool(settings.oidc.role_claim)
     accounts = Accounts(database, clock, audit, groups_decide=decided)
     claims = Claims(database, clock, audit, ground.signing.root_fingerprint)
-    revocations = Revocations(database, clock, ground.authority, line.doorman, live)
+    bridges = partial(site_config.revoked, settings.sites)
+    revocations = Revocations(database, clock, ground.authority, line.doorman, live, bridges)
     return Identity(
         accounts=accounts,
         single_sign_on=_single_sign_on(ground, accounts),

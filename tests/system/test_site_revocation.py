@@ -12,6 +12,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from server.adapters.doorman import CertificateDoorman
 from server.commands.broker import broker
 from server.db.tables import Device
 from server.errors import ClientError
-from server.services import broker_config, broker_watch, revocation_lists, site_visits
+from server.services import broker_config, broker_watch, revocation_lists, site_config, site_visits
 from server.services.authority import FleetAuthority
 from server.services.authority_folder import AuthorityFolder
 from server.services.broker_watch import Watch
@@ -48,7 +49,10 @@ class Site:
         self.files = self.write()
         self.authority = FleetAuthority(self.data / "keys", self.clock)
         self.database = migrated(f"sqlite:///{folder}/list.db")
-        self.revocations = Revocations(self.database, self.clock, self.authority, FakeDoorman(), Live())
+        bridges = partial(site_config.revoked, self.data / "sites")
+        self.revocations = Revocations(
+            self.database, self.clock, self.authority, FakeDoorman(), Live(), bridges
+        )
         self.http = _serve(self.revocations)
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
         command = [mosquitto_binary(), "-c", str(self.out / "mosquitto.conf")]
@@ -58,11 +62,11 @@ class Site:
         options = ["--out", str(self.out), "--server", self.url, "--every", "0.2"]
         self.watch = Process([KEDGE, "broker", "watch", *options], folder / "watch.log")
 
-    def write(self) -> list[Path]:
+    def write(self, *more: str) -> list[Path]:
         """Write the set-up as the how-to says; the fleet's broker is nowhere."""
         asked = ["config", "--data", str(self.data), "--out", str(self.out), "--host", "127.0.0.1"]
         asked += ["--port", str(self.port), "--site", "plant", "--device", "cam", "--device", "door"]
-        asked += ["--uplink", f"mqtts://127.0.0.1:{free_port()}", "--json"]
+        asked += ["--uplink", f"mqtts://127.0.0.1:{free_port()}", "--json", *more]
         done = CliRunner().invoke(broker, asked, catch_exceptions=False)
         config = self.out / "mosquitto.conf"
         # Started by root, mosquitto becomes a user who may not read a test's folder.
@@ -190,6 +194,38 @@ def test_who_the_visitor_is_stays_with_the_sites_broker(site: Site, tmp_path: Pa
     elsewhere = broker_config.write(tmp_path, site.authority, site.clock, port=free_port())
     assert not (tmp_path / site_visits.FOLDER).exists()
     assert "clients.pem" not in elsewhere[0].read_text()
+
+
+def test_a_stolen_bridges_certificate_is_revoked_and_the_next_one_is_not(site: Site) -> None:
+    """The site's machine was carried off: its set-up is written for another, and the old one's key ends."""
+
+    def bridge(name: str) -> Identity:
+        files = (site.out / "bridge.key.pem").read_bytes(), (site.out / "bridge.pem").read_bytes()
+        return keep(site.folder / "ids", name, *files)
+
+    stolen = bridge("stolen")
+    site.write()
+    site.tls(stolen).close()  # a set-up that is merely written again takes nothing away
+    site.write("--revoke-bridge")
+    site.watch.kill()
+    visits = site_visits.Visits(site.out, site.clock, FakeDoorman(), time.sleep, lambda _name: None)
+    Watch(site.out, site.url, lambda: broker_watch.reload_by_pid(site.out), visits).look()
+
+    def refused() -> bool:
+        try:
+            site.tls(stolen).close()
+        except ssl.SSLError as error:
+            return "REVOKED" in (error.reason or "")
+        return False
+
+    wait_until(refused, "the stolen one is refused", 10)
+    site.tls(bridge("new")).close()
+    (kept,) = site_config.known(site.data / "sites")
+    *earlier, last = kept.bridges
+    assert [x.revoked for x in earlier] == [True] * len(earlier)
+    assert not last.revoked
+    alone = CliRunner().invoke(broker, ["config", "--out", str(site.out), "--revoke-bridge"])
+    assert alone.exit_code == 2
 
 
 def test_a_broker_that_does_not_read_its_lists_is_said_so(site: Site, tmp_path: Path) -> None:
