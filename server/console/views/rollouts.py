@@ -134,10 +134,14 @@ class RolloutPage:
     def stakes(self) -> str:
         """How far the rollout has come: what somebody should know who is about to steer it."""
         counts = self.line.counts
-        under_way = counts["in_progress"] + counts["assigned"]
-        then = f"; {self.following.row.name} has {self.following.row.size}" if self.following else ""
-        told = f"Of {self.line.total} devices, {counts['succeeded']} run it and {under_way} are on the way"
-        return f"{told}{then}."
+        parts = (
+            (counts["succeeded"], "run it"),
+            (counts["in_progress"] + counts["assigned"], "on the way"),
+            (self.line.failed, "failed"),
+            (counts["queued"], "not begun"),
+        )
+        told = ", ".join(f"{number} {words}" for number, words in parts if number)
+        return f"Of its devices: {told or 'none has begun'}."
 
 
 def listing(session: Session, query: Mapping[str, str]) -> Listing[RolloutLine]:
