@@ -28,6 +28,7 @@ from fleet.wire import blob_access, topics
 from http_side import HttpSide
 from real_transport import RealBroker
 from server.services.distribution import prepare
+from soft_token import soft_token
 from trust_world import MemoryBlobs, MemoryStore, make_bundle
 
 BLOB = random.Random(3).randbytes(1_000_000)
@@ -186,6 +187,29 @@ def test_a_revoked_device_reads_nothing_more(http: HttpSide) -> None:
     found = ask_once(http.source_with(http.folder / "sold.pem", "sold"))
     assert found.data is None
     assert "403" in found.trouble
+
+
+def test_a_token_that_is_pulled_out_ends_no_download(
+    http: HttpSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be proven meanwhile: every chunk is told as missing, and comes once the token is back."""
+    token, path = soft_token(tmp_path / "hsm"), tmp_path / "key.pem"
+    for name, value in token.environment.items():
+        monkeypatch.setenv(name, value)
+    device_key.ensure(path, token.uri)
+    http.add_device("chip", path)
+    source, arrivals = http.source_with(path, "chip"), queue.SimpleQueue[Arrival]()
+    plugged, pulled = tmp_path / "hsm" / "tokens", tmp_path / "hsm" / "pulled"
+    plugged.rename(pulled)
+    plugged.mkdir()
+    for _ in range(9):  # more often than the source has threads to lose
+        source.ask(WANTED, arrivals.put)
+        missing = collect(arrivals, len(WANTED))
+        assert {x.trouble for x in missing} == {"token kedge: there is no such token"}
+    plugged.rmdir()
+    pulled.rename(plugged)
+    source.ask(WANTED, arrivals.put)
+    assert all(x.data is not None for x in collect(arrivals, len(WANTED)))
 
 
 def test_a_device_whose_clock_stands_at_1970_learns_the_time(http: HttpSide) -> None:

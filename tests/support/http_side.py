@@ -9,7 +9,6 @@ from pathlib import Path
 
 import httpx
 import uvicorn
-from cryptography.hazmat.primitives import serialization
 
 from device_agent.adapters import device_key
 from device_agent.adapters.chunk_http import HttpSource, prover
@@ -95,10 +94,7 @@ class HttpSide:
 
     def add_device(self, name: str, key: Path) -> None:
         """Enrol a device by hand."""
-        public = device_key.load(key).public_key()
-        pem = public.public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        ).decode()
+        pem = device_key.open_key(key).public_pem()
         with self.runtime.services.database.write() as session:
             session.add(Device(id=name, target="laptop-x86", enrolled_at=0.0, identity_key=pem))
 

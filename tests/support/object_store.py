@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 import httpx
 import obstore
 import pytest
-from obstore.store import from_url
+from obstore.store import S3Store
 
 from processes import Process, free_port, listens, running, wait_until
 
@@ -107,7 +107,8 @@ def s3(folder: Path) -> Iterator[ObjectStore]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", _SECRET)
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{ports['proxy']}")
         patch.setenv("AWS_ALLOW_HTTP", "true")
-        made = httpx.put(obstore.sign(from_url(_BUCKET), "PUT", "", timedelta(minutes=1)), trust_env=False)
+        bucket = obstore.sign(S3Store.from_url(_BUCKET), "PUT", "", timedelta(minutes=1))
+        made = httpx.put(bucket, trust_env=False)
         assert made.is_success, made.text
         yield ObjectStore(_BUCKET, folder / "proxy.log")
 
