@@ -24,6 +24,8 @@ context.configure(
     target_metadata=SQLModel.metadata,
     render_as_batch=True,
     compare_type=True,
+    # All of it, or nothing: SQLite can, though Alembic takes it for a database that cannot.
+    transactional_ddl=True,
 )
 with context.begin_transaction():
     context.run_migrations()
