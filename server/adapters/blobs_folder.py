@@ -10,6 +10,7 @@ from typing import Final
 
 from fleet.ids import Digest
 from server.adapters.blob_bytes import CheckedPieces, checked, missing
+from server.durable import sync_folder
 
 _PIECE: Final = 1024 * 1024
 _UPLOADING: Final = "uploading-"
@@ -109,14 +110,6 @@ class FolderBlobStore:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-        _sync(path.parent)
-        _sync(self._folder)
+        sync_folder(path.parent)
+        sync_folder(self._folder)
         return promised.size
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

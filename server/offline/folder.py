@@ -25,7 +25,7 @@ from fleet.trust.ceremony import Proposal, Trusted
 from fleet.trust.metadata_set import ROOT, TARGETS
 from fleet.trust.workflow import filename
 from fleet.wire.enrolment import fingerprint
-from server.services.durable import sync_folder, write_file
+from server.durable import sync_folder, write_file
 
 #: How the file of a public key ends.
 PUBLIC_KEY: Final = ".pub.json"

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from securesystemslib.signer import CryptoSigner
 
+from server.durable import write_file
 from server.errors import OfflineKeyError
-from server.services.durable import write_file
 
 #: Asks a person for a secret, saying what it is for; returns "" where nobody can answer.
 Ask: TypeAlias = Callable[[str], str]

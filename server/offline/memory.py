@@ -17,7 +17,7 @@ from tuf.api.metadata import Metadata, Root
 from fleet.errors import CeremonyError
 from fleet.ids import Digest
 from fleet.trust.ceremony import Proposal, Trusted
-from server.services.durable import write_file
+from server.durable import write_file
 
 #: How the file beside a key file ends.
 SUFFIX: Final = ".seen"

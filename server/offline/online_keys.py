@@ -15,9 +15,9 @@ from fleet.trust.metadata_set import ROOT, TARGETS
 from fleet.trust.plan import ONLINE, Plan, plan_of
 from fleet.trust.repository import RELEASES
 from fleet.trust.workflow import filename
+from server.durable import write_file
 from server.offline import published
 from server.ports.clock import Clock
-from server.services.durable import write_file
 from server.services.signing_keys import KeyFolder
 from server.services.signing_seal import Lifetimes, Sealer
 from server.services.signing_store import MetadataFolder

@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from server.durable import write_file
 from server.errors import SettingsError
 from server.services.audit_links import Seen
-from server.services.durable import write_file
 
 LOG: Final = logging.getLogger("kedge.audit")
 #: Where the note lies, and its key among the keys.

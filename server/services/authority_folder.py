@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from server.durable import sync_folder, write_file
 from server.errors import ConflictError, SettingsError
 from server.ports.clock import Clock
-from server.services.durable import sync_folder, write_file
 
 CURRENT: Final = "ca"
 NEXT: Final = "ca-next"

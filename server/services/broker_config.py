@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Final
 
 from fleet.wire import topics
+from server.durable import write_file
 from server.errors import ClientError, InvalidError, SettingsError
 from server.ports.clock import Clock
 from server.services import revocation_lists, site_visits
 from server.services.authority import SERVER_NAME, FleetAuthority
 from server.services.authority_folder import Authority
-from server.services.durable import write_file
 
 #: The largest packet: a hard request's 4 MiB and what stands around it.
 _PACKET_LIMIT: Final = 4 * 1024 * 1024 + 64 * 1024

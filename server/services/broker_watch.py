@@ -13,8 +13,8 @@ from typing import Final
 import httpx
 
 from fleet.ids import DeviceId
+from server.durable import write_file
 from server.errors import ClientError
-from server.services.durable import write_file
 from server.services.revocation_lists import names, number, pem, read
 from server.services.site_visits import Visits
 

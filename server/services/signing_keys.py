@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from securesystemslib.signer import CryptoSigner
 
+from server.durable import sync_folder, write_file
 from server.errors import SettingsError
-from server.services.durable import sync_folder, write_file
 
 #: Environment variable with the passphrase that the key files are encrypted with.
 PASSPHRASE_VARIABLE: Final = "KEDGE_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable

@@ -17,7 +17,7 @@ import msgspec
 from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 from fleet.trust.repository import TOP_LEVEL
 from fleet.trust.workflow import filename
-from server.services.durable import write_file
+from server.durable import write_file
 
 #: Versions of each role but root that stay, for a device that is in the middle of a refresh.
 KEPT: Final = 3

@@ -18,11 +18,11 @@ from cryptography import x509
 from fleet.errors import WireError
 from fleet.ids import DeviceId, Name, plain
 from fleet.wire import topics
+from server.durable import write_file
 from server.errors import InvalidError, SettingsError
 from server.ports.clock import Clock
 from server.services import broker_config, site_visits
 from server.services.authority import FleetAuthority
-from server.services.durable import write_file
 
 _PORT: Final = 8883
 #: A certificate that has ended is remembered a day longer, for brokers whose clock is behind.

@@ -17,13 +17,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from fleet.ids import DeviceId
+from server.durable import write_file
 from server.errors import BrokerError, ClientError, SettingsError
 from server.ports.broker import Doorman
 from server.ports.clock import Clock
 from server.services import revocation_lists
 from server.services.authority import PROBE_NAME, Issued, visit_by
 from server.services.authority_folder import CURRENT, Authority, AuthorityFolder
-from server.services.durable import write_file
 
 FOLDER: Final = "visitor"
 #: Dated back, as the fleet's are: a broker whose clock is behind would refuse everybody.

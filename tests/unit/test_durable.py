@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.services.durable import write_file
+from server.durable import write_file
 
 
 def test_no_link_is_followed(tmp_path: Path) -> None:
