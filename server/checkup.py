@@ -200,7 +200,11 @@ def _succession(settings: Settings) -> Iterator[Check]:
         for name in (CURRENT, NEXT, OLD)
         if (settings.keys / f"{name}.key.pem").exists() and (settings.keys / f"{name}.pem").exists()
     ]
-    if len(members) == 1 or (not settings.database and not settings.database_file.exists()):
+    if len(members) == 1:
+        return
+    if not settings.database and not settings.database_file.exists():
+        action = "kedge broker authority list --database URL says who has yet to renew"
+        yield Check(name="authority change", health="warn", found="under way", action=action)
         return
     database = Database(settings.database_url)
     try:

@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic import command
+from alembic.config import Config
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlmodel import select
 
 from fake_doorman import FakeDoorman
 from fleet.wire.enrolment import EnrolReply, EnrolRequest, RenewRequest
+from server.db import migrate
+from server.db.engine import Database
 from server.db.identity_tables import IssuedCertificate
 from server.db.tables import Device
 from server.errors import ConflictError
@@ -126,3 +130,24 @@ def test_an_authority_that_ends_soon_is_said_until_another_follows(world: World)
     assert succession.ending(world.steps.look(0), late).startswith("the fleet's authority ends 20")
     world.steps.add()
     assert succession.ending(world.steps.look(0), late) == ""
+
+
+def test_a_database_of_before_takes_the_certificate_that_ends_last_for_the_present_one() -> None:
+    """A server is brought up to date in whose database devices have several certificates."""
+    database = Database("sqlite://")
+    with database.engine.connect() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(Path(migrate.__file__).parent / "migrations"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0010")
+        for serial, device, ends in (("1", "a", 1.0), ("2", "a", 2.0), ("3", "b", 1.0), ("4", "b", 1.0)):
+            connection.exec_driver_sql(
+                "INSERT INTO issued_certificate (serial, device_id, issuer, key_fingerprint, not_after) "
+                f"VALUES ('{serial}', '{device}', 'old', 'f', {ends})"
+            )
+        connection.commit()
+    migrate.upgrade(database)
+    with database.read() as session:
+        rows = session.exec(select(IssuedCertificate).order_by(IssuedCertificate.serial)).all()
+    assert [(x.serial, x.told) for x in rows if x.replaced_at is None] == [("2", "old"), ("4", "old")]
+    database.close()

@@ -101,7 +101,7 @@ class Fleet:
     def online(self, name: str, agent: Process) -> None:
         """Wait until a device is connected."""
         path = f"/devices/{name}"
-        wait_until(lambda: self.server.api("GET", path)["online"] or not agent.running(), f"{name} is", 30)
+        wait_until(lambda: self.server.api("GET", path)["online"] or not agent.running(), f"{name} is", 60)
         assert agent.running(), agent.output()[-2000:]
 
     def age(self, name: str, days: float) -> None:
@@ -149,7 +149,7 @@ class Porch:
         renewal = Renewal(self.state, SystemClock().now, self.link.certificate_renewed, lambda: 0.0)
         renewal.start()
         try:
-            wait_until(lambda: self.state.tls.read_bytes() != before, "it has renewed by itself", 10)
+            wait_until(lambda: self.state.tls.read_bytes() != before, "it has renewed by itself", 30)
         finally:
             renewal.stop()
 
@@ -209,7 +209,7 @@ def test_devices_are_counted_from_one_authority_to_the_next(fleet: Fleet) -> Non
 
     porch.up = False
     fleet.step("drop", "--anyway")
-    wait_until(lambda: porch.up, "the one that renewed is connected", 20)
+    wait_until(lambda: porch.up, "the one that renewed is connected", 40)
     attic = fleet.run("attic")
     fleet.online("attic", attic)
     assert fleet.standing()["behind"] == 0
@@ -229,6 +229,6 @@ def test_months_after_its_certificate_ended_a_device_comes_back_and_a_revoked_on
     fleet.kedge("device", "revoke", "thief")
     ship, thief = fleet.run("ship"), fleet.run("thief")
     fleet.online("ship", ship)
-    thief.wait_for_output("the server refuses (403)", 20)
+    thief.wait_for_output("the server refuses (403)", 40)
     assert (fleet.folder / "thief" / "tls.pem").read_bytes() == before
     assert not fleet.server.api("GET", "/devices/thief")["online"]
