@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from device_agent.adapters import outbox
 from device_agent.adapters.inbox import Inbox
 from device_agent.adapters.journal import FileJournal
 from device_agent.adapters.state import StateFolder
-from fleet.wire import kit
+from fleet.ids import DeviceId, Digest
+from fleet.wire import codec, kit
+from fleet.wire.messages import Answer, HardRequest
 from fleet_side import digits_bundle
 from memory_folder import memory_folder
 from processes import KEDGE, Process, wait_until
@@ -137,6 +140,44 @@ def test_the_how_to_brings_an_update_there_and_the_reports_back(carried: Carried
     assert shown["models"][0]["active"] == taken["models"][0]["bundle"]
     assert not shown["online"]
     assert [x["repeated"] for x in carried.told(*collect)["taken"]] == [True]
+
+
+def test_what_the_cloud_says_to_a_hard_request_comes_back_on_the_stick(carried: Carried) -> None:
+    """Out with the reports, and back with the next kit that is exported, into the running agent's outbox."""
+    pool = {"name": "gpu", "url": "http://127.0.0.1:1", "region": "eu", "models": {"digits": "digits"}}
+    carried.server.api("POST", "/pools", {**pool, "data_classes": ["features"]})
+    now = time.time()
+    request = HardRequest(
+        id="hard-1", model="digits", bundle=str(Digest.of(b"b")), inputs=(), score=0.5, provisional=1,
+        data_class="raw", time=now, expires=now + 600,
+    )  # fmt: skip
+    own = outbox.Outbox(carried.state.outbox, 10**8)
+    record = outbox.Record(request.id, "request", codec.encode(request), 0.0, request.expires)
+    assert own.ask(record, outbox.Question("hard-1", "digits", 1, now, None, None), 10**6)
+    export, take, collect = commands(carried.stick)
+    take += ["--state", str(carried.state.root)]
+    carried.told(*take)
+    carried.told(*collect)
+    answers = carried.stick.joinpath(*kit.answers(DeviceId("d1")))
+
+    def exported() -> bool:
+        carried.told(*export)
+        return answers.exists()
+
+    wait_until(exported, "the cloud has answered, and a kit carries that", 30)
+    carried.told(*take)
+
+    def answer() -> bytes | None:
+        question = own.question("hard-1")
+        return question.answer if question is not None else None
+
+    data = wait_until(answer, "the agent has the answer")
+    said = codec.DOWNLINK["reply"](data or b"")
+    assert isinstance(said, Answer)
+    assert said.id == "hard-1"
+    assert said.error == "gpu: may not be sent this data class"
+    assert "hard-1" not in {x.id for x in outbox.waiting(carried.state.outbox, now)}
+    own.close()
 
 
 def test_a_stick_that_is_pulled_out_and_a_bad_model_change_nothing(carried: Carried) -> None:
