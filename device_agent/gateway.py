@@ -246,7 +246,9 @@ class SiteGateway:
         for digest in missed:
             self._plan.ask(digest)
             try:
-                self._shelf.mend(digest, [x for x in self._plan.wanted() if x.index in self._served])
+                self._shelf.mend(
+                    digest, [x for x in self._plan.wanted() if digest in self._served.get(x.index, ())]
+                )
             except UnreachableError as error:
                 self._tell(str(error))  # who still misses it says so again
             except BundleError as error:
