@@ -130,7 +130,7 @@ class Renewal:
                 return
 
     def _follow(self, pause: float) -> None:
-        """Renew where the fleet changes its authority: within an hour, or at once if the broker refuses us."""
+        """Renew where the fleet changes its authority: within an hour, at once if the broker refuses us."""
         try:
             said = self.behind()
         except UnreachableError as error:
