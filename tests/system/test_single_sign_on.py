@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 import pytest
@@ -73,9 +73,9 @@ def world(made: World) -> World:
     return made
 
 
-def to_provider(browser: TestClient[Litestar]) -> str:
+def to_provider(browser: TestClient[Litestar], button: str = "/login/oidc") -> str:
     """Press the button, prove who one is; return the address that the provider sends the browser to."""
-    begun = browser.get("/login/oidc", follow_redirects=False)
+    begun = browser.get(button, follow_redirects=False)
     assert begun.status_code == 303, begun.text
     sent = httpx.get(begun.headers["location"], trust_env=False)
     return str(sent.headers["location"])
@@ -105,6 +105,19 @@ def refused(world: World, text: str) -> None:
     assert text in answer.text
     assert COOKIE not in browser.cookies
     assert me(browser) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "page"), [("/rollouts/3?group=1", "/rollouts/3?group=1"), ("//evil.example", "/")]
+)
+def test_signing_in_leads_to_the_page_that_was_asked_for(world: World, asked: str, page: str) -> None:
+    """Rita follows a link from a message; Mallory sends her one that would end on another site."""
+    browser = world.browser()
+    login = browser.get("/login", params={"to": asked}).text
+    button = "/login/oidc" + (f"?{urlencode({'to': page}, safe='/')}" if page != "/" else "")
+    assert f'href="{button}"' in login
+    answer = come_back(browser, to_provider(browser, f"/login/oidc?{urlencode({'to': asked})}"))
+    assert (answer.status_code, answer.headers["location"]) == (303, page)
 
 
 def test_a_person_signs_in_and_is_listed_with_where_they_come_from(world: World) -> None:
