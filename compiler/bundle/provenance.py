@@ -27,41 +27,46 @@ def encode(facts: Facts, subjects: Mapping[str, Digest]) -> bytes:
         facts: of the report.
         subjects: the bundle's other files, whose digests the statement is about.
     """
-    predicate = {
-        "buildDefinition": {
-            "buildType": BUILD_TYPE,
-            "externalParameters": {
-                "model": facts.about.model,
-                "target": facts.profile.name,
-                "maxDrop": facts.max_drop,
-                "precision": facts.asked_precision,
-                "candidate": facts.asked_candidate,
-                "classes": list(facts.about.labels),
-                "licence": facts.about.licence,
-            },
-            # Looked at on the second half in this order; the last one is the bundle's.
-            "internalParameters": {
-                "confirmed": list(facts.confirmed),
-                "crashed": {x.name: x.reason for x in facts.verdicts if x.status == CRASHED},
-                "untried": [x.name for x in facts.verdicts if x.status == NOT_TRIED],
-            },
-            "resolvedDependencies": [
-                *(
-                    {"name": name, "digest": {"sha256": Digest(x).hex}}
-                    for name, x in sorted(facts.inputs.items())
-                ),
-                *(
-                    {"name": name, "uri": report.purl(name, version)}
-                    for name, version in sorted(facts.tools.items())
-                ),
-            ],
-        },
-        "runDetails": {"builder": {"id": BUILD_TYPE, "version": {"kedge": facts.about.compiler.split()[-1]}}},
-    }
+    version = {"kedge": facts.about.compiler.split()[-1]}
     statement = {
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [{"name": path, "digest": {"sha256": digest.hex}} for path, digest in subjects.items()],
         "predicateType": "https://slsa.dev/provenance/v1",
-        "predicate": predicate,
+        "predicate": {
+            "buildDefinition": _definition(facts),
+            "runDetails": {"builder": {"id": BUILD_TYPE, "version": version}},
+        },
     }
     return msgspec.json.format(msgspec.json.encode(statement, order="deterministic"), indent=1) + b"\n"
+
+
+def _definition(facts: Facts) -> dict[str, object]:
+    """Return what the build was asked for, what it decided by itself, and what it was made of."""
+    return {
+        "buildType": BUILD_TYPE,
+        "externalParameters": {
+            "model": facts.about.model,
+            "target": facts.profile.name,
+            "maxDrop": facts.max_drop,
+            "precision": facts.asked_precision,
+            "candidate": facts.asked_candidate,
+            "classes": list(facts.about.labels),
+            "licence": facts.about.licence,
+        },
+        # Looked at on the second half in this order; the last one is the bundle's.
+        "internalParameters": {
+            "confirmed": list(facts.confirmed),
+            "crashed": {x.name: x.reason for x in facts.verdicts if x.status == CRASHED},
+            "untried": [x.name for x in facts.verdicts if x.status == NOT_TRIED],
+        },
+        "resolvedDependencies": [
+            *(
+                {"name": name, "digest": {"sha256": Digest(x).hex}}
+                for name, x in sorted(facts.inputs.items())
+            ),
+            *(
+                {"name": name, "uri": report.purl(name, version)}
+                for name, version in sorted(facts.tools.items())
+            ),
+        ],
+    }

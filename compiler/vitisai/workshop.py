@@ -92,8 +92,10 @@ class VitisAiWorkshop:
     def _quantized(self, candidate: Candidate) -> onnx.ModelProto:
         read = symmetric.METHODS[candidate.calibration]
         ranges = {x: read(histogram) for x, histogram in self._folded.histograms.items()}
+        model = self._folded.model
+        overrides = {"TensorQuantOverrides": _weights(model)} if candidate.precision == XINT8 else {}
         quantizer = QDQQuantizer(
-            copies.copy(self._folded.model),
+            copies.copy(model),
             False,  # per_channel: one scale per tensor
             False,  # reduce_range: weights keep their 8 bits
             QuantType.QInt8,
@@ -108,19 +110,15 @@ class VitisAiWorkshop:
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
                 "QuantizeBias": True,
-                **(
-                    {"TensorQuantOverrides": _weights(self._folded.model)}
-                    if candidate.precision == XINT8
-                    else {}
-                ),
+                **overrides,
             },
         )
         try:
             quantizer.quantize_model()
         except Exception as error:  # the quantizer raises anything; the search goes on without the candidate
             raise CompileError(f"{candidate.name}: {one_line(error)}") from error
-        model: onnx.ModelProto = quantizer.model.model
-        return fusion.fuse(model)
+        quantized: onnx.ModelProto = quantizer.model.model
+        return fusion.fuse(quantized)
 
     def notes(self, candidate: Candidate) -> list[str]:
         """Return warnings about what stays in float, and what was run where."""

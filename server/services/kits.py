@@ -31,6 +31,7 @@ from server.services.enrolment import identity_key
 from server.services.ingest import Ingest
 from server.services.labels import checked_labels
 from server.services.roles import Principal
+from server.services.scoped_queries import labelled
 from server.services.signing import SigningService
 
 #: A larger kit is several kits.
@@ -166,8 +167,7 @@ class Kits:
         conditions: list[ColumnElement[bool]] = [col(Device.revoked_at).is_(None)]
         if which.devices:
             conditions.append(col(Device.id).in_(which.devices))
-        for key, value in checked_labels(which.labels).items():
-            conditions.append(col(Device.labels)[key].as_string() == value)
+        conditions += labelled(checked_labels(which.labels))
         if which.rollout:
             part = select(Action.device_id).where(Action.rollout_id == which.rollout)
             conditions.append(col(Device.id).in_(part))
