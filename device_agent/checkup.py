@@ -79,7 +79,7 @@ def _who(identity: Identity) -> str:
 
 
 def _key(state: StateFolder, _wall: datetime) -> Iterator[Check]:
-    device_key.open_key(state.key)
+    device_key.open_key(state.key).public_pem()  # which asks a token whether it is there
     mode = stat.S_IMODE(state.key.stat().st_mode)
     if mode & 0o077:
         action = f"chmod 600 {state.key}; then decommission the device and enrol it again"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from device_agent import checkup
 from device_agent.adapters import device_key, wipe
 from device_agent.adapters.state import StateFolder
 from device_agent.errors import StateError
@@ -88,6 +90,16 @@ def test_a_key_in_a_token_may_go_by_its_number(token: SoftToken, tmp_path: Path)
     (tmp_path / "other.pem").write_text(other)
     with pytest.raises(StateError, match="no key '0b'"):
         device_key.open_key(tmp_path / "other.pem").sign(b"x")
+
+
+def test_the_doctor_asks_a_token_for_its_key(token: SoftToken, tmp_path: Path) -> None:
+    """The address is there and no one else reads it; the token is not the one that it enrolled with."""
+    state, now = StateFolder(tmp_path), datetime.now(timezone.utc)
+    device_key.ensure(state.key, token.with_label("looked-at"))
+    assert [x.health for x in checkup._key(state, now)] == ["ok"]
+    state.key.write_text(token.with_label("looked-at").replace("token=kedge", "token=other"))
+    with pytest.raises(StateError, match="token other: there is no such token"):
+        list(checkup._key(state, now))
 
 
 def test_a_device_has_one_key(token: SoftToken, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 from processes import Process, free_port, listens, wait_until
 
 _PACKAGES: Final = (
-    "swtpm tpm2-tools tpm2-abrmd libtss2-tcti-tabrmd0 dbus libtpm2-pkcs11-1 libtpm2-pkcs11-tools"
+    "swtpm libtss2-tcti-swtpm0 tpm2-tools tpm2-abrmd libtss2-tcti-tabrmd0 dbus "
+    "libtpm2-pkcs11-1 libtpm2-pkcs11-tools"
 )
 _PROGRAMS: Final = ("swtpm", "tpm2_getcap", "tpm2-abrmd", "dbus-daemon", "tpm2_ptool")
 _WHERE: Final = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
