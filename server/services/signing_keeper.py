@@ -65,7 +65,7 @@ class Keeper:
         last = policy.latest(policy.signed_at(x) for x in (root, timestamp) if x is not None)
         now, online = self._sealer.now(), ROOT in self._signers
         if why := policy.unlikely(now, since=last if since else None):
-            again = "kedge keys renew timestamp" + ("" if online else " --folder")
+            again = "kedge keys renew timestamp" + ("" if online else " --folder FOLDER")
             return f"{why}: nothing is signed. Set the clock; or, if it was wrong then, {again}"
         if why := policy.unlikely(now, until=root.expires if until else None):
             again = "kedge keys renew root" if online else "kedge keys extend"
