@@ -346,6 +346,7 @@ SIGNED_ELSEWHERE: Final = {
     "POST /api/v1/keys/{role_name}/prepare": "key.prepare",
     "POST /api/v1/trust/metadata": "trust.adopt",
     "POST /api/v1/projects/{name}/signatures": "project.sign",
+    "DELETE /api/v1/projects/{name}/proposal": "project.discard",
     "POST /api/v1/kits/reports": "kit.collect",
 }
 
