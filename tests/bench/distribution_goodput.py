@@ -101,7 +101,8 @@ def _compare(plans: list[dict[str, Any]], folder: Path) -> list[dict[str, object
     runs = max(_LEAST_RUNS, min(_MOST_RUNS, 2 * round(_BYTES / (devices * mb * 2_000_000))))
     ours, theirs, bare = plans
     limit = _download(bare, folder)
-    values, peers = [], []
+    values: list[float] = []
+    peers: list[float] = []
     for number in range(runs):
         for plan in (ours, theirs) if number % 2 == 0 else (theirs, ours):
             (values if plan is ours else peers).append(_download(plan, folder))
