@@ -8,19 +8,19 @@ from typing import Final
 
 from server.adapters.embedded_broker import EmbeddedBroker
 from server.adapters.mqtt import MqttConnection
-from server.services.accounts import FirstCredential
-from server.services.blob_reading import BlobReading
 from server.services.container import Services
-from server.services.garbage import Garbage
 from server.services.health import room, soon_full
+from server.services.identity.succession import Authorities
 from server.services.kits import Kits
-from server.services.metrics import Metrics
-from server.services.offload_views import OffloadViews
-from server.services.rollout_views import RolloutViews
-from server.services.rollouts import Rollouts
-from server.services.succession import Authorities
+from server.services.offload.views import OffloadViews
+from server.services.people.accounts import FirstCredential
+from server.services.releases.blob_reading import BlobReading
+from server.services.releases.garbage import Garbage
+from server.services.reports.metrics import Metrics
+from server.services.rollouts.rollouts import Rollouts
+from server.services.rollouts.views import RolloutViews
+from server.services.rollouts.withdrawals import Withdrawals
 from server.services.trust_state import TrustState
-from server.services.withdrawals import Withdrawals
 from server.settings import Settings
 from server.wiring.ground import Ground, lay_ground
 from server.wiring.identity import Identity, wire_identity

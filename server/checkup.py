@@ -22,11 +22,11 @@ from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP, Trusted
 from fleet.trust.workflow import Fetch, Load, Save, Step, Workflow, filename
 from server.adapters.clock import SystemClock
 from server.db.engine import Database
-from server.services import succession
-from server.services.audit import Audit
-from server.services.audit_witness import KEY, Witness
-from server.services.authority_folder import CURRENT, NEXT, OLD, Member
-from server.services.succession import Authorities
+from server.services.identity import succession
+from server.services.identity.authority_folder import CURRENT, NEXT, OLD, Member
+from server.services.identity.succession import Authorities
+from server.services.people.audit import Audit
+from server.services.people.audit_witness import KEY, Witness
 from server.settings import Settings
 
 #: People should know this long before something that only they can renew ends.

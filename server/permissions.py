@@ -10,8 +10,8 @@ from litestar.routes import HTTPRoute
 
 from server.app import api_routes
 from server.console.routes import handlers
-from server.services.roles import Role
-from server.services.scopes import Scope
+from server.services.people.roles import Role
+from server.services.people.scopes import Scope
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

@@ -189,8 +189,8 @@ counts. Who is locked out, and a token that has expired or was revoked, is nobod
 def permissions_page() -> str:
     """Return the authorisation matrix: role by route, and scope by route."""
     from server.permissions import permissions
-    from server.services.roles import Role
-    from server.services.scopes import RULES
+    from server.services.people.roles import Role
+    from server.services.people.scopes import RULES
 
     routes = permissions()
     lines = [

@@ -11,9 +11,9 @@ from litestar.response import Stream
 
 from server.api.deps import ServicesDep, scoped
 from server.db.tables import AuditEntry
-from server.services.audit import ChainState
-from server.services.roles import Role
-from server.services.scopes import Scope
+from server.services.people.audit import ChainState
+from server.services.people.roles import Role
+from server.services.people.scopes import Scope
 
 Limit = Annotated[int, QueryParameter(ge=1, le=500)]
 Offset = Annotated[int, QueryParameter(ge=0)]

@@ -15,9 +15,9 @@ from litestar.middleware import AbstractAuthenticationMiddleware, Authentication
 from litestar.utils import ensure_async_callable
 
 from server.errors import ForbiddenError, UnauthenticatedError
-from server.services.accounts import SESSION_SECONDS, Accounts
 from server.services.container import Services
-from server.services.roles import Principal, Role
+from server.services.people.accounts import SESSION_SECONDS, Accounts
+from server.services.people.roles import Principal, Role
 
 COOKIE: Final = "kedge_session"
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})

@@ -18,8 +18,8 @@ from fleet.wire import blob_access
 from server.api.deps import ADMIN, PUBLIC, ServicesDep, scoped
 from server.errors import NotFoundError, RequestError
 from server.ports.blobs import BlobStore
-from server.services.roles import Principal, Role
-from server.services.scopes import Scope
+from server.services.people.roles import Principal, Role
+from server.services.people.scopes import Scope
 
 AnyRequest = Request[Principal, Any, Any]
 _PIECE: Final = 512 * 1024

@@ -8,8 +8,8 @@ from litestar.di import NamedDependency
 from litestar.params import SkipValidation
 
 from server.services.container import Services
-from server.services.roles import Role
-from server.services.scopes import Scope
+from server.services.people.roles import Role
+from server.services.people.scopes import Scope
 
 #: A handler's parameter `services: ServicesDep`.
 ServicesDep: TypeAlias = NamedDependency[SkipValidation[Services]]

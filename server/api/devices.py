@@ -12,10 +12,10 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from server.api.deps import OPERATOR, PUBLIC, VIEWER, ServicesDep, scoped
 from server.db.tables import Action, Claim, Device, DeviceModel
 from server.errors import NotFoundError
-from server.services.devices import DeviceFilter
-from server.services.labels import parse_labels
-from server.services.roles import Principal, Role
-from server.services.scopes import Scope
+from server.services.devices.devices import DeviceFilter
+from server.services.people.labels import parse_labels
+from server.services.people.roles import Principal, Role
+from server.services.people.scopes import Scope
 
 AnyRequest = Request[Principal, Any, Any]
 Limit = Annotated[int, QueryParameter(ge=1, le=500)]

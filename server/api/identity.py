@@ -18,8 +18,8 @@ from fleet.wire.enrolment import (
 )
 from server.api.deps import OPERATOR, PUBLIC, VIEWER, ServicesDep
 from server.db.identity_tables import PendingDevice, RegisteredKey
-from server.services.admission import NewKey
-from server.services.roles import Principal
+from server.services.identity.admission import NewKey
+from server.services.people.roles import Principal
 
 AnyRequest = Request[Principal, Any, Any]
 Limit = Annotated[int, QueryParameter(ge=1, le=500)]

@@ -13,7 +13,7 @@ from fleet.ids import Digest
 from fleet.wire import kit
 from server.api.deps import OPERATOR, ServicesDep
 from server.services.kits import Collected, KitPlan, KitSelection
-from server.services.roles import Principal
+from server.services.people.roles import Principal
 
 AnyRequest = Request[Principal, Any, Any]
 #: Bytes of a blob in one answer.

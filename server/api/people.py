@@ -12,9 +12,9 @@ from litestar.params import FromPath, JSONBody
 from server.api.auth import COOKIE, check_same_site, session_cookie
 from server.api.deps import ADMIN, PUBLIC, VIEWER, ServicesDep
 from server.db.tables import Token, User
-from server.services.roles import Principal, Role
-from server.services.scopes import Grant
-from server.services.tokens import grants_of
+from server.services.people.roles import Principal, Role
+from server.services.people.scopes import Grant
+from server.services.people.tokens import grants_of
 
 AnyRequest = Request[Principal, Any, Any]
 

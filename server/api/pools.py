@@ -10,9 +10,9 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 
 from fleet.offload.routing import DATA_CLASSES, Pool, PoolState
 from server.api.deps import ADMIN, VIEWER, ServicesDep
-from server.services.offload_views import OffloadView
-from server.services.pools import OffloadPolicy, PoolSpec
-from server.services.roles import Principal
+from server.services.offload.pools import OffloadPolicy, PoolSpec
+from server.services.offload.views import OffloadView
+from server.services.people.roles import Principal
 
 AnyRequest = Request[Principal, Any, Any]
 Window = Annotated[float, QueryParameter(ge=60, le=30 * 86400)]

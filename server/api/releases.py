@@ -13,8 +13,8 @@ from server.api.deps import ServicesDep, scoped
 from server.db.tables import BundleRow, Release
 from server.errors import NotFoundError
 from server.services.container import Services
-from server.services.roles import Principal, Role
-from server.services.scopes import Scope
+from server.services.people.roles import Principal, Role
+from server.services.people.scopes import Scope
 
 AnyRequest = Request[Principal, Any, Any]
 Limit = Annotated[int, QueryParameter(ge=1, le=500)]

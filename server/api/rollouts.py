@@ -15,10 +15,10 @@ from server.api.devices import ActionOut, action_out
 from server.db.tables import Rollout
 from server.errors import InvalidError
 from server.services.container import Services
-from server.services.roles import Principal, Role
-from server.services.rollout_candidates import Selection
-from server.services.rollouts import Preview
-from server.services.scopes import Scope
+from server.services.people.roles import Principal, Role
+from server.services.people.scopes import Scope
+from server.services.rollouts.candidates import Selection
+from server.services.rollouts.rollouts import Preview
 
 AnyRequest = Request[Principal, Any, Any]
 Limit = Annotated[int, QueryParameter(ge=1, le=500)]

@@ -10,9 +10,9 @@ from litestar.params import FromPath
 
 from fleet.wire.messages import Statement
 from server.api.deps import ServicesDep, scoped
-from server.services.roles import Principal, Role
-from server.services.scopes import Scope
-from server.services.statements import Said, of_device
+from server.services.identity.statements import Said, of_device
+from server.services.people.roles import Principal, Role
+from server.services.people.scopes import Scope
 
 AnyRequest = Request[Principal, Any, Any]
 

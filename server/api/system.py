@@ -7,8 +7,8 @@ from litestar import Response, Router, get
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.api.deps import PUBLIC, ServicesDep, scoped
-from server.services.roles import Role
-from server.services.scopes import Scope
+from server.services.people.roles import Role
+from server.services.people.scopes import Scope
 
 _METRICS = scoped(Role.VIEWER, Scope.METRICS_READ)
 

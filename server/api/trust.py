@@ -12,10 +12,10 @@ from fleet.trust import holders, repository
 from server.api.deps import ADMIN, VIEWER, ServicesDep, scoped
 from server.errors import InvalidError
 from server.services.container import Services
-from server.services.projects import ProjectState, Signed
-from server.services.roles import Principal, Role
-from server.services.scopes import Scope
-from server.services.signing_roles import RoleInfo
+from server.services.people.roles import Principal, Role
+from server.services.people.scopes import Scope
+from server.services.releases.projects import ProjectState, Signed
+from server.services.trust.roles import RoleInfo
 from server.services.trust_state import TrustStatus
 
 AnyRequest = Request[Principal, Any, Any]

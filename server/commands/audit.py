@@ -10,7 +10,7 @@ import msgspec
 
 from server.commands.shared import connect, moment, print_json, server_options, table, tell
 from server.errors import ClientError
-from server.services.audit_links import check_export
+from server.services.people.audit_links import check_export
 
 _BROKEN: Final = 2
 

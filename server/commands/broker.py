@@ -18,7 +18,7 @@ from server.commands.shared import print_json
 from server.errors import ClientError
 
 if TYPE_CHECKING:
-    from server.services.site_visits import Visits
+    from server.services.broker.site_visits import Visits
 
 _data_option = click.option(
     "--data",
@@ -85,9 +85,9 @@ def config(
     fleet's own again then, for its rules name the devices of every site.
     """
     from server.adapters.clock import SystemClock
-    from server.services import site_config
-    from server.services.authority import FleetAuthority
-    from server.services.broker_config import write
+    from server.services.broker import site_config
+    from server.services.broker.broker_config import write
+    from server.services.identity.authority import FleetAuthority
     from server.settings import Settings
 
     if bool(site) != bool(uplink and devices) or (revoke_bridge and not site):
@@ -149,7 +149,7 @@ def _visits(out: Path) -> Visits | None:
     """Return what ends connections at a site's broker; the fleet's is visited by the server."""
     from server.adapters.clock import SystemClock
     from server.adapters.doorman import CertificateDoorman
-    from server.services import broker_config, site_visits
+    from server.services.broker import broker_config, site_visits
 
     if not (out / site_visits.FOLDER).is_dir():
         return None
@@ -184,7 +184,7 @@ def watch(*, out: Path, server: str, every: float, reload_command: str, once: bo
 
     Beside a site's broker, which the server cannot reach, it ends the connections of revoked devices too.
     """
-    from server.services.broker_watch import Watch, reload_by_command, reload_by_pid
+    from server.services.broker.broker_watch import Watch, reload_by_command, reload_by_pid
 
     reload = (
         partial(reload_by_command, shlex.split(reload_command))

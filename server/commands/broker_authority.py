@@ -14,8 +14,8 @@ import msgspec
 from server.commands.shared import print_json
 
 if TYPE_CHECKING:
-    from server.services.authority_steps import AuthoritySteps
-    from server.services.succession import Behind, Succession
+    from server.services.identity.authority_steps import AuthoritySteps
+    from server.services.identity.succession import Behind, Succession
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _ROLES: Final = {"ca": "signs", "ca-next": "is to follow", "ca-old": "signed before"}
@@ -59,7 +59,7 @@ def list_(*, data: Path, database: str, limit: int, as_json: bool) -> None:
 
     The server may run meanwhile.
     """
-    from server.services import succession
+    from server.services.identity import succession
 
     with _steps(data, database) as steps:
         found = steps.look(limit)

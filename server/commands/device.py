@@ -11,7 +11,7 @@ from fleet.options import FiniteRange
 from server.client.http import Json
 from server.commands.device_rights import claims, registered, unclaim, unregister
 from server.commands.shared import connect, moment, print_json, server_options, short, table, tell
-from server.services.labels import parse_labels
+from server.services.people.labels import parse_labels
 
 
 @click.group()

@@ -33,7 +33,7 @@ from server.commands.keys_shared import (
 from server.commands.shared import print_json
 from server.offline import key_files, online_keys, published, tokens
 from server.offline.folder import CeremonyFolder, write_public_key
-from server.services.signing_keys import PASSPHRASE_VARIABLE
+from server.services.trust.keys import PASSPHRASE_VARIABLE
 from server.settings import Settings
 
 

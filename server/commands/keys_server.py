@@ -24,7 +24,7 @@ from server.commands.shared import connect, print_json, server_options, table
 from server.offline import online_keys, published
 from server.offline.folder import CeremonyFolder, write_public_key
 from server.services.data_lock import alone
-from server.services.signing_keys import PASSPHRASE_VARIABLE
+from server.services.trust.keys import PASSPHRASE_VARIABLE
 from server.settings import Settings
 
 _ANY_SERVER = click.option(

@@ -24,7 +24,7 @@ from server.commands.shared import print_json
 from server.errors import OfflineKeyError
 from server.offline.folder import PUBLIC_KEY, CeremonyFolder, read_public_key
 from server.offline.key_files import Ask
-from server.services.signing_keys import PASSPHRASE_VARIABLE
+from server.services.trust.keys import PASSPHRASE_VARIABLE
 
 F = TypeVar("F", bound=Callable[..., Any])
 

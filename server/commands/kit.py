@@ -11,7 +11,7 @@ from server.client.http import Json
 from server.client.kits import KitWriter, reports, write_receipt
 from server.commands.shared import connect, moment, print_json, server_options
 from server.errors import ClientError
-from server.services.labels import parse_labels
+from server.services.people.labels import parse_labels
 
 #: Room that stays free on the stick for reports.
 _RESERVE = 8 * 1024 * 1024

@@ -14,7 +14,7 @@ from fleet.rollout.states import RolloutState
 from server.client.http import ApiClient, Json
 from server.commands.shared import connect, moment, print_json, server_options, table
 from server.errors import ClientError
-from server.services.labels import parse_labels
+from server.services.people.labels import parse_labels
 
 #: States that a rollout does not leave by itself.
 _ENDED: Final = frozenset({"finished", "halted", "aborted", "rolled_back"})

@@ -7,8 +7,8 @@ import msgspec
 
 from server.client.http import Json
 from server.commands.shared import connect, moment, print_json, server_options, table, tell
-from server.services.roles import Role
-from server.services.scopes import RULES, Grant, parse_grant
+from server.services.people.roles import Role
+from server.services.people.scopes import RULES, Grant, parse_grant
 
 _DAY = 86400.0
 

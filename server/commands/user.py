@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from server.commands.shared import connect, moment, print_json, server_options, table
-from server.services.roles import Role
-from server.services.secrets import PASSWORD_BYTES, new_secret
+from server.services.people.roles import Role
+from server.services.people.secrets import PASSWORD_BYTES, new_secret
 
 
 @click.group()

@@ -22,7 +22,7 @@ from server.errors import (
 )
 from server.ports.identity import Attempt
 from server.services.container import Services
-from server.services.single_sign_on import CALLBACK, SIGN_IN_SECONDS, SingleSignOn
+from server.services.people.single_sign_on import CALLBACK, SIGN_IN_SECONDS, SingleSignOn
 
 
 class LoginForm(msgspec.Struct, frozen=True, kw_only=True):

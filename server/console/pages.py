@@ -18,7 +18,7 @@ from server.console.views import needs, trust
 from server.console.words import hints
 from server.errors import RequestError, UnauthenticatedError
 from server.services.container import Services
-from server.services.roles import Principal, Role
+from server.services.people.roles import Principal, Role
 
 AnyRequest: TypeAlias = Request[Any, Any, Any]
 ServicesDep: TypeAlias = NamedDependency[SkipValidation[Services]]

@@ -15,9 +15,9 @@ from server.console.views import people
 from server.db.tables import Token
 from server.errors import InvalidError
 from server.services.container import Services
-from server.services.roles import Role
-from server.services.scopes import RULES, parse_grant
-from server.services.secrets import PASSWORD_BYTES, new_secret
+from server.services.people.roles import Role
+from server.services.people.scopes import RULES, parse_grant
+from server.services.people.secrets import PASSWORD_BYTES, new_secret
 
 _DAY: Final = 86400.0
 

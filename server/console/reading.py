@@ -11,7 +11,7 @@ from server.console.pages import ADMIN, VIEWER, AnyRequest, ServicesDep, needs_c
 from server.console.views import audit, devices, needs, offload, overview, releases, rollouts, trust
 from server.console.words import ASKS
 from server.errors import NotFoundError
-from server.services.offload_views import PoolView
+from server.services.offload.views import PoolView
 
 
 @get("/", opt=VIEWER, sync_to_thread=True, include_in_schema=False)

@@ -17,9 +17,9 @@ from server.console.views import devices
 from server.db.tables import Release
 from server.errors import InvalidError
 from server.services.container import Services
-from server.services.labels import parse_labels
-from server.services.rollout_candidates import Selection
-from server.services.rollouts import Preview
+from server.services.people.labels import parse_labels
+from server.services.rollouts.candidates import Selection
+from server.services.rollouts.rollouts import Preview
 
 _MINUTE: Final = 60.0
 _HOUR: Final = 3600.0

@@ -11,7 +11,7 @@ class DeltaRow(SQLModel, table=True):
 
     Attributes:
         base, bundle: digests of the manifests.
-        state: `server.services.deltas.State`.
+        state: `server.services.releases.deltas.State`.
         detail: why there is none, for a person.
         patch: digest of the patch; index_digest, index_size: of its chunk index.
         size: bytes of the patch; instead: bytes that a device would otherwise fetch.

@@ -47,7 +47,7 @@ class OffloadRow(SQLModel, table=True):
     """One hard request and what became of it.
 
     Attributes:
-        state: `server.services.offload_queue.OffloadState`.
+        state: `server.services.offload.offload_queue.OffloadState`.
         deadline: when nobody wants the answer any more, on the server's clock.
         body: the request as MessagePack; emptied when it is done, so that inputs are not kept.
         answer: the answer as MessagePack, once there is one.

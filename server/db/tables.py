@@ -37,7 +37,7 @@ class Token(SQLModel, table=True):
 
     Attributes:
         role: "" for one that has scopes.
-        scopes: `server.services.scopes.Grant`s, as JSON.
+        scopes: `server.services.people.scopes.Grant`s, as JSON.
         owner_id: the person who answers for it; it can never do more than they.
         parent_id: the token that it was made with, and with which it ends.
     """

@@ -18,9 +18,9 @@ from fleet.trust.workflow import filename
 from server.durable import write_file
 from server.offline import published
 from server.ports.clock import Clock
-from server.services.signing_keys import KeyFolder
-from server.services.signing_seal import Lifetimes, Sealer
-from server.services.signing_store import MetadataFolder
+from server.services.trust.keys import KeyFolder
+from server.services.trust.seal import Lifetimes, Sealer
+from server.services.trust.store import MetadataFolder
 
 
 def make(keys: Path, passphrase: str) -> dict[str, Key]:

@@ -25,14 +25,14 @@ from server.errors import ForbiddenError, InvalidError, NotFoundError
 from server.ports.blobs import BlobStore
 from server.ports.clock import Clock
 from server.ports.messaging import Incoming
-from server.services.assignment_signing import AssignmentSigner, assigned_bundles
-from server.services.audit import Audit
-from server.services.enrolment import identity_key
-from server.services.ingest import Ingest
-from server.services.labels import checked_labels
-from server.services.roles import Principal
-from server.services.scoped_queries import labelled
-from server.services.signing import SigningService
+from server.services.director.signing import AssignmentSigner, assigned_bundles
+from server.services.identity.enrolment import identity_key
+from server.services.people.audit import Audit
+from server.services.people.labels import checked_labels
+from server.services.people.roles import Principal
+from server.services.people.scoped_queries import labelled
+from server.services.reports.ingest import Ingest
+from server.services.trust.signing import SigningService
 
 #: A larger kit is several kits.
 MOST_DEVICES: Final = 5000

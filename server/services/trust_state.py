@@ -10,11 +10,11 @@ import msgspec
 
 from fleet.trust.metadata_set import ROOT, TARGETS
 from server.ports.clock import Clock
-from server.services import succession
-from server.services.projects import Projects, ProjectState, Waiting
-from server.services.signing import SigningService
-from server.services.signing_roles import ONLINE, RoleInfo
-from server.services.succession import Authorities, Succession
+from server.services.identity import succession
+from server.services.identity.succession import Authorities, Succession
+from server.services.releases.projects import Projects, ProjectState, Waiting
+from server.services.trust.roles import ONLINE, RoleInfo
+from server.services.trust.signing import SigningService
 
 #: People are told this long before something that only they can sign expires.
 WARN: Final = timedelta(days=30)

@@ -13,14 +13,14 @@ from server.db.engine import Database
 from server.db.migrate import upgrade
 from server.ports.blobs import BlobStore
 from server.ports.clock import Clock
-from server.services.audit import Audit
-from server.services.audit_witness import Witness
-from server.services.authority import CertificateLifetimes, FleetAuthority
 from server.services.health import Health
+from server.services.identity.authority import CertificateLifetimes, FleetAuthority
 from server.services.live import Live
-from server.services.roles import SYSTEM
-from server.services.signing import SigningService
-from server.services.signing_keys import PASSPHRASE_VARIABLE
+from server.services.people.audit import Audit
+from server.services.people.audit_witness import Witness
+from server.services.people.roles import SYSTEM
+from server.services.trust.keys import PASSPHRASE_VARIABLE
+from server.services.trust.signing import SigningService
 from server.settings import Settings
 
 

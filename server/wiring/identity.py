@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 from server.adapters.oidc import OidcProvider
 from server.errors import SettingsError
-from server.services import site_config
-from server.services.accounts import Accounts
-from server.services.admission import Admission
-from server.services.claims import Claims
-from server.services.enrolment import Enrolment
-from server.services.revocations import Revocations
-from server.services.roles import Role
-from server.services.single_sign_on import CALLBACK, SingleSignOn
+from server.services.broker import site_config
+from server.services.identity.admission import Admission
+from server.services.identity.claims import Claims
+from server.services.identity.enrolment import Enrolment
+from server.services.identity.revocations import Revocations
+from server.services.people.accounts import Accounts
+from server.services.people.roles import Role
+from server.services.people.single_sign_on import CALLBACK, SingleSignOn
 from server.wiring.ground import Ground
 from server.wiring.line import Line
 

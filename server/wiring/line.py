@@ -13,9 +13,9 @@ from server.adapters.embedded_broker import EmbeddedBroker
 from server.adapters.mqtt import BrokerLogin, MqttConnection
 from server.durable import write_file
 from server.ports.broker import Doorman
-from server.services.authority import SERVER_NAME, FleetAuthority
-from server.services.devices import may_log_in
-from server.services.secrets import new_secret
+from server.services.devices.devices import may_log_in
+from server.services.identity.authority import SERVER_NAME, FleetAuthority
+from server.services.people.secrets import new_secret
 from server.settings import Settings, in_url
 from server.wiring.ground import Ground
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from server.adapters.accelerator_oip import connect
-from server.services.offload import Offload
-from server.services.offload_queue import OffloadQueue
-from server.services.pools import Pools
+from server.services.offload.offload import Offload
+from server.services.offload.offload_queue import OffloadQueue
+from server.services.offload.pools import Pools
 from server.wiring.ground import Ground
 from server.wiring.line import Line
 from server.workers.offload import OffloadWorker

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from server.adapters.delta_process import DeltaProcess
-from server.services.assignment_publishing import AssignmentPublisher
-from server.services.assignment_signing import AssignmentSigner
-from server.services.assignments import Assignments
-from server.services.deltas import Deltas
-from server.services.distribution import Distribution
-from server.services.projects import Projects
-from server.services.releases import Releases
-from server.services.rollout_steps import RolloutSteps
-from server.services.rollout_ticker import RolloutTicker
-from server.services.wanted import DatabaseLedger, Wanted
+from server.services.director.assignments import Assignments
+from server.services.director.publishing import AssignmentPublisher
+from server.services.director.signing import AssignmentSigner
+from server.services.director.wanted import DatabaseLedger, Wanted
+from server.services.releases.deltas import Deltas
+from server.services.releases.distribution import Distribution
+from server.services.releases.projects import Projects
+from server.services.releases.releases import Releases
+from server.services.rollouts.steps import RolloutSteps
+from server.services.rollouts.ticker import RolloutTicker
 from server.wiring.ground import Ground
 from server.wiring.line import Line
 from server.workers.delivery import Delivery

@@ -9,11 +9,11 @@ from server.adapters.clock import SystemClock
 from server.db.engine import Database
 from server.db.migrate import upgrade
 from server.errors import SettingsError
-from server.services.accounts import Accounts
-from server.services.audit import Audit
-from server.services.audit_witness import NOTE, Witness
-from server.services.authority_folder import AuthorityFolder
-from server.services.authority_steps import AuthoritySteps
+from server.services.identity.authority_folder import AuthorityFolder
+from server.services.identity.authority_steps import AuthoritySteps
+from server.services.people.accounts import Accounts
+from server.services.people.audit import Audit
+from server.services.people.audit_witness import NOTE, Witness
 from server.settings import Settings
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from server.services.devices import Devices
-from server.services.farewell import Farewell
-from server.services.ingest import Ingest
-from server.services.reconcile import Reconcile
-from server.services.tidying import Tidying
+from server.services.devices.devices import Devices
+from server.services.devices.farewell import Farewell
+from server.services.reports.ingest import Ingest
+from server.services.reports.reconcile import Reconcile
+from server.services.reports.tidying import Tidying
 from server.wiring.ground import Ground
 from server.wiring.identity import Identity
 from server.wiring.line import Line

@@ -9,15 +9,15 @@ from typing import Final
 
 from server.db.engine import Database
 from server.ports.messaging import Connection
-from server.services.assignment_publishing import AssignmentPublisher
-from server.services.assignment_signing import AssignmentSigner
-from server.services.assignments import Assignments
-from server.services.distribution import Distribution
-from server.services.projects import Projects
-from server.services.releases import Releases
-from server.services.rollout_ticker import RolloutTicker
-from server.services.signing import SigningService
-from server.services.wanted import Wanted
+from server.services.director.assignments import Assignments
+from server.services.director.publishing import AssignmentPublisher
+from server.services.director.signing import AssignmentSigner
+from server.services.director.wanted import Wanted
+from server.services.releases.distribution import Distribution
+from server.services.releases.projects import Projects
+from server.services.releases.releases import Releases
+from server.services.rollouts.ticker import RolloutTicker
+from server.services.trust.signing import SigningService
 from server.workers.supervisor import Worker
 
 #: How often signatures are looked at.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from server.db.engine import Database
-from server.services.deltas import Deltas
+from server.services.releases.deltas import Deltas
 from server.workers.supervisor import Worker
 
 #: How often it is looked whether a delta is asked for: an assignment waits meanwhile.

@@ -16,9 +16,9 @@ from typing import Final
 
 from fleet.wire import topics
 from server.ports.messaging import Connection, Incoming
-from server.services.allowance import Allowance
 from server.services.health import Health
-from server.services.ingest import Ingest
+from server.services.reports.allowance import Allowance
+from server.services.reports.ingest import Ingest
 from server.workers.supervisor import Worker
 
 #: Messages waiting; beyond it the newest are dropped, and devices send them again.

@@ -10,8 +10,8 @@ from fleet.wire import codec, topics
 from fleet.wire.messages import Answer
 from server.ports.broker import Publisher
 from server.services.live import Live
-from server.services.offload import Later, Offload
-from server.services.offload_queue import Delivery, Job, OffloadQueue
+from server.services.offload.offload import Later, Offload
+from server.services.offload.offload_queue import Delivery, Job, OffloadQueue
 from server.workers.supervisor import Worker
 
 LOG: Final = logging.getLogger("kedge.offload")

@@ -38,7 +38,7 @@ from fleet.bundle.cutting import CHUNK_MAX
 from fleet.ids import Digest
 from processes import free_port, listens, running, wait_until
 from server.adapters.mqtt import BrokerLogin, MqttConnection
-from server.services.distribution import Distribution, prepare
+from server.services.releases.distribution import Distribution, prepare
 from trust_world import MemoryBlobs, make_bundle
 
 DEVICES: Final = (1, 20, 100, 200)

@@ -45,8 +45,8 @@ from relay import Relay
 from server.app import create_app
 from server.bootstrap import build
 from server.db.tables import BundleRow, Device, DeviceAssignment, DeviceModel
-from server.services.signing import SigningService
-from server.services.signing_keys import KeyFolder
+from server.services.trust.keys import KeyFolder
+from server.services.trust.signing import SigningService
 from server.settings import Settings
 from server_parts import Parts, parts
 from sim_devices import TARGET

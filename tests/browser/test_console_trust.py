@@ -19,7 +19,7 @@ from seed_fleet import people
 from server.adapters.clock import SystemClock
 from server.db.engine import Database
 from server.db.tables import BundleRow, Device, Release, ReleaseBundle
-from server.services.signing import SigningService
+from server.services.trust.signing import SigningService
 from server.settings import Settings
 
 

@@ -14,9 +14,9 @@ from fleet.wire.enrolment import EnrolReply, EnrolRequest, PendingReply, key_fin
 from server.db.identity_tables import IssuedCertificate
 from server.db.tables import Device
 from server.errors import BrokerError, ConflictError, ForbiddenError, InvalidError, NotFoundError
-from server.services.admission import MOST_KEYS, NewKey
-from server.services.devices import may_log_in
-from server.services.roles import SYSTEM
+from server.services.devices.devices import may_log_in
+from server.services.identity.admission import MOST_KEYS, NewKey
+from server.services.people.roles import SYSTEM
 from server_parts import Parts, parts
 from sim_devices import TARGET, csr
 

@@ -25,8 +25,8 @@ from fleet.trust.workflow import filename, find_target, refresh
 from project_parts import next_targets, project, utc
 from pure_repository import PureClient
 from server.errors import ConflictError, SettingsError
-from server.services.signing import SigningService
-from server.services.signing_keys import KeyFolder
+from server.services.trust.keys import KeyFolder
+from server.services.trust.signing import SigningService
 from trust_world import DAY, START, ManualClock, World
 
 NOW = utc(START)

@@ -23,7 +23,7 @@ from fleet.delta.patch import Change
 from fleet.errors import BundleError, DeltaError
 from fleet.ids import Digest
 from fleet.trust.delta_offer import DeltaOffer
-from server.services.distribution import Distribution, Parcel, write_index
+from server.services.releases.distribution import Distribution, Parcel, write_index
 from trust_world import MemoryBlobs
 
 RNG = np.random.default_rng(0)

@@ -13,9 +13,9 @@ from sqlmodel import select
 from fleet.ids import DeviceId
 from fleet.wire import topics
 from server.db.tables import BundleRow, Device, DeviceAssignment
-from server.services.assignment_signing import AssignmentSigner
-from server.services.assignments import RENEW_SECONDS
-from server.services.signing import SigningService
+from server.services.director.assignments import RENEW_SECONDS
+from server.services.director.signing import AssignmentSigner
+from server.services.trust.signing import SigningService
 from server_parts import Parts, parts
 
 

@@ -17,8 +17,8 @@ from fleet.ids import DeviceId
 from mtls import request
 from server.commands.broker import broker
 from server.errors import ConflictError, InvalidError, SettingsError
-from server.services.authority import CertificateLifetimes, FleetAuthority
-from server.services.authority_folder import AuthorityFolder
+from server.services.identity.authority import CertificateLifetimes, FleetAuthority
+from server.services.identity.authority_folder import AuthorityFolder
 from trust_world import ManualClock
 
 

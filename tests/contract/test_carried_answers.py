@@ -20,7 +20,7 @@ from fleet.wire.messages import Answer, HardRequest, Tensor
 from kit_world import CarriedDevice, KitWorld
 from memory_folder import memory_folder
 from server.services.health import Health
-from server.services.offload_queue import OffloadQueue
+from server.services.offload.offload_queue import OffloadQueue
 from trust_world import DAY, START
 
 

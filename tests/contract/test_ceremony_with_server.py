@@ -27,7 +27,7 @@ from server.errors import SettingsError
 from server.offline import key_files, online_keys
 from server.offline.folder import CeremonyFolder
 from server.services.data_lock import alone
-from server.services.signing import SigningService
+from server.services.trust.signing import SigningService
 from trust_world import ManualClock
 
 BUNDLE = named_bundle()

@@ -27,7 +27,7 @@ from fleet.ids import DeviceId, Digest
 from fleet.wire import blob_access, topics
 from http_side import HttpSide
 from real_transport import RealBroker
-from server.services.distribution import prepare
+from server.services.releases.distribution import prepare
 from soft_token import soft_token
 from trust_world import MemoryBlobs, MemoryStore, make_bundle
 

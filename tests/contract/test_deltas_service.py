@@ -21,10 +21,10 @@ from server.client.bundles import Layout
 from server.db.delta_tables import DeltaRow
 from server.db.tables import BundleRow, DeviceAssignment, DeviceModel
 from server.ports.delta_maker import FilePair
-from server.services.assignment_signing import AssignmentSigner
-from server.services.deltas import PATIENCE, Deltas, State
-from server.services.distribution import Parcel
-from server.services.roles import SYSTEM
+from server.services.director.signing import AssignmentSigner
+from server.services.people.roles import SYSTEM
+from server.services.releases.deltas import PATIENCE, Deltas, State
+from server.services.releases.distribution import Parcel
 from server_parts import Parts, parts
 from sim_devices import layout
 

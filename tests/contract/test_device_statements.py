@@ -33,9 +33,9 @@ from fleet.wire.messages import AttackIndicator, Hello, ModelSlot, SignedStateme
 from server.console.views import devices, needs
 from server.db.tables import Device
 from server.ports.messaging import Incoming
-from server.services.signing import SigningService
-from server.services.signing_keys import KeyFolder
-from server.services.statements import Said, said
+from server.services.identity.statements import Said, said
+from server.services.trust.keys import KeyFolder
+from server.services.trust.signing import SigningService
 from server_parts import Parts, parts
 from sim_devices import TARGET
 from trust_world import START

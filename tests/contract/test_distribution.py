@@ -20,7 +20,7 @@ from fleet.ids import Digest
 from fleet.trust.assignment import AssignedBundle
 from fleet.wire import topics
 from server.errors import BrokerError
-from server.services.distribution import Distribution, MemoryLedger, parcel_of, prepare
+from server.services.releases.distribution import Distribution, MemoryLedger, parcel_of, prepare
 from trust_world import MemoryBlobs, World, chunk_digests, make_bundle
 
 SIZE = 20 * CHUNK_MAX + 17

@@ -22,7 +22,7 @@ from fleet.errors import TrustError
 from fleet.ids import DeviceId, Digest
 from processes import wait_until
 from pure_repository import PureRepository
-from server.services.broker_watch import Watch
+from server.services.broker.broker_watch import Watch
 
 BODY = b"abc"
 

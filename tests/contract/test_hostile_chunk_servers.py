@@ -35,8 +35,8 @@ from fleet.ids import Digest
 from fleet.wire import topics
 from mtls import keep
 from server.adapters.clock import SystemClock
-from server.services.authority import FleetAuthority
-from server.services.distribution import prepare
+from server.services.identity.authority import FleetAuthority
+from server.services.releases.distribution import prepare
 from trust_world import MemoryBlobs, MemoryStore, make_bundle
 
 BLOB = random.Random(3).randbytes(600_000)

@@ -17,10 +17,10 @@ from fleet.errors import KedgeError
 from fleet.ids import DeviceId
 from fleet.wire.enrolment import EnrolReply, EnrolRequest, RenewRequest, key_fingerprint
 from server.errors import ConflictError, ForbiddenError, InvalidError
-from server.services.admission import NewKey
-from server.services.authority import FleetAuthority
-from server.services.devices import DeviceFilter
-from server.services.roles import SYSTEM
+from server.services.devices.devices import DeviceFilter
+from server.services.identity.admission import NewKey
+from server.services.identity.authority import FleetAuthority
+from server.services.people.roles import SYSTEM
 from server_parts import Parts, parts
 from sim_devices import TARGET, csr
 from trust_world import ManualClock

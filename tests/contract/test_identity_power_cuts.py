@@ -18,7 +18,7 @@ from device_agent.adapters import credentials, device_key, files, wipe
 from device_agent.adapters.state import Identity, StateFolder
 from fleet.ids import DeviceId
 from fleet.wire.enrolment import BrokerAccess
-from server.services.authority import FleetAuthority
+from server.services.identity.authority import FleetAuthority
 from sim_devices import TARGET, csr
 from trust_world import ManualClock
 

@@ -12,8 +12,8 @@ from fleet.wire import topics
 from server.adapters.clock import SystemClock
 from server.cli import broker, kit
 from server.errors import InvalidError, SettingsError
-from server.services import site_config
-from server.services.authority import FleetAuthority
+from server.services.broker import site_config
+from server.services.identity.authority import FleetAuthority
 
 
 def test_a_kit_for_nobody_in_particular_is_not_written(tmp_path: Path) -> None:

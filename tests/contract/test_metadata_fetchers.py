@@ -19,7 +19,7 @@ from device_agent.ports import MetadataFetcher
 from fake_link import FakeBroker
 from fleet.errors import TrustError
 from fleet.wire import topics
-from server.services.signing import SigningService
+from server.services.trust.signing import SigningService
 from trust_world import ManualClock
 
 

@@ -34,8 +34,8 @@ from memory_folder import memory_folder
 from server.client.kits import KitWriter, reports, write_receipt
 from server.errors import ClientError, ForbiddenError, InvalidError, NotFoundError
 from server.services.kits import KitSelection
-from server.services.roles import SYSTEM
-from server.services.signing import SigningService
+from server.services.people.roles import SYSTEM
+from server.services.trust.signing import SigningService
 from sim_devices import TARGET
 from trust_world import DAY, START
 

@@ -27,7 +27,7 @@ from fleet.wire.enrolment import BrokerAccess, EnrolReply, EnrolRequest, Pending
 from fleet.wire.messages import Decommissioned
 from mtls import keep, request
 from server.ports.messaging import Incoming
-from server.services.authority import FleetAuthority
+from server.services.identity.authority import FleetAuthority
 from sim_devices import TARGET, csr
 from trust_world import START, ManualClock, Server, World
 

@@ -21,11 +21,11 @@ from project_parts import next_targets, project, targets_key, utc
 from server.client.bundles import Layout
 from server.db.tables import Release
 from server.errors import ConflictError, ForbiddenError, InvalidError, NotFoundError
-from server.services.authority import FleetAuthority
-from server.services.projects import Projects, Signed
-from server.services.roles import SYSTEM, Principal, Role
-from server.services.scopes import Grant, Scope
-from server.services.succession import Authorities
+from server.services.identity.authority import FleetAuthority
+from server.services.identity.succession import Authorities
+from server.services.people.roles import SYSTEM, Principal, Role
+from server.services.people.scopes import Grant, Scope
+from server.services.releases.projects import Projects, Signed
 from server.services.trust_state import TrustState
 from server_parts import Parts, parts
 from sim_devices import layout

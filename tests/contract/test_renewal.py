@@ -34,9 +34,9 @@ from fleet.wire.enrolment import (
 )
 from processes import free_port, wait_until
 from server.errors import ForbiddenError, InvalidError
-from server.services.authority import FleetAuthority
-from server.services.authority_folder import AuthorityFolder
-from server.services.roles import SYSTEM
+from server.services.identity.authority import FleetAuthority
+from server.services.identity.authority_folder import AuthorityFolder
+from server.services.people.roles import SYSTEM
 from server_parts import Parts, parts
 from sim_devices import TARGET, csr
 from trust_world import START, ManualClock

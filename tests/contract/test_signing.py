@@ -17,7 +17,7 @@ from fleet.ids import DeviceId, Digest
 from fleet.wire.enrolment import ClaimToken
 from named_bundles import named_bundle
 from server.errors import NotFoundError, SettingsError
-from server.services.signing import SigningService
+from server.services.trust.signing import SigningService
 from trust_world import DAY, START, ManualClock, World
 
 BUNDLE = named_bundle()

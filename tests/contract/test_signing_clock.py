@@ -25,8 +25,8 @@ from named_bundles import named_bundle
 from project_parts import next_targets
 from pure_repository import PureClient
 from server.errors import ClockError
-from server.services.signing import SigningService
-from server.services.signing_keys import KeyFolder
+from server.services.trust.keys import KeyFolder
+from server.services.trust.signing import SigningService
 from trust_world import DAY, ManualClock
 
 BUNDLE = named_bundle()

@@ -27,7 +27,7 @@ from fleet.trust.assignment import AssignedBundle
 from fleet.wire import codec, topics
 from fleet.wire.messages import RefusalEvent
 from processes import wait_until
-from server.services.distribution import prepare
+from server.services.releases.distribution import prepare
 from trust_world import Device, MemoryBlobs, MemoryStore, World, chunk_digests, make_bundle
 
 SIZE = 900_000

@@ -18,16 +18,16 @@ from server.db.engine import Database
 from server.db.identity_tables import IssuedCertificate
 from server.db.tables import Device
 from server.errors import ConflictError
-from server.services import succession
-from server.services.audit import Audit
-from server.services.authority import FleetAuthority
-from server.services.authority_folder import AuthorityFolder
-from server.services.authority_steps import AuthoritySteps
-from server.services.claims import Claims
-from server.services.enrolment import Enrolment
+from server.services.identity import succession
+from server.services.identity.authority import FleetAuthority
+from server.services.identity.authority_folder import AuthorityFolder
+from server.services.identity.authority_steps import AuthoritySteps
+from server.services.identity.claims import Claims
+from server.services.identity.enrolment import Enrolment
+from server.services.identity.revocations import Revocations
 from server.services.live import Live
-from server.services.revocations import Revocations
-from server.services.roles import SYSTEM
+from server.services.people.audit import Audit
+from server.services.people.roles import SYSTEM
 from server_parts import migrated
 from sim_devices import TARGET, csr
 from trust_world import ManualClock

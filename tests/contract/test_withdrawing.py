@@ -13,14 +13,14 @@ from fleet.rollout.states import Move
 from fleet.trust import metadata_set as rules
 from server.db.tables import DeviceAssignment, DeviceModel, Release
 from server.errors import ConflictError
-from server.services.authority import FleetAuthority
 from server.services.health import Health
-from server.services.projects import Projects
-from server.services.roles import SYSTEM
-from server.services.rollout_steps import RolloutSteps
-from server.services.succession import Authorities
+from server.services.identity.authority import FleetAuthority
+from server.services.identity.succession import Authorities
+from server.services.people.roles import SYSTEM
+from server.services.releases.projects import Projects
+from server.services.rollouts.steps import RolloutSteps
+from server.services.rollouts.withdrawals import Withdrawals
 from server.services.trust_state import TrustState
-from server.services.withdrawals import Withdrawals
 from server_parts import Parts, parts
 from trust_world import DAY
 

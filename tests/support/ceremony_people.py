@@ -15,7 +15,7 @@ from fleet.errors import KedgeError
 from fleet.trust import ceremony, signatures
 from kedge.cli import cli
 from server.offline.folder import CeremonyFolder
-from server.services.signing import SigningService
+from server.services.trust.signing import SigningService
 from trust_world import ManualClock
 
 SECRET = "correct horse battery"

@@ -47,8 +47,8 @@ from server.adapters.clock import SystemClock
 from server.adapters.mqtt import BrokerLogin, MqttConnection
 from server.errors import BrokerError
 from server.ports.messaging import Incoming
-from server.services.distribution import Distribution, prepare
-from server.services.signing import SigningService
+from server.services.releases.distribution import Distribution, prepare
+from server.services.trust.signing import SigningService
 
 TARGET = "laptop-x86"
 EXAMPLE = Path(__file__).resolve().parent.parent.parent / "examples" / "digits"

@@ -26,7 +26,7 @@ from server.client.bundles import Layout
 from server.client.kits import KitWriter, reports
 from server.db.tables import Device
 from server.services.kits import Collected, Kits, KitSelection
-from server.services.roles import SYSTEM
+from server.services.people.roles import SYSTEM
 from server_parts import Parts, parts
 from sim_devices import TARGET, layout
 from trust_world import START

@@ -18,14 +18,14 @@ from server.db.engine import Database
 from server.db.migrate import upgrade
 from server.db.tables import Device
 from server.errors import BrokerError
-from server.services.audit import Audit
 from server.services.health import Health
 from server.services.live import Live
-from server.services.offload import Offload
-from server.services.offload_queue import OffloadQueue
-from server.services.offload_views import OffloadViews
-from server.services.pools import Pools, PoolSpec
-from server.services.roles import SYSTEM
+from server.services.offload.offload import Offload
+from server.services.offload.offload_queue import OffloadQueue
+from server.services.offload.pools import Pools, PoolSpec
+from server.services.offload.views import OffloadViews
+from server.services.people.audit import Audit
+from server.services.people.roles import SYSTEM
 from server.workers.offload import OffloadWorker
 
 DEVICE = DeviceId("camera-1")

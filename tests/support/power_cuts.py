@@ -55,7 +55,7 @@ from fleet.trust.delta_offer import DeltaOffer
 from fleet.wire import codec
 from fleet.wire.messages import UpdateEvent, UpdateState
 from packed_bundles import Proof, pack
-from server.services.distribution import Distribution, Parcel, parcel_of, prepare, write_index
+from server.services.releases.distribution import Distribution, Parcel, parcel_of, prepare, write_index
 from trust_world import TARGET, MemoryBlobs
 
 LATER: Final = datetime(2100, 1, 1, tzinfo=timezone.utc)

@@ -13,7 +13,7 @@ from fleet.trust import metadata_set as rules
 from fleet.trust import repository
 from fleet.trust.repository import Project, RoleKeys, signed_file
 from fleet.trust.workflow import filename
-from server.services.signing_keys import KeyFolder
+from server.services.trust.keys import KeyFolder
 
 
 def project(name: str, *keys: CryptoSigner, threshold: int = 1, model: str = "*") -> Project:

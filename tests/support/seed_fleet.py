@@ -40,9 +40,9 @@ from server.db.tables import (
     Rollout,
     RolloutGroup,
 )
-from server.services.accounts import Accounts
-from server.services.audit import Audit
-from server.services.roles import SYSTEM, Principal, Role
+from server.services.people.accounts import Accounts
+from server.services.people.audit import Audit
+from server.services.people.roles import SYSTEM, Principal, Role
 from server.settings import Settings
 
 HOUR: Final = 3600.0

@@ -22,8 +22,8 @@ from fleet.wire import topics
 from packed_bundles import pack
 from server.errors import NotFoundError, TooLargeError
 from server.ports.messaging import Connection
-from server.services.distribution import Distribution, prepare
-from server.services.signing import SigningService
+from server.services.releases.distribution import Distribution, prepare
+from server.services.trust.signing import SigningService
 
 START = 1_800_000_000.0
 DAY = 86_400.0

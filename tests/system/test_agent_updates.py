@@ -30,7 +30,7 @@ from fleet.wire.messages import Hello, RefusalEvent, Status, UpdateEvent, Update
 from fleet_side import AgentSide, FleetSide, compile_digits, digits, digits_bundle
 from good_update import STEPS
 from processes import wait_until
-from server.services.signing import SigningService
+from server.services.trust.signing import SigningService
 
 LATER = datetime(2100, 1, 1, tzinfo=timezone.utc)
 

@@ -30,10 +30,10 @@ from server.db.migrate import _config, upgrade
 from server.db.tables import AuditEntry, Blob, Device
 from server.errors import InvalidError, SettingsError
 from server.permissions import permissions
-from server.services.audit import Audit
-from server.services.audit_links import check_export
-from server.services.audit_witness import KEY, NOTE, Witness
-from server.services.roles import SYSTEM, Role
+from server.services.people.audit import Audit
+from server.services.people.audit_links import check_export
+from server.services.people.audit_witness import KEY, NOTE, Witness
+from server.services.people.roles import SYSTEM, Role
 from server.settings import Settings
 from sim_devices import TARGET, csr, layout
 from trust_world import ManualClock

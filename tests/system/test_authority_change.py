@@ -30,9 +30,9 @@ from processes import Process, free_port, listens, wait_until
 from server.adapters.clock import SystemClock
 from server.db.engine import Database
 from server.db.tables import Device
-from server.services.authority import FleetAuthority
+from server.services.identity.authority import FleetAuthority
+from server.services.identity.revocations import Revocations
 from server.services.live import Live
-from server.services.revocations import Revocations
 from server.settings import Settings
 from sim_devices import Server
 from trust_world import ManualClock

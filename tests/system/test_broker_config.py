@@ -25,8 +25,8 @@ from mtls import Identity, Peer, keep, peer, request
 from processes import free_port, listens, running, wait_until
 from server.adapters.mqtt import BrokerLogin, MqttConnection
 from server.errors import InvalidError, SettingsError
-from server.services import broker_config
-from server.services.authority import SERVER_NAME, FleetAuthority
+from server.services.broker import broker_config
+from server.services.identity.authority import SERVER_NAME, FleetAuthority
 from trust_world import ManualClock, World
 
 C = TypeVar("C", MqttLink, MqttConnection)

@@ -28,7 +28,7 @@ from server.db.tables import (
     Rollout,
     RolloutGroup,
 )
-from server.services.roles import SYSTEM, Role
+from server.services.people.roles import SYSTEM, Role
 from server.settings import Settings
 
 EVIL: Final = "\"'><img src=x onerror=alert(1)>{{7*7}}</script><script>alert(2)</script>"

@@ -17,10 +17,10 @@ from fleet.trust.delivery import Delivery
 from server.adapters.blobs_folder import FolderBlobStore
 from server.db.tables import DeviceAssignment, DeviceModel
 from server.errors import InvalidError
-from server.services.garbage import Garbage
-from server.services.roles import SYSTEM
-from server.services.rollout_candidates import Selection
-from server.services.wanted import DatabaseLedger, Wanted
+from server.services.director.wanted import DatabaseLedger, Wanted
+from server.services.people.roles import SYSTEM
+from server.services.releases.garbage import Garbage
+from server.services.rollouts.candidates import Selection
 from server_parts import Parts, parts
 
 DAY = 86400.0

@@ -20,7 +20,7 @@ from fleet.trust.delta_offer import DeltaOffer
 from fleet.wire.messages import RefusalEvent, UpdateEvent, UpdateState
 from fleet_side import AgentSide, FleetSide
 from processes import KEDGE, free_port, running, wait_until
-from server.services.distribution import Parcel, parcel_of, write_index
+from server.services.releases.distribution import Parcel, parcel_of, write_index
 from sim_devices import Server
 
 FIRST = network(0)

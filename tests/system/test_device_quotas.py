@@ -12,10 +12,10 @@ from fleet.wire.messages import Hello, ModelSlot, RefusalEvent
 from server.db.offload_tables import OffloadRow
 from server.db.tables import DeviceModel, Refusal, Report
 from server.ports.messaging import Incoming
-from server.services.allowance import Allowance
-from server.services.message_checks import MOST_SLOTS
-from server.services.offload_queue import OffloadState
-from server.services.tidying import Tidying
+from server.services.offload.offload_queue import OffloadState
+from server.services.reports.allowance import Allowance
+from server.services.reports.message_checks import MOST_SLOTS
+from server.services.reports.tidying import Tidying
 from server.workers.ingest import SHARE_BYTES, IngestWorker
 from server_parts import Parts, parts
 from sim_devices import TARGET, report_of

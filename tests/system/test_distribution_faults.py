@@ -28,8 +28,8 @@ from fleet.wire import topics
 from http_side import HttpSide
 from processes import wait_until
 from real_transport import RealBroker
-from server.services.broker_config import limits
-from server.services.distribution import Distribution, parcel_of, prepare
+from server.services.broker.broker_config import limits
+from server.services.releases.distribution import Distribution, parcel_of, prepare
 from trust_world import MemoryBlobs, MemoryStore, chunk_digests, make_bundle
 
 SIZE = 3_000_000

@@ -16,8 +16,8 @@ from postgres import cluster
 from server.db.identity_tables import IssuedCertificate, PendingDevice
 from server.db.tables import Claim, Device
 from server.errors import ConflictError, ForbiddenError, RequestError
-from server.services.admission import NewKey
-from server.services.roles import SYSTEM
+from server.services.identity.admission import NewKey
+from server.services.people.roles import SYSTEM
 from server.settings import Settings
 from server_parts import Parts, parts
 from sim_devices import TARGET, csr

@@ -32,8 +32,8 @@ from fleet.wire.enrolment import BrokerAccess
 from processes import wait_until
 from real_transport import RealBroker
 from relay import Relay
-from server.services.signing import SigningService
-from server.services.signing_keys import KeyFolder
+from server.services.trust.keys import KeyFolder
+from server.services.trust.signing import SigningService
 from trust_world import Device, World, chunk_digests
 
 

@@ -21,9 +21,9 @@ from server.db.offload_tables import OffloadRow
 from server.db.tables import BundleRow, Report
 from server.errors import ConflictError, InvalidError, NotFoundError
 from server.ports.accelerators import AcceleratorError
-from server.services.offload_queue import MOST_BYTES, MOST_WAITING, OffloadState
-from server.services.pools import OffloadPolicy, PoolSpec
-from server.services.roles import SYSTEM
+from server.services.offload.offload_queue import MOST_BYTES, MOST_WAITING, OffloadState
+from server.services.offload.pools import OffloadPolicy, PoolSpec
+from server.services.people.roles import SYSTEM
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from server.bootstrap import Runtime, build
 from server.console.pages import error_page
 from server.console.routes import handlers, template_config
 from server.permissions import Permission, permissions
-from server.services.roles import SYSTEM, Principal, Role
-from server.services.scopes import RULES, Grant, Scope
+from server.services.people.roles import SYSTEM, Principal, Role
+from server.services.people.scopes import RULES, Grant, Scope
 from server.settings import Settings
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "reference" / "permissions.md"

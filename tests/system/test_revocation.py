@@ -33,12 +33,13 @@ from server.db.engine import Database
 from server.db.migrate import upgrade
 from server.db.tables import Device
 from server.errors import BrokerError, ClientError
-from server.services import broker_config, broker_watch, revocation_lists
-from server.services.authority import FleetAuthority
-from server.services.authority_folder import AuthorityFolder
-from server.services.broker_watch import Watch
+from server.services.broker import broker_config, broker_watch
+from server.services.broker.broker_watch import Watch
+from server.services.identity import revocation_lists
+from server.services.identity.authority import FleetAuthority
+from server.services.identity.authority_folder import AuthorityFolder
+from server.services.identity.revocations import Revocations
 from server.services.live import Live
-from server.services.revocations import Revocations
 from sim_devices import TARGET
 from trust_world import ManualClock
 

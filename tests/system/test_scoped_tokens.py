@@ -19,8 +19,8 @@ from server.console.pages import error_page
 from server.console.routes import handlers, template_config
 from server.db.tables import Device
 from server.errors import ConflictError, ForbiddenError, InvalidError
-from server.services.roles import SYSTEM, Principal, Role
-from server.services.scopes import Grant, Scope, parse_grant
+from server.services.people.roles import SYSTEM, Principal, Role
+from server.services.people.scopes import Grant, Scope, parse_grant
 from server.settings import Settings
 from sim_devices import TARGET, layout
 

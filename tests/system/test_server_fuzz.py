@@ -14,7 +14,7 @@ from litestar.testing import TestClient
 
 from server.app import create_app
 from server.bootstrap import Runtime, build
-from server.services.roles import SYSTEM, Role
+from server.services.people.roles import SYSTEM, Role
 from server.settings import Settings
 
 ODD_TEXT: Final = ["", "a", "\0", '"', "'", "..", "a=b", '"=x', "a" * 300, "1e999", f"sha256:{'0' * 64}"]

@@ -14,7 +14,7 @@ from server.api.deps import VIEWER, ServicesDep
 from server.app import HEADERS, create_app
 from server.bootstrap import Runtime, build
 from server.console.routes import handlers, template_config
-from server.services.roles import SYSTEM, Role
+from server.services.people.roles import SYSTEM, Role
 from server.settings import Settings
 
 PASSWORD = "correct horse battery"

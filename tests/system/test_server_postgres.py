@@ -15,8 +15,8 @@ from postgres import cluster
 from server.db.migrate import differences, upgrade
 from server.db.tables import Report
 from server.ports.messaging import Incoming
-from server.services.devices import DeviceFilter
-from server.services.roles import SYSTEM
+from server.services.devices.devices import DeviceFilter
+from server.services.people.roles import SYSTEM
 from server.settings import Settings
 from server_parts import Parts, parts
 from sim_devices import report_of

@@ -39,9 +39,9 @@ from server.errors import (
     UnauthenticatedError,
 )
 from server.ports.messaging import Incoming
-from server.services.devices import DeviceFilter, may_log_in
-from server.services.roles import SYSTEM, Principal, Role
-from server.services.rollout_candidates import Selection
+from server.services.devices.devices import DeviceFilter, may_log_in
+from server.services.people.roles import SYSTEM, Principal, Role
+from server.services.rollouts.candidates import Selection
 from server.workers.ingest import SHARE, IngestWorker
 from server_parts import Parts, parts
 from sim_devices import TARGET, csr, report_of

@@ -26,8 +26,8 @@ from server.console.pages import error_page
 from server.console.routes import handlers, template_config
 from server.errors import ConflictError, SettingsError
 from server.oidc_settings import OidcSettings
-from server.services.roles import SYSTEM, Role
-from server.services.single_sign_on import claimed, readable_name
+from server.services.people.roles import SYSTEM, Role
+from server.services.people.single_sign_on import claimed, readable_name
 from server.settings import Settings
 
 PASSWORD: Final = "correct horse battery"

@@ -42,8 +42,8 @@ from mtls import keep, peer
 from processes import KEDGE, Process, free_port, listens, wait_until
 from server.adapters.clock import SystemClock
 from server.adapters.mqtt import BrokerLogin
-from server.services.authority import SERVER_NAME, FleetAuthority
-from server.services.distribution import Parcel, parcel_of, write_index
+from server.services.identity.authority import SERVER_NAME, FleetAuthority
+from server.services.releases.distribution import Parcel, parcel_of, write_index
 from sim_devices import layout
 from trust_world import MemoryStore
 from wan import Wan

@@ -30,12 +30,13 @@ from server.adapters.doorman import CertificateDoorman
 from server.commands.broker import broker
 from server.db.tables import Device
 from server.errors import ClientError
-from server.services import broker_config, broker_watch, revocation_lists, site_config, site_visits
-from server.services.authority import FleetAuthority
-from server.services.authority_folder import AuthorityFolder
-from server.services.broker_watch import Watch
+from server.services.broker import broker_config, broker_watch, site_config, site_visits
+from server.services.broker.broker_watch import Watch
+from server.services.identity import revocation_lists
+from server.services.identity.authority import FleetAuthority
+from server.services.identity.authority_folder import AuthorityFolder
+from server.services.identity.revocations import Revocations
 from server.services.live import Live
-from server.services.revocations import Revocations
 from server_parts import migrated
 from sim_devices import TARGET
 

@@ -25,8 +25,8 @@ from mtls import keep
 from processes import Process, free_port, listens, wait_until
 from server.adapters.clock import SystemClock
 from server.adapters.embedded_broker import EmbeddedBroker
-from server.services import broker_config
-from server.services.authority import FleetAuthority
+from server.services.broker import broker_config
+from server.services.identity.authority import FleetAuthority
 
 SERVER, PASSWORD = "kedge_server", "secret"
 REAL = ("d1", "d-2", "a" * 63)

@@ -23,7 +23,7 @@ from fleet.trust.assignment import AssignedBundle
 from fleet.trust.repository import signed_file
 from fleet.wire import topics
 from real_transport import RealBroker
-from server.services.signing_keys import KeyFolder
+from server.services.trust.keys import KeyFolder
 from trust_world import DAY, Device, World, chunk_digests
 
 

@@ -17,7 +17,7 @@ from fleet.ids import Digest
 from fleet.quantity import format_bytes, parse_bytes
 from fleet.rollout.plan import GroupSpec, PlanError, parse_groups
 from fleet.trust.delivery import Delivery
-from server.services.retention import fit
+from server.services.releases.retention import fit
 
 A, B = Digest.of(b"a"), Digest.of(b"b")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from server.errors import TooManyError
-from server.services.login_failures import LOGIN_FAILURES, LOGIN_WINDOW, LoginFailures
+from server.services.people.login_failures import LOGIN_FAILURES, LOGIN_WINDOW, LoginFailures
 
 
 def _tries(

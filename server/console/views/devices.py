@@ -24,7 +24,7 @@ from server.db.tables import (
     ReleaseBundle,
     Report,
 )  # fmt: skip
-from server.services.statements import Said, said
+from server.services.identity.statements import Said, said
 
 #: A device is late when it is silent for so many of its usual intervals, and never sooner than the least.
 LATE_INTERVALS: Final = 3

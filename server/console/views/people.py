@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 from server.db.tables import Token, User
 from server.services.container import Services
-from server.services.roles import Principal, Role
-from server.services.tokens import grants_of
+from server.services.people.roles import Principal, Role
+from server.services.people.tokens import grants_of
 
 
 @dataclass(frozen=True, kw_only=True)

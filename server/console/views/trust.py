@@ -8,10 +8,10 @@ from typing import Final
 
 from server.console.looks import TRUST, Look
 from server.console.views.needs import Need
-from server.services.authority_folder import CURRENT, NEXT, OLD
-from server.services.projects import ProjectState
-from server.services.signing_roles import RoleInfo
-from server.services.succession import AuthorityLine
+from server.services.identity.authority_folder import CURRENT, NEXT, OLD
+from server.services.identity.succession import AuthorityLine
+from server.services.releases.projects import ProjectState
+from server.services.trust.roles import RoleInfo
 from server.services.trust_state import Attention, TrustStatus
 
 _DAY: Final = 86400.0

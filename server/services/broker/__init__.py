@@ -1,0 +1,1 @@
+"""Set-up of brokers other than the embedded one."""

@@ -1,0 +1,1 @@
+"""The director: what each device shall run, signed and published."""

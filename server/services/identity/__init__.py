@@ -1,0 +1,1 @@
+"""Who a device is: claims, approval, certificates, their authority, and their end."""

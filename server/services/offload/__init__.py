@@ -1,0 +1,1 @@
+"""Hard requests: their queue, the cloud's pools, and what became of them."""

@@ -1,0 +1,1 @@
+"""Releases, whose they are, and how their bytes are kept and handed out."""

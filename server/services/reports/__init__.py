@@ -1,0 +1,1 @@
+"""What devices tell: taken in, reconciled with what they shall run, and counted."""

@@ -1,0 +1,1 @@
+"""Rollouts: making them, moving them on, stopping them, and showing them."""

@@ -1,0 +1,1 @@
+"""Signing: who holds which key, what is signed when, and taking over what others have signed."""
