@@ -7,6 +7,7 @@ is authenticated; a device acts under its own id and on its own topics only, whi
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import threading
 from collections.abc import Callable
@@ -17,7 +18,9 @@ from amqtt.broker import Broker
 from amqtt.contexts import Action, BrokerConfig, ListenerConfig
 from amqtt.errors import AMQTTError
 from amqtt.mqtt.connack import ConnackPacket
+from amqtt.mqtt.constants import QOS_2
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
+from amqtt.mqtt.publish import PublishPacket
 from amqtt.session import Session
 
 from fleet.errors import WireError
@@ -32,6 +35,8 @@ Authenticate = Callable[[str, str], bool]
 _BAD_CREDENTIALS: Final = 5
 #: The largest message, and what stands around it.
 _PACKET_LIMIT: Final = LIMIT + 64 * 1024
+#: Messages of QoS 2 that one connection may have begun and not finished; Kedge's programs begin none.
+UNFINISHED: Final = 4
 #: MQTT 3.1.1, 3.1.4: a server should close a connection that sends no CONNECT within a reasonable time.
 PATIENCE_SECONDS: Final = 15.0
 
@@ -43,6 +48,22 @@ class _Reader(StreamReaderAdapter):
         if n > _PACKET_LIMIT:
             raise AMQTTError(f"packet: expected at most {_PACKET_LIMIT} bytes, got {n}")
         return await super().read(n)
+
+
+class _Handler(BrokerProtocolHandler):
+    """Hangs up on who begins messages and finishes none: amqtt keeps each until then (3.1.1, 4.3.3)."""
+
+    async def handle_publish(self, publish_packet: PublishPacket) -> None:
+        begun = self.session.inflight_in if self.session is not None else {}
+        again = publish_packet.packet_id in begun
+        if publish_packet.qos == QOS_2 and not again and len(begun) >= UNFINISHED:
+            LOG.warning("hung up on %s: %d messages begun and not finished", self._name(), len(begun))
+            await self.handle_connection_closed()
+            return
+        await super().handle_publish(publish_packet)
+
+    def _name(self) -> str:
+        return repr(self.session.username) if self.session is not None else "somebody"
 
 
 class _Broker(Broker):
@@ -74,7 +95,7 @@ class _Broker(Broker):
     ) -> tuple[BrokerProtocolHandler, Session]:
         try:
             handler, session = await asyncio.wait_for(
-                BrokerProtocolHandler.init_from_connect(reader, writer, self.plugins_manager), self._patience
+                _Handler.init_from_connect(reader, writer, self.plugins_manager), self._patience
             )
         except asyncio.TimeoutError:
             await writer.close()
@@ -195,7 +216,7 @@ class EmbeddedBroker:
             raise BrokerError("embedded broker: not running")
         try:
             asyncio.run_coroutine_threadsafe(broker.kick(name), loop).result(PATIENCE_SECONDS)
-        except TimeoutError as error:
+        except concurrent.futures.TimeoutError as error:
             raise BrokerError(f"embedded broker: {name} is not thrown out yet") from error
 
     def check(self) -> str:
