@@ -60,10 +60,18 @@ class _Client(paho.Client):
             raise ConnectionError(f"packet: expected at most {_PACKET_LIMIT} bytes, got {bufsize}")
         return super()._sock_recv(bufsize)
 
+    def show(self, context: ssl.SSLContext) -> None:
+        """Use another context from the next connection on; paho takes one only once."""
+        self._ssl_context = context
+
     def forget_outgoing(self) -> None:
         """Forget what the broker has not acknowledged, of which paho would keep everything for ever."""
         with self._out_message_mutex:
+            forgotten = list(self._out_messages.values())
             self._out_messages.clear()
+        for message in forgotten:  # who waits for one need not wait any longer
+            message.info.rc = MQTTErrorCode.MQTT_ERR_CONN_LOST
+            message.info._set_as_published()  # noqa: SLF001 - as paho does itself for what it gives up
 
     def _handle_publish(self) -> MQTTErrorCode:
         """Take a message in; not at QoS 2: nobody asks for it, and paho would keep 65,535 unfinished ones."""
@@ -118,14 +126,15 @@ class MqttLink:
         self._shuffle()
 
     def certificate_renewed(self) -> None:
-        """Show the certificate that is on disk now from the next connection on.
+        """From the next connection on, show the certificate and believe the authorities that are on disk now.
 
         Raises:
-            StateError: it is unusable.
+            StateError: they are unusable.
         """
         if self._tls is not None:
-            self._trust(self._tls)
-            self._show_certificate(self._tls)
+            # A context can only learn to believe more: an authority that was dropped needs a new one.
+            self._tls = self._context()
+            self._client.show(self._tls)
 
     def start(self) -> None:
         """Connect, and stay connected, on a thread of its own."""

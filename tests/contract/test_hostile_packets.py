@@ -6,10 +6,14 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
 from device_agent.adapters.mqtt import Credentials, MqttLink
+from device_agent.errors import UnreachableError
 from device_agent.happenings import Arrivals, Arrived, Happening
 from fleet.wire.enrolment import BrokerAccess
 from processes import wait_until
@@ -131,6 +135,38 @@ def _received(connection: socket.socket) -> int:
         while data := connection.recv(65536):
             size += len(data)
     return size
+
+
+def test_who_waits_for_an_acknowledgement_learns_at_once_that_the_line_is_cut() -> None:
+    """A gateway puts a chunk on its site's broker, which goes: it does not hold everything up for long."""
+    up, listener, none = threading.Event(), socket.create_server(("127.0.0.1", 0)), Path("none")
+    with contextlib.closing(listener):
+        link = MqttLink(
+            "d1",
+            BrokerAccess(url=f"mqtt://127.0.0.1:{listener.getsockname()[1]}"),
+            credentials=Credentials(none, none, none),
+            will=None,
+            on_change=lambda is_up: up.set() if is_up else None,
+        )
+        link.start()
+        connection, _ = listener.accept()
+
+        def cut() -> None:
+            connection.recv(65536)  # the chunk
+            listener.close()
+            connection.close()
+
+        try:
+            connection.recv(4096)
+            connection.sendall(_CONNACK)
+            assert up.wait(5.0)
+            threading.Thread(target=cut, daemon=True).start()
+            began = time.monotonic()
+            with pytest.raises(UnreachableError):
+                link.put("t", b"x", 60.0)
+            assert time.monotonic() - began < 30.0
+        finally:
+            link.stop()
 
 
 _NONE = {

@@ -349,8 +349,11 @@ def test_a_clock_before_the_devices_own_certificate_judges_no_times(
         handshake(link._tls, served)
 
 
-def test_a_link_trusts_an_authority_that_came_with_a_renewal(tmp_path: Path) -> None:
-    """The broker's certificate is of the next authority; the agent runs on, with one of the old one."""
+def test_a_link_believes_the_authorities_that_came_with_a_renewal_and_no_others(tmp_path: Path) -> None:
+    """The broker's certificate is of the next authority; the agent runs on, with one of the old one.
+
+    When the old authority is dropped, for its key was stolen, the agent believes it no more, and runs on too.
+    """
     clock = ManualClock(time.time())
     old, new = FleetAuthority(tmp_path / "old", clock), FleetAuthority(tmp_path / "new", clock)
     key, asked = request()
@@ -373,6 +376,16 @@ def test_a_link_trusts_an_authority_that_came_with_a_renewal(tmp_path: Path) -> 
     ca.write_bytes(old.ca_pem + new.ca_pem)
     link.certificate_renewed()
     handshake(link._tls, served)
+    stolen = keep(tmp_path, "stolen", *old.issue_broker())
+    forged = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    forged.load_cert_chain(stolen.certificate, stolen.key)
+    handshake(link._tls, forged)
+    ca.write_bytes(new.ca_pem)
+    link.certificate_renewed()
+    handshake(link._tls, served)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(link._tls, forged)
+    assert link._client._ssl_context is link._tls
 
 
 def test_authorities_without_a_link_to_a_known_one_are_not_believed(tmp_path: Path) -> None:
