@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import signal
 import socket
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from importlib.metadata import version
 from types import FrameType
@@ -46,6 +48,17 @@ def run(settings: Settings, *, as_json: bool) -> None:
         _serve(settings, as_json=as_json)
 
 
+def proxies(trusted: Iterable[str]) -> list[str]:
+    """Return addresses and networks as uvicorn knows them, whichever kind of socket somebody comes by."""
+    found: list[str] = []
+    for proxy in trusted:
+        network = ipaddress.ip_network(proxy)
+        found.append(str(network))
+        if isinstance(network, ipaddress.IPv4Network):
+            found.append(f"::ffff:{network.network_address}/{96 + network.prefixlen}")
+    return found
+
+
 def _serve(settings: Settings, *, as_json: bool) -> None:
     listener = _listen(settings.host, settings.port)
     runtime = build(replace(settings, port=listener.getsockname()[1]))
@@ -62,7 +75,7 @@ def _serve(settings: Settings, *, as_json: bool) -> None:
             log_level="warning",
             server_header=False,
             timeout_graceful_shutdown=3,
-            forwarded_allow_ips="127.0.0.1",
+            forwarded_allow_ips=proxies(settings.trusted_proxies),
         )
         uvicorn.Server(config).run(sockets=[listener])
     finally:

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from server.errors import SettingsError
 from server.oidc_settings import OidcSettings
 
+#: A proxy on this machine; what runs here is believed anyway.
+TRUSTED_PROXIES: Final = ("127.0.0.1", "::1")
 #: A host name, an IPv4 address, or an IPv6 address with or without brackets.
 _HOST: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[?[0-9A-Fa-f]*:[0-9A-Fa-f:.]+\]?")
 
@@ -32,6 +34,15 @@ def is_wildcard(host: str) -> bool:
         return not host or ipaddress.ip_address(host.strip("[]")).is_unspecified
     except ValueError:
         return False
+
+
+def is_network(text: str) -> bool:
+    """Return whether this is an address, or a network of them."""
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
 
 
 def in_url(host: str) -> str:
@@ -59,6 +70,8 @@ class Settings:
         public_url: what browsers reach the console by, such as "https://kedge.example", or "" for
             http, `reached_as` and the port.
         oidc: the identity provider beside the accounts of this server, or None.
+        trusted_proxies: addresses or networks of the proxies that are believed to say who asks, and whether
+            by https.
     """
 
     data: Path
@@ -76,6 +89,7 @@ class Settings:
     approve_devices: bool = False
     public_url: str = ""
     oidc: OidcSettings | None = None
+    trusted_proxies: tuple[str, ...] = TRUSTED_PROXIES
 
     def check(self) -> None:
         """Check what can be checked before anything is opened.
@@ -85,6 +99,7 @@ class Settings:
         """
         self._check_advertise()
         self._check_public_url()
+        self._check_trusted_proxies()
         if self.oidc is not None:
             self.oidc.check()
         if self.broker:
@@ -116,6 +131,13 @@ class Settings:
             url.scheme not in ("http", "https") or not url.hostname or url.path.strip("/")
         ):
             raise SettingsError(f"public URL: expected https://host without a path, got {self.public_url!r}")
+
+    def _check_trusted_proxies(self) -> None:
+        wrong = [proxy for proxy in self.trusted_proxies if not is_network(proxy)]
+        if wrong:
+            raise SettingsError(
+                f"trusted proxy: expected an address or a network such as 10.0.0.0/24, got {wrong[0]!r}"
+            )
 
     @property
     def origin(self) -> str:

@@ -37,6 +37,11 @@ def session_cookie(secret: str, *, secure: bool) -> Cookie:
     )
 
 
+def address_of(connection: Connection) -> str:
+    """Return where a request comes from, as the proxies that are trusted say; "" when it is not known."""
+    return connection.client.host if connection.client is not None else ""
+
+
 def check_same_site(connection: Connection) -> None:
     """Refuse a changing request that another site made a browser send.
 

@@ -16,6 +16,7 @@ from fleet.wire.enrolment import (
     RenewRequest,
     TrustedAuthorities,
 )
+from server.api.auth import address_of
 from server.api.deps import OPERATOR, PUBLIC, VIEWER, ServicesDep
 from server.db.identity_tables import PendingDevice, RegisteredKey
 from server.services.identity.admission import NewKey
@@ -81,8 +82,7 @@ def enrol(
 
     202: a person has yet to let the device in; it asks again.
     """
-    address = request.client.host if request.client is not None else ""
-    reply = services.enrolment.enrol(data, address)
+    reply = services.enrolment.enrol(data, address_of(request))
     return Response(reply, status_code=_ACCEPTED if isinstance(reply, PendingReply) else 201)
 
 

@@ -9,7 +9,7 @@ import msgspec
 from litestar import Request, Response, Router, delete, get, patch, post
 from litestar.params import FromPath, JSONBody
 
-from server.api.auth import COOKIE, check_same_site, session_cookie
+from server.api.auth import COOKIE, address_of, check_same_site, session_cookie
 from server.api.deps import ADMIN, PUBLIC, VIEWER, ServicesDep
 from server.db.tables import Token, User
 from server.services.people.roles import Principal, Role
@@ -118,8 +118,7 @@ def _token(row: Token, secret: str | None = None) -> TokenOut:
 def login(request: AnyRequest, services: ServicesDep, data: JSONBody[LoginIn]) -> Response[None]:
     """Set the session cookie."""
     check_same_site(request)
-    address = request.client.host if request.client else ""
-    secret = services.accounts.login(data.name, data.password, address)
+    secret = services.accounts.login(data.name, data.password, address_of(request))
     secure = request.url.scheme == "https"
     return Response(None, status_code=204, cookies=[session_cookie(secret, secure=secure)])
 

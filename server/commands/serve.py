@@ -9,6 +9,7 @@ import click
 from fleet.options import ByteCount, FiniteRange
 from server.commands.oidc_options import oidc_options
 from server.oidc_settings import OidcSettings
+from server.settings import TRUSTED_PROXIES, Settings
 
 
 @click.command()
@@ -68,6 +69,15 @@ from server.oidc_settings import OidcSettings
     metavar="URL",
     help="What browsers reach the console by, if not by http, this host and port.",
 )
+@click.option(
+    "--trusted-proxy",
+    "trusted_proxies",
+    multiple=True,
+    default=TRUSTED_PROXIES,
+    show_default=True,
+    metavar="ADDRESS",
+    help="A proxy, or a network of them, that is believed who asks and whether by https; repeat.",
+)
 @oidc_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object once the server listens.")
 def serve(
@@ -84,6 +94,7 @@ def serve(
     certificate_days: float,
     approve_devices: bool,
     public_url: str,
+    trusted_proxies: tuple[str, ...],
     oidc: OidcSettings | None,
     as_json: bool,
 ) -> None:
@@ -92,7 +103,6 @@ def serve(
     The first start prints an administrator's password and token, once.
     """
     from server.serve import run
-    from server.settings import Settings
 
     settings = Settings(
         data=data,
@@ -107,6 +117,7 @@ def serve(
         certificate_days=certificate_days,
         approve_devices=approve_devices,
         public_url=public_url,
+        trusted_proxies=trusted_proxies,
         oidc=oidc,
     )
     run(settings, as_json=as_json)

@@ -10,7 +10,7 @@ from litestar.datastructures import Cookie
 from litestar.params import URLEncodedBody
 from litestar.response import Redirect, Template
 
-from server.api.auth import COOKIE, check_same_site, session_cookie
+from server.api.auth import COOKIE, address_of, check_same_site, session_cookie
 from server.console.pages import PUBLIC, VIEWER, AnyRequest, ServicesDep, own_page
 from server.errors import (
     ForbiddenError,
@@ -57,9 +57,8 @@ def login(
 ) -> Response[str] | Template | Redirect:
     """Begin a session, or say what was wrong."""
     check_same_site(request)
-    address = request.client.host if request.client else ""
     try:
-        secret = services.accounts.login(data.name, data.password, address)
+        secret = services.accounts.login(data.name, data.password, address_of(request))
     except (UnauthenticatedError, TooManyError) as error:
         return _asked(services, error, data.name, to=own_page(data.to))
     cookie = session_cookie(secret, secure=request.url.scheme == "https")

@@ -95,7 +95,7 @@ class Accounts:
         Args:
             name: who they say they are.
             password: their proof.
-            address: where they come from; failures are counted by it and by name.
+            address: where they come from; failures are counted by it and by name (`login_failures`).
 
         Raises:
             UnauthenticatedError: no such person, or another password.
@@ -104,7 +104,12 @@ class Accounts:
         self._failures.attempt(address, name, self._clock.now())
         with self._database.read() as session:
             user = session.exec(select(User).where(User.name == name)).first()
-        if not self._verified(user, password) or user is None or user.id is None:
+        try:
+            verified = self._verified(user, password)
+        except TooManyError:
+            self._failures.take_back(address, name)
+            raise
+        if not verified or user is None:
             raise UnauthenticatedError("wrong name or password")
         self._failures.succeeded(address, name)
         with self._database.write() as session:
@@ -230,11 +235,17 @@ class Accounts:
             InvalidError: the new one is too short.
         """
         _check_password(new)
+        with self._database.read() as session:
+            found = session.exec(select(User).where(User.name == actor.name)).first()
+        # Outside of the transaction: checking takes long, and on SQLite every other writer would wait for it.
+        if not self._verified(found, old) or found is None:
+            raise UnauthenticatedError("wrong password")
+        made = self._hasher.hash(new)
         with self._database.write() as session:
             user = session.exec(select(User).where(User.name == actor.name)).first()
-            if not self._verified(user, old) or user is None or user.id is None:
+            if user is None or user.password_hash != found.password_hash:
                 raise UnauthenticatedError("wrong password")
-            user.password_hash = self._hasher.hash(new)
+            user.password_hash = made
             session.add(user)
             session.exec(delete(LoginSession).where(col(LoginSession.user_id) == user.id))
             self._audit.record(session, actor, "user.password", f"user {user.name}")
