@@ -61,7 +61,7 @@ def list_(*, data: Path, database: str, limit: int, as_json: bool) -> None:
     """
     from server.services.identity import succession
 
-    with _steps(data, database) as steps:
+    with _steps(data, database, change=False) as steps:
         found = steps.look(limit)
     if as_json:
         print_json(msgspec.to_builtins(found))
@@ -89,7 +89,7 @@ def _print_behind(found: Succession) -> None:
 
 def _when(one: Behind) -> str:
     seen, ends = one.last_seen_at, datetime.fromtimestamp(one.not_after, timezone.utc)
-    last = "never" if seen is None else f"{datetime.fromtimestamp(seen, timezone.utc):%Y-%m-%d %H:%M}"
+    last = "never" if seen is None else f"{datetime.fromtimestamp(seen, timezone.utc):%Y-%m-%d %H:%M} UTC"
     return f"last seen {last}, certificate until {ends:%Y-%m-%d}"
 
 
@@ -122,8 +122,8 @@ def drop(*, data: Path, database: str, anyway: bool) -> None:
     click.echo("dropped. Now: start the server; `kedge broker config` and restart the broker.")
 
 
-def _steps(data: Path, database: str) -> AbstractContextManager[AuthoritySteps]:
+def _steps(data: Path, database: str, *, change: bool = True) -> AbstractContextManager[AuthoritySteps]:
     from server.settings import Settings
     from server.wiring.stopped import open_authorities
 
-    return open_authorities(Settings(data=data, database=database))
+    return open_authorities(Settings(data=data, database=database), change=change)

@@ -21,5 +21,5 @@ def alone(data: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise SettingsError(f"data folder {data}: another server is running on it") from error
+            raise SettingsError(f"data folder {data}: a server is running on it") from error
         yield

@@ -36,6 +36,8 @@ from server.services.trust.signing import SigningService
 
 #: A larger kit is several kits.
 MOST_DEVICES: Final = 5000
+#: Bytes of answers in one kit; it is planned in memory. Each device has its share.
+_ANSWERS_IN_ALL: Final = 64 * 1024 * 1024
 
 
 class KitSelection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -142,7 +144,8 @@ class Kits:
                 )
                 del rows[row.device_id]
             bundles = assigned_bundles(session, list(rows))
-            answers = {x: data for x in rows if (data := self._answers(session, x))}
+            room = min(kit.ANSWERS_LIMIT // 2, _ANSWERS_IN_ALL // max(1, len(rows)))
+            answers = {x: data for x in rows if (data := self._answers(session, x, room))}
             receipts = {x: self._receipt(session, x, answers.get(x, b"")) for x in rows}
             after = {"devices": sorted(rows), "days": days}
             self._audit.record(session, actor, "kit.export", f"kit of {len(rows)} devices", after=after)
@@ -182,18 +185,19 @@ class Kits:
             raise InvalidError(f"kit: expected at most {MOST_DEVICES} devices, got {len(found)}")
         return found
 
-    def _answers(self, session: Session, device_id: str) -> bytes:
-        """Return the newest answers to a device's hard requests, as many as a kit takes; b"" for none.
+    @staticmethod
+    def _answers(session: Session, device_id: str, room: int) -> bytes:
+        """Return the newest answers to a device's hard requests, so many bytes of them; b"" for none.
 
         Those that the broker took are among them: where a stick is carried, nobody may have heard it.
         """
-        done = select(OffloadRow).where(OffloadRow.device_id == device_id, OffloadRow.answer != b"")
-        room, found = kit.ANSWERS_LIMIT // 2, []
-        for row in session.exec(done.order_by(col(OffloadRow.finished_at).desc())):
-            room -= len(row.answer)
+        done = select(OffloadRow.answer).where(OffloadRow.device_id == device_id, OffloadRow.answer != b"")
+        found: list[bytes] = []
+        for answer in session.exec(done.order_by(col(OffloadRow.finished_at).desc())):
+            room -= len(answer)
             if room < 0:
                 break
-            found.append(row.answer)
+            found.append(answer)
         return kit.encode(Answers(answers=tuple(found))) if found else b""
 
     def _receipt(self, session: Session, device_id: str, answers: bytes = b"") -> bytes | None:

@@ -9,6 +9,7 @@ from server.adapters.clock import SystemClock
 from server.db.engine import Database
 from server.db.migrate import upgrade
 from server.errors import SettingsError
+from server.services.data_lock import alone
 from server.services.identity.authority_folder import AuthorityFolder
 from server.services.identity.authority_steps import AuthoritySteps
 from server.services.people.accounts import Accounts
@@ -35,14 +36,23 @@ def open_accounts(settings: Settings) -> Iterator[Accounts]:
 
 
 @contextlib.contextmanager
-def open_authorities(settings: Settings) -> Iterator[AuthoritySteps]:
-    """Give the steps from one authority to the next for a data folder whose server is stopped.
+def open_authorities(settings: Settings, *, change: bool) -> Iterator[AuthoritySteps]:
+    """Give the steps from one authority to the next for a data folder.
+
+    Args:
+        settings: where it is.
+        change: a step is to be taken. A server that runs would go on signing with what it has read before.
 
     Raises:
-        SettingsError: there is no authority, or its server keeps its database elsewhere.
+        SettingsError: there is no authority, its server keeps its database elsewhere, or runs meanwhile.
     """
     if not settings.keys.is_dir():
         raise SettingsError(f"{settings.keys}: expected a server's keys, there are none")
+    with alone(settings.data) if change else contextlib.nullcontext():
+        yield from _authorities(settings)
+
+
+def _authorities(settings: Settings) -> Iterator[AuthoritySteps]:
     clock = SystemClock()
     folder = AuthorityFolder(settings.keys, clock)
     never_ran = not settings.database and not settings.database_file.exists()

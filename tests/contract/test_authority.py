@@ -17,6 +17,7 @@ from fleet.ids import DeviceId
 from mtls import request
 from server.commands.broker import broker
 from server.errors import ConflictError, InvalidError, SettingsError
+from server.services.data_lock import alone
 from server.services.identity.authority import CertificateLifetimes, FleetAuthority
 from server.services.identity.authority_folder import AuthorityFolder
 from trust_world import ManualClock
@@ -187,3 +188,16 @@ def test_the_steps_are_commands(tmp_path: Path) -> None:
     for step, says in (("add", "authority switch"), ("switch", "authority drop"), ("drop", "broker config")):
         done = runner.invoke(broker, ["authority", step, *data], catch_exceptions=False)
         assert says in done.output
+
+
+def test_no_step_is_taken_while_the_server_runs(tmp_path: Path) -> None:
+    """A server that runs signs with the authority that it has read, also after a switch and a drop."""
+    data = ["--data", str(tmp_path / "data")]
+    FleetAuthority(tmp_path / "data" / "keys", ManualClock())
+    runner = CliRunner()
+    with alone(tmp_path / "data"):
+        for step in ("add", "switch", "drop"):
+            error = runner.invoke(broker, ["authority", step, *data]).exception
+            assert isinstance(error, SettingsError)
+            assert "a server is running on it" in str(error)
+        assert runner.invoke(broker, ["authority", "list", *data]).exit_code == 0

@@ -238,7 +238,7 @@ def test_a_running_server_is_left_alone(people: People) -> None:
         said = refused(
             people, "renew", "timestamp", "--folder", str(people.stick), "--data", str(people.data)
         )
-    assert "another server is running on it" in said
+    assert "a server is running on it" in said
 
 
 def test_a_lying_server_changes_nothing_in_the_folder(people: People) -> None:

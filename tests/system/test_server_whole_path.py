@@ -60,7 +60,7 @@ def test_a_second_server_on_the_same_data_is_refused(server: Server) -> None:
     """Two servers on one data folder would send each device two minds."""
     said = _kedge(server, "serve", "--data", str(server.folder / "data"), "--port", "0", code=2)
     assert said.startswith("error: data folder ")
-    assert said.endswith("another server is running on it\n")
+    assert said.endswith("a server is running on it\n")
     assert server.healthy()
 
 

@@ -274,12 +274,7 @@ class Enrolment:
         present, wanted = device.certificate_pem, requested_key(csr_pem)
         found = x509.load_pem_x509_certificate(present.encode()) if present else None
         same = found is not None and found.public_key() == wanted
-        if (
-            found is not None
-            and same
-            and self._clock.now() < _half_life(found)
-            and self._authority.signed(found)
-        ):
+        if found is not None and same and self._fresh(found):
             return present
         if not same and self._revocations.certified(session, key_fingerprint(wanted)):
             raise ForbiddenError("certificate request: expected a key that was not certified before")
