@@ -16,7 +16,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Final, NamedTuple
@@ -32,20 +32,24 @@ from fleet.errors import BundleError, KedgeError, TrustError, WireError
 from fleet.ids import Digest
 from fleet.trust import assignment
 from fleet.trust.assignment import ASSIGNMENT_LIMIT, AssignedBundle
+from fleet.trust.metadata_set import TrustedMetadata
 from fleet.wire import codec, topics
 from fleet.wire.messages import RefusalEvent
 
 _LOG: Final = logging.getLogger(__name__)
 #: Seconds between looks at what is still to be done.
 _AGAIN: Final = 2.0
+#: The same while something comes in, after metadata did not come: to wait for it holds the download up.
+_MUCH_LATER: Final = 60.0
 #: Seconds to wait for a download that this device makes for itself, before looking at the neighbours again.
 _BUSY: Final = 1.0
 #: Seconds without a new assignment after which those that are retained have all come.
 _SETTLED: Final = 3.0
 #: Chunks that neighbours have missed and that are published again at a time.
 _MENDED: Final = 16
-#: Assignments that wait to be verified.
+#: Assignments that wait to be verified, and their bytes.
 _MOST_ARRIVED: Final = 4096
+_MOST_ARRIVED_BYTES: Final = 32 * 1024 * 1024
 #: Chunks that are remembered as missed: a neighbour may say so of whatever it likes.
 _MOST_MISSED: Final = 4096
 
@@ -91,6 +95,7 @@ class SiteGateway:
         self._over: set[str] = set()
         self._fetching = False
         self._last_news = time.monotonic()
+        self._look_again = 0.0
         self._trouble = ""
         self._thread: Final = threading.Thread(target=self._run, name="site", daemon=True)
 
@@ -150,7 +155,9 @@ class SiteGateway:
     def _assigned(self, topic: str, payload: bytes) -> None:
         with self._changed:
             known = self._followed.get(topic) == payload or self._arrived.get(topic) == payload
-            if known or len(payload) > ASSIGNMENT_LIMIT or len(self._arrived) >= _MOST_ARRIVED:
+            waiting = len(payload) + sum(map(len, self._arrived.values()))
+            full = len(self._arrived) >= _MOST_ARRIVED or waiting > _MOST_ARRIVED_BYTES
+            if known or len(payload) > ASSIGNMENT_LIMIT or full:
                 return  # a bridge may repeat, and whoever has the site's broker may say anything
             self._arrived[topic] = payload
             self._changed.notify_all()
@@ -174,18 +181,15 @@ class SiteGateway:
                 self._changed.wait_for(self._has_news, _AGAIN)
                 if self._stopped:
                     return
-                arrived = dict(self._arrived)
-                self._arrived.clear()
                 if self._reconnected:
                     self._reconnected = False
                     self._served.clear()
             try:
-                self._work(arrived)
+                self._work()
                 self._trouble = ""
             except KedgeError as error:
                 self._tell(str(error))
                 with self._changed:
-                    self._arrived.update({t: p for t, p in arrived.items() if t not in self._arrived})
                     self._changed.wait_for(lambda: self._stopped, _AGAIN)
 
     def _tell(self, trouble: str) -> None:
@@ -196,11 +200,10 @@ class SiteGateway:
     def _has_news(self) -> bool:
         return self._stopped or bool(self._arrived) or bool(self._missed) or self._reconnected
 
-    def _work(self, arrived: dict[str, bytes]) -> None:
-        if arrived or not self._parts.link.connected:
+    def _work(self) -> None:
+        if not self._parts.link.connected:
             self._last_news = time.monotonic()
-        if arrived:
-            self._follow(arrived)
+        self._follow()
         self._look_after()
         if time.monotonic() - self._last_news > _SETTLED:
             self._clear()
@@ -208,17 +211,44 @@ class SiteGateway:
         waiting = [parcel for parcel in self._plan.wanted() if parcel.index not in settled]
         self._shelf.expect(waiting)
         # What is here already needs no line, which may be down.
-        for parcel in sorted(waiting, key=lambda x: not self._shelf.is_here(x)):
-            self._serve(parcel)
+        self._serve_all(sorted(waiting, key=lambda x: not self._shelf.is_here(x)))
 
-    def _follow(self, arrived: dict[str, bytes]) -> None:
-        """Verify assignments, all with the same metadata.
+    def _serve_all(self, parcels: Sequence[Parcel]) -> None:
+        """Serve what can be served: one that nobody has any more is not to hold the others up.
 
         Raises:
-            UnreachableError: there is no metadata to verify them with.
-            TrustError: what there is does not verify.
+            KedgeError: the last that went wrong.
         """
+        trouble: KedgeError | None = None
+        for parcel in parcels:
+            try:
+                if not self._is_over(parcel):
+                    self._serve(parcel)
+            except KedgeError as error:  # noqa: PERF203 - one parcel takes seconds
+                trouble = error
+        if trouble is not None:
+            raise trouble
+
+    def _follow(self) -> None:
+        """Verify the assignments that have come, all with the same metadata.
+
+        Raises:
+            UnreachableError: there is no metadata to verify them with; they are kept.
+            TrustError: what there is does not verify; they are kept.
+            StorageError: the disk does not take the metadata; they are kept.
+        """
+        with self._changed:
+            arrived = dict(self._arrived)
+        if not arrived:
+            return
+        self._last_news = time.monotonic()
         trusted = self._parts.trust.refresh(self._parts.now())
+        with self._changed:
+            for topic in [topic for topic, data in arrived.items() if self._arrived[topic] is data]:
+                del self._arrived[topic]
+        self._take(trusted, arrived)
+
+    def _take(self, trusted: TrustedMetadata, arrived: dict[str, bytes]) -> None:
         refused: list[str] = []
         for topic, data in arrived.items():
             try:
@@ -236,6 +266,18 @@ class SiteGateway:
                 self._over = set()  # what had no room may have some now
         if refused:
             _LOG.warning("site: %d assignments are not to be followed, such as %s", len(refused), refused[0])
+
+    def _follow_meanwhile(self) -> None:
+        """Follow what has come while something large comes in, which may be wanted no more."""
+        if time.monotonic() < self._look_again:
+            return
+        pause = _AGAIN
+        try:
+            self._follow()
+        except KedgeError as error:
+            self._tell(str(error))
+            pause = _MUCH_LATER
+        self._look_again = time.monotonic() + pause
 
     def _look_after(self) -> None:
         """Publish again what neighbours have missed or got spoilt, also while something large comes in."""
@@ -256,7 +298,7 @@ class SiteGateway:
                 self._served.clear()  # every file is looked at again, and what is damaged is fetched
 
     def _serve(self, parcel: Parcel) -> None:
-        """Fetch a parcel, and have all of it on the site's broker.
+        """Fetch a parcel, and have all of it on the site's broker, unless it is superseded meanwhile.
 
         Raises:
             UnreachableError: it does not come now, or the site's broker is gone.
@@ -266,8 +308,9 @@ class SiteGateway:
 
         def stop() -> bool:
             self._look_after()
+            self._follow_meanwhile()
             # The index comes first, and says how large all of it is.
-            return self._stopped or (self._parts.store.has(index) and not room())
+            return self._is_over(parcel) or (self._parts.store.has(index) and not room())
 
         there = shelf.known(parcel) and shelf.retained(parcel)
         if not there and self._parts.store.has(index):
@@ -278,7 +321,9 @@ class SiteGateway:
         except UnreachableError:
             if self._stopped or not stop():
                 raise
-        if stop():
+        if self._is_over(parcel):
+            return
+        if not room():
             self._leave_out(parcel)
             return
         if not there:
@@ -286,11 +331,14 @@ class SiteGateway:
             shelf.complete(parcel)
         self._served[parcel.index] = shelf.sizes(parcel)
 
+    def _is_over(self, parcel: Parcel) -> bool:
+        """Return whether a parcel is not to be brought any further: no neighbour wants it any more."""
+        return self._stopped or all(x.index != parcel.index for x in self._plan.wanted())
+
     def _leave_out(self, parcel: Parcel) -> None:
-        if not self._stopped:
-            _LOG.warning("site: no room for %s within %d bytes", parcel.index, self._parts.budget)
-            self._over.add(parcel.index)
-            self._held.pop(parcel.index, None)
+        _LOG.warning("site: no room for %s within %d bytes", parcel.index, self._parts.budget)
+        self._over.add(parcel.index)
+        self._held.pop(parcel.index, None)
 
     def _fetch(self, parcel: Parcel, stop: Callable[[], bool]) -> None:
         self._fetching = True
@@ -315,10 +363,11 @@ class SiteGateway:
     def _clear(self) -> None:
         """Clear the chunks of what no neighbour is to run any more."""
         wanted = {parcel.index for parcel in self._plan.wanted()}
-        # Without a single assignment, it is more likely that the bridge is not up yet.
-        gone = self._shelf.clear(wanted) if wanted else []
-        for index in gone:
-            self._served.pop(index, None)
-            self._held.pop(index, None)
-        if gone:
+        if not wanted:
+            return  # without a single assignment, it is more likely that the bridge is not up yet
+        if self._shelf.clear(wanted):
             self._over = set()
+        for index in self._served.keys() - wanted:
+            del self._served[index]
+        for index in self._held.keys() - wanted:  # also what came whole, and was never put on the broker
+            del self._held[index]

@@ -111,7 +111,7 @@ class Shelf:
         with self._lock:
             self._expected = expected
             for index in self._open.keys() - expected.keys():
-                del self._open[index]
+                self._open.pop(index, None)
 
     def pass_on(self, digest: Digest, data: bytes) -> None:
         """Put a chunk on the broker if a neighbour is to have it; what cannot be put now is put later.
@@ -120,15 +120,23 @@ class Shelf:
             digest: the chunk's, or an index's.
             data: its bytes, verified.
         """
-        with self._lock:
-            try:
-                if digest in self._expected:
-                    self.begin(self._expected[digest])
-                elif any(digest in awaited for awaited in self._open.values()):
-                    self._put_once(digest, data, _PASSED_ON)
-            except KedgeError as error:
-                _LOG.info("site: not passed on, but published when all of it is here: %s", error)
-                self._open.clear()
+        expected = self._expected.get(digest)
+        if expected is None and not any(digest in awaited for awaited in list(self._open.values())):
+            return
+        # Who clears or completes another parcel waits long for a broker that hangs; the download does not.
+        if not self._lock.acquire(timeout=_PASSED_ON):
+            self._open.clear()
+            return
+        try:
+            if expected is not None:
+                self.begin(expected)
+            else:
+                self._put_once(digest, data, _PASSED_ON)
+        except KedgeError as error:
+            _LOG.info("site: not passed on, but published when all of it is here: %s", error)
+            self._open.clear()
+        finally:
+            self._lock.release()
 
     def begin(self, parcel: Parcel) -> bool:
         """Put a parcel's index on the broker, and from now on its chunks as they come.

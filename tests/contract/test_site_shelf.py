@@ -317,9 +317,11 @@ class Junction:
     """A gateway on a site's broker in memory, in a fleet in memory."""
 
     def __init__(self, folder: Path) -> None:
-        self.world = World(folder, FakeBroker())
+        self.cloud = FakeBroker()
+        self.world = World(folder, self.cloud)
         self.box: Device = self.world.device("box")
         self.near = FakeBroker()
+        self.give_up = 1.0
         self.link = NearLink(self.near)
         self._anybody = self.near.connection()
         self.gateway = SiteGateway(
@@ -327,13 +329,28 @@ class Junction:
                 link=self.link,
                 trust=self.box.trust,
                 store=self.box.store,
-                downloader=lambda: self.box.downloader,
+                downloader=self.downloader,
                 downloading=threading.Lock(),
                 ledger=SiteLedger(folder / "published.json"),
                 budget=10 * SIZE,
                 now=self.world.clock.wall,
             )
         )
+
+    def downloader(self) -> Downloader:
+        """Return what brings chunks over the gateway's own line."""
+        return Downloader(
+            [Priced(MqttSource(self.cloud.link("box")))], self.box.store, lambda *_: None,
+            Patience(first=0.05, longest=0.2, between_bad=0.01), give_up=self.give_up,
+        )  # fmt: skip
+
+    def withhold(self, bundle: AssignedBundle, other: AssignedBundle) -> None:
+        """Have no chunk of a bundle come to the gateway but its manifest and what another has too."""
+        blobs = self.world.server.blobs
+        kept = {Digest(bundle.digest).hex, *chunk_digests(blobs, other)}
+        gone = {topics.chunk(Digest.from_hex(x)) for x in chunk_digests(blobs, bundle) if x not in kept}
+        assert gone
+        self.cloud.spoil = lambda topic, payload: None if topic in gone else payload
 
     def say(self, topic: str, payload: bytes) -> None:
         """Publish at the site, as whoever has its broker may."""
@@ -407,6 +424,50 @@ def test_an_assignment_that_goes_round_and_round_is_looked_at_once(junction: Jun
     finally:
         over.set()
         thread.join()
+
+
+def test_what_is_superseded_while_it_comes_in_is_not_brought_to_its_end(junction: Junction) -> None:
+    """A bundle comes in for hours on a slow line; meanwhile another one is assigned, and comes instead."""
+    world = junction.world
+    old, new = world.server.release("1"), world.server.release("2", counter=2, seed=2)
+    junction.withhold(old, new)
+    junction.give_up = 600.0
+    junction.say(topics.assignment(DeviceId("cam-1")), world.server.assignment("cam-1", [old]))
+    wait_until(lambda: junction.gateway._fetching, "the old one comes in")
+    wait_until(lambda: junction.box.store.has(Digest(old.index)), "its index is here", 20)
+    junction.say(topics.assignment(DeviceId("cam-1")), world.server.assignment("cam-1", [new], version=2))
+    wait_until(lambda: junction.gateway.status()["served"] == [new.index], "the new one is served", 20)
+
+
+def test_one_bundle_that_nobody_has_holds_no_other_up(junction: Junction) -> None:
+    """A chunk of what the first neighbour is to run was lost everywhere: the second gets its own."""
+    world = junction.world
+    lost, good = world.server.release("1"), world.server.release("2", counter=2, seed=2)
+    junction.withhold(lost, good)
+    junction.say(topics.assignment(DeviceId("cam-1")), world.server.assignment("cam-1", [lost]))
+    wait_until(lambda: junction.gateway._fetching, "the lost one is asked for")
+    junction.say(topics.assignment(DeviceId("cam-2")), world.server.assignment("cam-2", [good]))
+    wait_until(lambda: junction.gateway.status()["served"] == [good.index], "the good one is served", 20)
+
+
+def test_a_download_does_not_wait_for_a_gateway_that_waits_for_its_broker(site: Site) -> None:
+    """The site's broker hangs while another bundle is put there: what comes in now is put there later."""
+    site.fetch(site.parcel)
+    other = site.released("2")
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang(_topic: str) -> None:
+        hangs.set()
+        assert goes_on.wait(20.0)
+
+    site.link.before_put = hang
+    thread = threading.Thread(target=site.shelf.complete, args=(site.parcel,))
+    thread.start()
+    assert hangs.wait(5.0)
+    site.fetch(other)
+    goes_on.set()
+    thread.join()
+    assert site.there() == site.all_of(site.parcel)
 
 
 def test_a_lie_about_the_mark_is_no_mark(site: Site) -> None:
