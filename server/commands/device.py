@@ -185,7 +185,7 @@ def claim(
     click.echo(made["token"])
     click.echo(
         f"claim {made['id']}, for {quota} device{'s' if quota > 1 else ''}, until "
-        f"{moment(made['expires_at'])} UTC",
+        f"{moment(made['expires_at'])}",
         err=True,
     )
 

@@ -72,7 +72,7 @@ def export(
     if as_json:
         print_json(_summary(folder, plan, size.total, size.missing))
         return
-    click.echo(f"{folder}: holds until {moment(plan['holds_until'])} UTC")
+    click.echo(f"{folder}: holds until {moment(plan['holds_until'])}")
 
 
 def _progress(done: int, total: int) -> None:

@@ -66,10 +66,10 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def moment(seconds: float | None) -> str:
-    """Return a time for people, in UTC, or "-"."""
+    """Return a time for people, which says that it is UTC, or "-"."""
     if seconds is None:
         return "-"
-    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}"
+    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def short(digest: str) -> str:

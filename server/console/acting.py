@@ -5,18 +5,42 @@ from __future__ import annotations
 import msgspec
 from litestar import post
 from litestar.params import FromPath, URLEncodedBody
-from litestar.response import Redirect
+from litestar.response import Redirect, Template
 
 from fleet.rollout.states import Move
 from server.console.pages import OPERATOR, AnyRequest, ServicesDep, done
+from server.console.reading import LabelsAsked, shown_device
 from server.console.words import ASKS
-from server.errors import NotFoundError
+from server.errors import ConflictError, InvalidError, NotFoundError
+from server.services.people.labels import parse_labels
 
 
 class DecisionForm(msgspec.Struct, frozen=True, kw_only=True):
     """What was looked at when a device was let in or refused."""
 
     fingerprint: str
+
+
+class LabelsForm(msgspec.Struct, frozen=True, kw_only=True):
+    """A device's labels, one key=value per line, and those that stood there before."""
+
+    labels: str = ""
+    seen: str = ""
+
+
+@post("/devices/{device_id:str}/labels", opt=OPERATOR, sync_to_thread=True, status_code=303)
+def label(
+    request: AnyRequest, services: ServicesDep, device_id: FromPath[str], data: URLEncodedBody[LabelsForm]
+) -> Redirect | Template:
+    """Give a device other labels; a mistake brings the form back with what is wrong."""
+    seen = parse_labels(data.seen.splitlines())
+    typed = [line.strip() for line in data.labels.splitlines()]
+    try:
+        labels = parse_labels(line for line in typed if line)
+        services.devices.label(request.user, device_id, labels, seen=seen)
+    except (ConflictError, InvalidError) as error:
+        return shown_device(request, services, device_id, LabelsAsked(data.labels, str(error)), error.status)
+    return done(f"/devices/{device_id}", "labels")
 
 
 @post("/devices/{device_id:str}/flush", opt=OPERATOR, sync_to_thread=True, status_code=303)
@@ -70,4 +94,4 @@ def steer(
     return done(f"/rollouts/{rollout_id}", move)
 
 
-HANDLERS = (flush, revoke, decommission, decide, steer)
+HANDLERS = (label, flush, revoke, decommission, decide, steer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from litestar import get
 from litestar.params import FromPath
 from litestar.response import Template
@@ -11,6 +13,7 @@ from server.console.pages import ADMIN, VIEWER, AnyRequest, ServicesDep, needs_c
 from server.console.views import audit, devices, needs, offload, overview, releases, rollouts, trust
 from server.console.words import ASKS
 from server.errors import NotFoundError
+from server.services.container import Services
 from server.services.offload.views import PoolView
 
 
@@ -40,25 +43,62 @@ def devices_page(request: AnyRequest, services: ServicesDep) -> Template:
     """Who is late, outdated, holding back?"""
     with services.database.read() as session:
         every = devices.lines(session, services.clock.now())
-        waiting, claims = devices.waiting(session)
-    view = devices.listing(every, dict(request.query_params))
+        waiting = devices.waiting(session)
+        query = dict(request.query_params)
+        drifting = (
+            devices.drifting(session, query["drift"], services.clock.now()) if query.get("drift") else ()
+        )
+    view = devices.listing(every, query, drifting)
     return page(
         request, services, "devices.html", "devices",
         view=view, enrolled=len(every), tally=devices.tally(every), choices=devices.choices(every),
         looks={ALARM.name: ALARM, **DEVICE}, alarm=ALARM, search=view.query["q"],
-        waiting=waiting, claims=claims,
+        waiting=waiting, chosen=query.get("chosen") == "all",
     )  # fmt: skip
 
 
 @get("/devices/{device_id:str}", opt=VIEWER, sync_to_thread=True, include_in_schema=False)
 def device_page(request: AnyRequest, services: ServicesDep, device_id: FromPath[str]) -> Template:
     """What runs here, why, and what comes next?"""
+    return shown_device(request, services, device_id)
+
+
+class LabelsAsked(NamedTuple):
+    """Labels as somebody typed them, and why they were not taken."""
+
+    typed: str
+    problem: str
+
+
+def shown_device(
+    request: AnyRequest,
+    services: Services,
+    device_id: str,
+    asked: LabelsAsked | None = None,
+    status: int = 200,
+) -> Template:
+    """Return a device's page.
+
+    Args:
+        request: who asks.
+        services: what is shown.
+        device_id: the device.
+        asked: labels that were not taken, which stand in the form again.
+        status: of the answer.
+
+    Raises:
+        NotFoundError: there is no such device.
+    """
     with services.database.read() as session:
         view = devices.page(session, device_id, services.clock.now())
         known = devices.versions(session)
     if view is None:
         raise NotFoundError(f"device {device_id}: not enrolled here")
-    return page(request, services, "device.html", "devices", view=view, known=known, alarm=ALARM)
+    shown = page(
+        request, services, "device.html", "devices", view=view, known=known, alarm=ALARM, asked=asked
+    )
+    shown.status_code = status
+    return shown
 
 
 @get("/releases", opt=VIEWER, sync_to_thread=True, include_in_schema=False)

@@ -12,7 +12,7 @@ from litestar.template.config import TemplateConfig
 from litestar.types import ControllerRouterHandler
 
 from fleet.errors import KedgeError
-from server.console import acting, login, people, reading, starting, stream
+from server.console import acting, deciding, login, people, reading, starting, stream
 from server.console.pages import PUBLIC, on_error
 from server.console.templating import STATIC, templates
 
@@ -29,6 +29,7 @@ def handlers() -> tuple[ControllerRouterHandler, ...]:
             *reading.HANDLERS,
             *starting.HANDLERS,
             *acting.HANDLERS,
+            *deciding.HANDLERS,
             *people.HANDLERS,
             *stream.HANDLERS,
         ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Final
 from urllib.parse import urlencode
@@ -164,6 +165,16 @@ def test_viewer_sees_no_buttons_that_would_be_refused(browser: Browser, console:
         assert refused.status_code == 403
         assert "expected role operator" in refused.text
         assert client.get("/audit").status_code == 403
+
+
+def test_who_drifts_is_a_click_away(console: Console) -> None:
+    """The overview says that a model drifts on three devices: its line leads to those three."""
+    with console.client() as client:
+        line = re.search(r'href="(/devices\?drift=[^"]+)">defects drifts on 3 devices', client.get("/").text)
+        assert line is not None
+        assert client.get(line[1]).text.count('<tr id="row-') == 3
+        assert client.get(f"{line[1]}&state=failed").text.count('<tr id="row-') == 1
+        assert "No device matches" in client.get("/devices?drift=nothing").text
 
 
 def test_anonymous_sees_the_login_page_and_nothing_else(console: Console) -> None:

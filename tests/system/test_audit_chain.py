@@ -398,6 +398,10 @@ class Shop(NamedTuple):
         assert answer.status_code == 202, answer.text
         return {"fingerprint": answer.json()["fingerprint"]}
 
+    def ticked(self, name: str) -> dict[str, str]:
+        """Have a device wait for a person; return the form that lets in all that are ticked."""
+        return {"decision": "approve", "sure": "1", "chosen": f"{self.waits(name)['fingerprint']}:{name}"}
+
     def rollout(self, *, approve: bool = False) -> str:
         """Plan a rollout of the first release; return the beginning of its address."""
         body = {"release": 1, "approve": approve, "selection": {"devices": [self.another()]}}
@@ -482,6 +486,12 @@ STEPS: Final = (
         "POST /pending/{device_id}/{decision}",
         _at("/pending/dev-4/approve"),
         form=lambda shop: shop.waits("dev-4"),
+    ),
+    Step("POST /pending", _at("/pending"), form=lambda shop: shop.ticked("dev-10")),
+    Step(
+        "POST /devices/{device_id}/labels",
+        _at("/devices/dev-1/labels"),
+        form=lambda _: {"labels": "a=c", "seen": "a=b"},
     ),
     Step("POST /api/v1/releases", _at(f"{_API}/releases"), lambda shop: {"bundles": [shop.bundle("one")]}),
     Step(

@@ -50,6 +50,16 @@
     if (event.target.matches("[data-submit]")) event.target.form.requestSubmit();
   });
 
+  // --- a link that ticks every box of a form, and none when all are; without scripts the page does it ---
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("[data-tick]");
+    if (!link) return;
+    event.preventDefault();
+    const boxes = [...document.getElementById(link.dataset.tick).elements].filter((box) => box.type === "checkbox");
+    const all = boxes.every((box) => box.checked);
+    for (const box of boxes) box.checked = !all;
+  });
+
   // --- how the event stream is ---
   const stream = document.getElementById("stream");
   const say = (state, text) => {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,7 +32,7 @@ LATE_LEAST: Final = 900.0
 _RHYTHM_SECONDS: Final = 86400.0
 _DAY: Final = 86400.0
 #: Devices that wait, on one page; the command line shows all.
-_MOST_WAITING: Final = 100
+MOST_WAITING: Final = 100
 _MOVING: Final = frozenset(
     {"downloading", "verifying", "staged", "loading", "golden_check", "shadow", "canary", "rolling_back"}
 )
@@ -86,6 +86,15 @@ class Choices:
 
     targets: list[str]
     versions: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """Devices that a person has yet to let in: those shown, how many there are, names of claims by id."""
+
+    rows: list[PendingDevice]
+    total: int
+    claims: dict[int, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,15 +215,26 @@ _KEYS: Final = {
 }  # fmt: skip
 
 
-def listing(every: Iterable[DeviceLine], query: Mapping[str, str]) -> Listing[DeviceLine]:
+def drifting(session: Session, model: str, now: float) -> Collection[str]:
+    """Return the devices on which a model drifted in the last day, as the overview counts them."""
+    return reports.fleet(session, now, _DAY).drifting.get(model, [])
+
+
+def listing(
+    every: Iterable[DeviceLine], query: Mapping[str, str], drifting: Collection[str] = ()
+) -> Listing[DeviceLine]:
     """Filter, sort and page devices as the URL's query says.
 
     Args:
         every: all devices, as `lines` gives them.
-        query: q, state, target, version ("model version"), sort, order, page.
+        query: q, state, target, version ("model version"), drift (a model), sort, order, page.
+        drifting: the devices on which that model drifts.
     """
-    filters = {key: query.get(key, "") for key in ("q", "state", "target", "version")}
-    rows = [line for line in every if _matches(line, filters)]
+    filters = {key: query.get(key, "") for key in ("q", "state", "target", "version", "drift")}
+    within = frozenset(drifting)
+    rows = [
+        line for line in every if _matches(line, filters) and (not filters["drift"] or line.row.id in within)
+    ]
     if not query.get("sort"):
         rows.sort(key=lambda line: (not line.alarm, list(DEVICE).index(line.look.name)))
     page = query.get("page", "1")
@@ -259,12 +279,26 @@ def choices(every: Iterable[DeviceLine]) -> Choices:
     return Choices(targets=sorted({line.row.target for line in devices}), versions=sorted(found))
 
 
-def waiting(session: Session) -> tuple[list[PendingDevice], dict[int, str]]:
-    """Return devices that a person has yet to let in, the longest wait first, and their claims' names."""
-    query = select(PendingDevice).where(PendingDevice.decision == "").order_by(col(PendingDevice.asked_at))
-    rows = list(session.exec(query.limit(_MOST_WAITING)))
+def waiting(session: Session) -> Waiting:
+    """Return devices that a person has yet to let in, the longest wait first, and how many there are."""
+    undecided = PendingDevice.decision == ""
+    query = select(PendingDevice).where(undecided).order_by(col(PendingDevice.asked_at))
+    rows = list(session.exec(query.limit(MOST_WAITING)))
     known = select(Claim).where(col(Claim.id).in_({row.claim_id for row in rows}))
-    return rows, {claim.id or 0: claim.name for claim in session.exec(known)}
+    return Waiting(
+        rows=rows,
+        total=session.exec(select(func.count()).select_from(PendingDevice).where(undecided)).one(),
+        claims={claim.id or 0: claim.name for claim in session.exec(known)},
+    )
+
+
+def still_waiting(session: Session, keys: Sequence[tuple[str, str]]) -> list[PendingDevice]:
+    """Return those of some devices, each fingerprint and id, that nobody has decided on, in their order."""
+    query = select(PendingDevice).where(
+        col(PendingDevice.fingerprint).in_([key for key, _ in keys]), PendingDevice.decision == ""
+    )
+    found = {(row.fingerprint, row.device_id): row for row in session.exec(query)}
+    return [found[key] for key in keys if key in found]
 
 
 # --- one device ----------------------------------------------------------------------------------------

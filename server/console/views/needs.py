@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlencode
 
 from sqlmodel import Session, col, select
 
@@ -73,18 +74,18 @@ def of_fleet(
 
 def _waiting(session: Session) -> list[Need]:
     """Return one line for the devices that a person has yet to let in."""
-    rows, _ = devices.waiting(session)
-    if not rows:
+    waiting = devices.waiting(session)
+    if not waiting.rows:
         return []
-    names = ", ".join(row.device_id for row in rows[:_NAMED])
+    names = ", ".join(row.device_id for row in waiting.rows[:_NAMED])
     return [
         Need(
             tone="warn",
             mark="pause",
-            title=f"{len(rows)} {'device waits' if len(rows) == 1 else 'devices wait'} to be let in",
-            detail=names + (", ..." if len(rows) > _NAMED else ""),
+            title=f"{waiting.total} {'device waits' if waiting.total == 1 else 'devices wait'} to be let in",
+            detail=names + (", ..." if waiting.total > _NAMED else ""),
             href="/devices#waiting",
-            since=rows[0].asked_at,
+            since=waiting.rows[0].asked_at,
         )
     ]
 
@@ -271,7 +272,7 @@ def _models(figures: reports.Fleet) -> list[Need]:
             mark="warn",
             title=f"{model} drifts on {_count(len(names), 'device')}",
             detail=f"confidence moved away from the calibration data · {_named(sorted(names))}",
-            href=f"/devices/{names[0]}" if len(names) == 1 else "/devices",
+            href=f"/devices/{names[0]}" if len(names) == 1 else f"/devices?{urlencode({'drift': model})}",
         )
         for model, names in sorted(figures.drifting.items())
     ]

@@ -14,7 +14,7 @@ from fleet.wire import codec, topics
 from fleet.wire.messages import Flush
 from server.db.engine import Database
 from server.db.tables import Action, Device, DeviceModel, EventRow, Refusal
-from server.errors import NotFoundError
+from server.errors import ConflictError, NotFoundError
 from server.ports.broker import Publisher
 from server.ports.clock import Clock
 from server.services.devices.farewell import Farewell
@@ -150,17 +150,33 @@ class Devices:
         _check_scope(reader, Scope.DEVICES_READ, device)
         return device
 
-    def label(self, actor: Principal, device_id: str, labels: Mapping[str, str]) -> Device:
+    def label(
+        self,
+        actor: Principal,
+        device_id: str,
+        labels: Mapping[str, str],
+        *,
+        seen: Mapping[str, str] | None = None,
+    ) -> Device:
         """Replace a device's labels.
+
+        Args:
+            actor: who asks.
+            device_id: the device.
+            labels: all that it has from now on.
+            seen: what it had when somebody began to change them; None: whatever it had.
 
         Raises:
             NotFoundError: there is no such device.
             InvalidError: a label has another form.
+            ConflictError: it has others than were seen.
         """
         checked = checked_labels(labels)
         with self._database.write() as session:
             device = _enrolled(session, device_id)
             _check_scope(actor, Scope.DEVICES_WRITE, device)
+            if seen is not None and dict(seen) != device.labels:
+                raise ConflictError(f"device {device_id}: somebody else has changed its labels meanwhile")
             # A device is not taken out of what one may change, nor out of what others may.
             actor.check(Scope.DEVICES_WRITE, labels=checked)
             before, device.labels = device.labels, checked
