@@ -12,7 +12,8 @@ from fleet.trust.metadata_set import ROOT, TARGETS
 from server.ports.clock import Clock
 from server.services.identity import succession
 from server.services.identity.succession import Authorities, Succession
-from server.services.releases.projects import Projects, ProjectState, Waiting
+from server.services.releases.projects import Projects, ProjectState
+from server.services.releases.waiting import Waiting
 from server.services.trust.roles import ONLINE, RoleInfo
 from server.services.trust.signing import SigningService
 

@@ -8,24 +8,20 @@ a CI's key cannot use the server to name anything else.
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Final
 
 import msgspec
-from sqlalchemy import ColumnElement
-from sqlmodel import Session, col, select
-from tuf.api.metadata import Metadata, TargetFile, Targets
+from sqlmodel import Session, col
+from tuf.api.metadata import TargetFile
 
 from fleet.errors import TrustError
-from fleet.trust import assignment, project_files, repository, signatures
-from fleet.trust import metadata_set as rules
-from fleet.trust.assignment import AssignedBundle
+from fleet.trust import project_files
 from fleet.trust.holders import named
 from fleet.trust.repository import Project
 from server.db.engine import Database
-from server.db.tables import BundleRow, Release, ReleaseBundle
+from server.db.tables import Release
 from server.db.trust_tables import ProjectProposal
 from server.errors import ConflictError, InvalidError, NotFoundError
 from server.ports.clock import Clock
@@ -33,20 +29,12 @@ from server.services.live import Live
 from server.services.people.audit import Audit
 from server.services.people.roles import Principal
 from server.services.people.scopes import Scope
-from server.services.releases.releases import assigned_bundle
+from server.services.releases import project_signatures, waiting
+from server.services.releases.waiting import Waiting
 from server.services.trust.adopt import Overlay
 from server.services.trust.image import files_of
 from server.services.trust.signing import SigningService
 from server.services.trust.store import parse_name
-
-
-class Waiting(msgspec.Struct, frozen=True, kw_only=True):
-    """A release that waits for its project's signatures, or whose entries wait to leave."""
-
-    release: int
-    model: str
-    version: str
-    bundles: tuple[AssignedBundle, ...]
 
 
 class ProjectState(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,28 +131,23 @@ class Projects:
             signs_itself=self._signing.signs(project),
             version=own.version if own is not None else 0,
             expires=f"{until:%Y-%m-%dT%H:%M:%SZ}" if until is not None else "",
-            add=tuple(self._waiting(session, project)),
+            add=tuple(waiting.to_add(session, project)),
             withdraw=tuple(self._leaving(session, project)),
             proposal=files,
             signed_by=self._signed_by(project, files),
             proposed_by=row.proposed_by if row is not None else "",
         )
 
-    @staticmethod
-    def _waiting(session: Session, project: Project) -> list[Waiting]:
-        unsigned, held = col(Release.signed_at).is_(None), col(Release.withdrawn_at).is_(None)
-        return _releases(session, Release.project == project.name, unsigned, held)
-
     def _leaving(self, session: Session, project: Project) -> list[Waiting]:
         known, withdrawn = self._signing.image().entries, col(Release.withdrawn_at).is_not(None)
-        found = _releases(session, Release.project == project.name, withdrawn)
+        found = waiting.releases(session, Release.project == project.name, withdrawn)
         return [row for row in found if any(bundle.path in known for bundle in row.bundles)]
 
     def _signed_by(self, project: Project, files: Mapping[str, str]) -> tuple[str, ...]:
         if not files:
             return ()
         overlay = self._signing.lay_over({name: text.encode() for name, text in files.items()})
-        return tuple(sorted(_signatures(overlay, project)))
+        return tuple(sorted(project_signatures.signed_by(overlay, project)))
 
     def _outdated(self, row: ProjectProposal) -> bool:
         """Return whether something else was published since: then nobody's signature helps any more."""
@@ -194,16 +177,16 @@ class Projects:
         with self._one_at_a_time, self._database.write() as session:
             row = self._proposed(session, name)
             kept = row.files if row is not None else {}
-            if row is not None and not _same(kept, files):
+            if row is not None and not project_signatures.same(kept, files):
                 raise ConflictError(self._busy(project, row))
             overlay = self._lay_over(project, files)
             added, left = self._check(session, project, overlay)
-            for waiting in (*added, *left):
-                actor.check(Scope.RELEASES_PUBLISH, model=waiting.model)
-            if not _signatures(overlay, project):
+            for one in (*added, *left):
+                actor.check(Scope.RELEASES_PUBLISH, model=one.model)
+            if not project_signatures.signed_by(overlay, project):
                 raise InvalidError(f"project {name}: expected a signature of one of its keys, got none")
-            merged = _gathered(kept, files, overlay, project)
-            keyids = _signatures(self._lay_over(project, merged), project)
+            merged = project_signatures.gathered(kept, files, overlay, project)
+            keyids = project_signatures.signed_by(self._lay_over(project, merged), project)
             missing = max(0, project.signers.threshold - len(keyids))
             self._keep(session, actor, project, row, merged, missing)
             after = {"files": sorted(merged), "signed_by": sorted(keyids), "missing": missing}
@@ -306,10 +289,10 @@ class Projects:
         new = project_files.entries(project, files_of(project, overlay.files))
         added = {path: entry for path, entry in new.items() if old.get(path) != entry}
         gone = set(old) - set(new)
-        adds, leaves = self._waiting(session, project), self._leaving(session, project)
+        adds, leaves = waiting.to_add(session, project), self._leaving(session, project)
         wanted = [row for row in adds if any(bundle.path in added for bundle in row.bundles)]
-        if added != _entries(wanted):
-            raise InvalidError(_differs(project, added, _entries(adds)))
+        if added != waiting.entries(wanted):
+            raise InvalidError(_differs(project, added, waiting.entries(adds)))
         may_leave = {bundle.path for row in leaves for bundle in row.bundles}
         if gone - may_leave:
             raise InvalidError(
@@ -325,42 +308,18 @@ class Projects:
         """
         entries, changed = self._signing.image().entries, []
         with self._database.write() as session:
-            for waiting in _releases(session, col(Release.withdrawn_at).is_(None)):
-                row = session.get_one(Release, waiting.release)
-                there = all(entries.get(path) == entry for path, entry in _entries([waiting]).items())
+            for one in waiting.releases(session, col(Release.withdrawn_at).is_(None)):
+                row = session.get_one(Release, one.release)
+                there = all(entries.get(path) == entry for path, entry in waiting.entries([one]).items())
                 if there != (row.signed_at is not None):
                     row.signed_at = self._clock.now() if there else None
                     session.add(row)
                     changed.append(row.id)
-            gone = _entries(_releases(session, col(Release.withdrawn_at).is_not(None)))
+            gone = waiting.entries(waiting.releases(session, col(Release.withdrawn_at).is_not(None)))
         self._signing.remove_bundles(path for path in gone if path in entries)
         for release_id in changed:
             self._live.publish("release", {"id": release_id})
         return len(changed)
-
-
-def _releases(session: Session, *conditions: ColumnElement[bool] | bool) -> list[Waiting]:
-    """Return the releases that meet all conditions, with their bundles, the oldest first."""
-    query = (
-        select(Release, BundleRow)
-        .join(ReleaseBundle, col(ReleaseBundle.release_id) == Release.id)
-        .join(BundleRow, col(BundleRow.digest) == ReleaseBundle.bundle_digest)
-        .where(*conditions)
-        .order_by(col(Release.id), col(ReleaseBundle.target))
-    )
-    rows: dict[int, Release] = {}
-    bundles: dict[int, list[AssignedBundle]] = defaultdict(list)
-    for release, bundle in session.exec(query):
-        rows[release.id or 0] = release
-        bundles[release.id or 0].append(assigned_bundle(release, bundle))
-    return [
-        Waiting(release=number, model=row.model, version=row.version, bundles=tuple(bundles[number]))
-        for number, row in rows.items()
-    ]
-
-
-def _entries(rows: Iterable[Waiting]) -> dict[str, TargetFile]:
-    return {bundle.path: assignment.entry(bundle) for row in rows for bundle in row.bundles}
 
 
 def _differs(project: Project, added: Mapping[str, TargetFile], wanted: Mapping[str, TargetFile]) -> str:
@@ -369,46 +328,3 @@ def _differs(project: Project, added: Mapping[str, TargetFile], wanted: Mapping[
     if strange:
         return f"project {project.name}: {strange[0]} is not what a release that waits says"
     return f"project {project.name}: expected every bundle of the release, {missing[0]} is not among them"
-
-
-def _same(kept: Mapping[str, str], files: Mapping[str, str]) -> bool:
-    """Return whether files say the same as those that wait, whoever has signed them."""
-    return kept.keys() == files.keys() and all(
-        _parsed(name, text).signed_bytes == _parsed(name, files[name]).signed_bytes
-        for name, text in kept.items()
-    )
-
-
-def _parsed(name: str, text: str) -> Metadata[Targets]:
-    return rules.parse(Targets, text.encode(), name)
-
-
-def _gathered(
-    kept: Mapping[str, str], files: Mapping[str, str], overlay: Overlay, project: Project
-) -> dict[str, str]:
-    """Return the files with the good signatures of those that wait and of those that were handed in."""
-    found = {}
-    for name, text in files.items():
-        role = (parse_name(name) or ("", 0))[0]
-        one, other = _parsed(name, kept.get(name, text)), _parsed(name, text)
-        delegator = _delegator(overlay, project, role)
-        found[name] = signatures.gathered(one, other, [delegator], role).to_bytes().decode()
-    return found
-
-
-def _delegator(overlay: Overlay, project: Project, role: str) -> Targets:
-    own = overlay.files.get(project.name)
-    delegator = overlay.targets if role == project.name else own
-    if delegator is None:
-        raise InvalidError(f"{role}: its project has signed nothing")
-    return delegator
-
-
-def _signatures(overlay: Overlay, project: Project) -> set[str]:
-    """Return the ids of the keys that have signed every file that changes."""
-    found: set[str] | None = None
-    for role, data in overlay.changed.items():
-        metadata = rules.parse(Targets, data, role)
-        good = set(repository.good_signatures(metadata, _delegator(overlay, project, role), role))
-        found = good if found is None else found & good
-    return found or set()

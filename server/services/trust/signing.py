@@ -1,63 +1,42 @@
-"""Signs what devices may trust: the image repository's metadata, and the director's assignments.
+"""Signs what devices may trust, and changes it: the image repository's metadata.
 
 The service keeps the metadata in memory and on disk, re-signs what is past half of its life, and finds out at
 start what a power cut or an accident has damaged. Private keys lie in one folder, metadata in another. The
 keys of root, targets and projects may be with people instead: then the service signs nothing of theirs, and
 takes in what they have signed (`adopt`); snapshot and timestamp follow by themselves. How it starts is in
-`signing_start`.
+`start`, what others take from it in `issue`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime, timezone
 from typing import Final
 
 from securesystemslib.signer import Key
 from tuf.api.metadata import Signed, Targets, Timestamp
 
 from fleet.errors import TrustError
-from fleet.ids import DeviceId, Digest
-from fleet.trust import assignment, repository
 from fleet.trust import metadata_set as rules
-from fleet.trust.assignment import DIRECTOR, AssignedBundle
-from fleet.trust.delivery import Delivery
-from fleet.trust.delta_offer import DeltaOffer
+from fleet.trust import repository
+from fleet.trust.assignment import AssignedBundle
 from fleet.trust.metadata_set import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
-from fleet.trust.repository import RELEASES, TOP_LEVEL, Project, signed_file
+from fleet.trust.repository import RELEASES, TOP_LEVEL
 from fleet.trust.workflow import filename
-from fleet.wire import receipt
-from fleet.wire.enrolment import fingerprint
-from server.errors import ConflictError, NotFoundError, SettingsError
-from server.services.trust import adopt, handover, kit
+from server.errors import ConflictError, NotFoundError
+from server.services.trust import adopt, handover
 from server.services.trust.adopt import Overlay
-from server.services.trust.image import Image
-from server.services.trust.roles import ONLINE, ROLES, RoleInfo, describe, named_by
-from server.services.trust.start import Started
+from server.services.trust.issue import Issuer
+from server.services.trust.roles import ONLINE, ROLES, named_by
 
 #: A backup is never so many timestamps old; a thief of the key may say that it is.
 _PLAUSIBLE: Final = 1_000_000
 
 
-class SigningService(Started):
+class SigningService(Issuer):
     """The server's signatures. Every method may be called from any thread."""
 
-    # --- what is in the image repository -----------------------------------------------------------
-
-    def image(self) -> Image:
-        """Return the image repository as it is published now; the value never changes."""
-        with self._lock:
-            return self._image
-
-    def bundles(self) -> tuple[AssignedBundle, ...]:
-        """Return every bundle that the image repository names."""
-        return self.image().bundles
-
-    def signs(self, project: Project) -> bool:
-        """Return whether the server signs a project's releases by itself."""
-        with self._lock:
-            return project.name == RELEASES and RELEASES in self._signers
+    # --- what the image repository names --------------------------------------------------------------
 
     def add_bundles(self, bundles: Iterable[AssignedBundle]) -> bool:
         """Name these bundles in the image repository; return whether anything changed.
@@ -274,135 +253,6 @@ class SigningService(Started):
 
     def _aged(self, signed: Signed, role: str) -> bool:
         return signed.expires - self._sealer.now() < self._lifetimes.of(role) / 2
-
-    # --- what others take from here ----------------------------------------------------------------
-
-    def files(self) -> dict[str, bytes]:
-        """Return every metadata file to publish and serve, in the order in which to publish them."""
-        with self._lock:
-            return dict(self._store.files())
-
-    def file(self, name: str) -> bytes | None:
-        """Return one metadata file, None when there is none of that name."""
-        with self._lock:
-            return self._store.files().get(name)
-
-    def files_for_kit(self, until: datetime) -> tuple[dict[str, bytes], datetime]:
-        """Return the metadata that an offline kit carries, and until when all of it holds.
-
-        The published timestamp comes after the kit's: who has taken the kit takes that later.
-
-        Args:
-            until: when the kit's timestamp expires; the snapshot is signed again if it would not hold.
-
-        Raises:
-            ClockError: this server's clock cannot be believed.
-        """
-        with self._lock:
-            self._check_clock()
-            if self._image.snapshot.expires < until:
-                self._publish(self._image.targets, {})
-            snapshot = self._image.snapshot
-            data = self._store.read(filename(SNAPSHOT, snapshot.version)) or b""
-            version, now = self._store.next_version(TIMESTAMP), self._sealer.now()
-            timestamp = kit.make_timestamp(snapshot, data, version=version, now=now, expires=until)
-            self._renew_timestamp()
-            files = kit.needed(self._store.files(), snapshot)
-            files[filename(TIMESTAMP)] = signed_file(timestamp, [self._signers[TIMESTAMP]])
-            image = self._image
-            parts = (image.root, image.targets, image.snapshot, *image.files.values())
-            return files, min(until, *(part.expires for part in parts))
-
-    def sign_receipt(
-        self, device: DeviceId, reports: Sequence[Digest], answers: Digest | None = None
-    ) -> bytes:
-        """Return the director's word that these files of reports, the newest first, came from a device.
-
-        Args:
-            device: whose they are.
-            reports: the files' digests.
-            answers: digest of a file with answers for it.
-
-        Raises:
-            ClockError: this server's clock cannot be believed.
-        """
-        with self._lock:
-            self._check_clock()
-            document = receipt.build(device, reports, self._sealer.until(TARGETS), answers)
-            return signed_file(document, [self._signers[DIRECTOR]])
-
-    def first_root(self) -> bytes:
-        """Return the root file that every device starts from."""
-        data = self._store.read(filename(ROOT, 1))
-        if data is None:
-            raise SettingsError(
-                f"{self._store.folder / filename(ROOT, 1)} is missing: restore it from a backup"
-            )
-        return data
-
-    def root_fingerprint(self) -> str:
-        """Return the fingerprint of the first root, for claim tokens."""
-        return fingerprint(self.first_root())
-
-    def describe(self) -> tuple[RoleInfo, ...]:
-        """Return what there is to know of each role: root's, the director, then the projects."""
-        with self._lock:
-            return describe(self._image, self._keys, self._signers)
-
-    def lost(self) -> dict[str, str]:
-        """Return role to what is wrong, of files that only those who signed them can bring back."""
-        with self._lock:
-            return dict(self._lost)
-
-    def sign_assignment(
-        self,
-        *,
-        device: DeviceId,
-        rollout: str,
-        version: int,
-        bundles: Sequence[AssignedBundle],
-        activate_before: float,
-        allow_rollback: bool = False,
-        decommission: bool = False,
-        delivery: Delivery = Delivery(),  # noqa: B008 - frozen
-        deltas: Mapping[str, DeltaOffer] | None = None,
-    ) -> bytes:
-        """Return the signed assignment of one device.
-
-        Args:
-            device: whom it is for.
-            rollout: id of the rollout that asks for it.
-            version: higher than that of any assignment that this device was ever given.
-            bundles: all that the device shall run, one per model.
-            activate_before: until when what is staged may be activated, in seconds since the Unix epoch.
-            allow_rollback: let the device go back below the release counter that it has committed.
-            decommission: have the device wipe itself; it then gets no bundles.
-            delivery: how fast and how soon the device takes it.
-            deltas: by model, a shorter way to its bundle.
-
-        Raises:
-            NotFoundError: a bundle is not in the image repository; no device would take it.
-            ClockError: this server's clock cannot be believed.
-        """
-        with self._lock:
-            self._check_clock()
-            known, signer = self._image.entries, self._signers[DIRECTOR]
-        for bundle in bundles:
-            if bundle.path not in known:
-                raise NotFoundError(f"{bundle.path} is not in the image repository")
-        document = assignment.build(
-            device=device,
-            rollout=rollout,
-            version=version,
-            bundles=bundles,
-            activate_before=datetime.fromtimestamp(activate_before, timezone.utc),
-            expires=self._sealer.now() + self._lifetimes.assignment,
-            allow_rollback=allow_rollback,
-            decommission=decommission,
-            delivery=delivery,
-            deltas=deltas,
-        )
-        return signed_file(document, [signer])
 
 
 def _check_role(role: str, known: Sequence[str]) -> None:
