@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +15,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from device_agent import proving
+from device_agent.adapters.clock import SystemClock
+from device_agent.adapters.outbox import Outbox
+from device_agent.adapters.state import OffloadPolicy
 from device_agent.errors import InputError, RuntimeFailure, UnknownModelError
+from device_agent.observing import Offload
 from device_agent.ports import Array
 from device_agent.privacy import reduced
 from device_agent.serving import tensors
 from device_agent.serving.engine import Answered, Canary, Engine, Request, Slot, Tap
-from device_agent.serving.instance import Instance
+from device_agent.serving.instance import Instance, Judgement
 from device_agent.update.events import Done, Failed
 from fleet.bundle.description import (
     BundleDescription,
@@ -29,6 +35,7 @@ from fleet.bundle.description import (
     Threshold,
     Tolerance,
 )
+from fleet.wire import codec
 
 DATATYPES = ("BOOL", "UINT8", "INT8", "UINT16", "INT16", "FP16", "UINT32", "INT32", "FP32", "INT64", "FP64")
 
@@ -377,3 +384,18 @@ def test_a_bundle_whose_output_holds_no_class_scores_does_not_pass_its_golden_ch
     outcome = proving.golden_check(instance(OneNumber()), golden)
     assert isinstance(outcome, Failed)
     assert "class scores" in outcome.detail
+
+
+@pytest.mark.parametrize(("size", "counted"), [(1_000_000, "offloaded"), (codec.LIMIT, "dropped")])
+def test_a_hard_request_that_no_message_holds_is_counted_and_not_sent(size: int, counted: str) -> None:
+    """A large picture, all of which may leave: the broker would hang up on it each time that it is sent."""
+    counts: list[str] = []
+    with closing(Outbox(Path(":memory:"), 2**26)) as outbox:
+        policies = {"m": OffloadPolicy(allow="raw")}
+        offload = Offload(outbox, SystemClock(), policies, lambda _model, what: counts.append(what))
+        request = Request("mine", "m", {"x": np.zeros((1, size), np.uint8)})
+        judgement = Judgement((1,), (0.4,))
+        offload.consider(Answered("q1", instance(FakeModel()), request, {}, judgement, True, 0.0, 0.0))
+        assert counts == [counted]
+        assert outbox.counts()["request"] == (counted == "offloaded")
+        assert all(len(x.payload) <= codec.LIMIT for x in outbox.batch(0.0, 9))
