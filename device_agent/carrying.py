@@ -64,7 +64,11 @@ def verify(
 
 
 def _answers(folder: KitFolder, device: DeviceId, digest: Digest | None) -> tuple[Answer, ...]:
-    """Return the answers that a receipt names; an answer that cannot be read is none."""
+    """Return the answers that a receipt names.
+
+    Raises:
+        KitError: they are not there, or not as the receipt names them, or unreadable.
+    """
     if digest is None:
         return ()
     data = folder.read(kit.answers(device), kit.ANSWERS_LIMIT)
