@@ -19,6 +19,7 @@ from server.errors import ClientError
 
 if TYPE_CHECKING:
     from server.services.broker.site_visits import Visits
+    from server.settings import Settings
 
 _data_option = click.option(
     "--data",
@@ -96,25 +97,13 @@ def config(
         )
 
     settings, clock = Settings(data=data), SystemClock()
-    fresh = not data.exists()
-    settings.prepare()
-    if fresh:
-        click.echo(f"made the data folder {data.resolve()}, with a new fleet authority", err=True)
+    _make(settings)
     authority = FleetAuthority(settings.keys, clock)
     if site:
-        about = site_config.checked(site, devices, gateways)
         files = site_config.write(
-            out,
-            authority,
-            clock,
-            about,
-            sites=settings.sites,
-            uplink=uplink,
-            port=port,
-            host=host,
-            connections=connections,
-            revoke_earlier=revoke_bridge,
-        )
+            out, authority, clock, site_config.checked(site, devices, gateways), sites=settings.sites,
+            uplink=uplink, port=port, host=host, connections=connections, revoke_earlier=revoke_bridge,
+        )  # fmt: skip
     else:
         rules = site_config.bridge_rules(site_config.known(settings.sites))
         files = write(out, authority, clock, port=port, host=host, connections=connections, rules=rules)
@@ -126,6 +115,13 @@ def config(
     for path in files:
         click.echo(path)
     _say_what_next(files[0], url, out, site=bool(site))
+
+
+def _make(settings: Settings) -> None:
+    fresh = not settings.data.exists()
+    settings.prepare()
+    if fresh:
+        click.echo(f"made the data folder {settings.data.resolve()}, with a new fleet authority", err=True)
 
 
 def _say_what_next(configuration: Path, url: str, out: Path, *, site: bool) -> None:

@@ -110,6 +110,7 @@ def write(
     connections: int = CONNECTIONS,
     rules: Iterable[str] = (),
     visitor: Authority | None = None,
+    bridge: str = "",
 ) -> tuple[Path, ...]:
     """Write configuration, ACL and certificates of a broker.
 
@@ -123,6 +124,7 @@ def write(
         connections: how many clients may be connected at once.
         rules: lines of the ACL about users of their own.
         visitor: an authority of this broker's alone, whom it lets in as anybody (`site_visits`).
+        bridge: the configuration's lines about a bridge.
 
     Returns:
         The files written, the configuration first.
@@ -131,16 +133,11 @@ def write(
         InvalidError: the port or host is none, or the number of clients is out of its range.
         SettingsError: the folder cannot be written.
     """
-    if not 0 < port <= _TOP_PORT:
-        raise InvalidError(f"port: expected 1 to {_TOP_PORT}, got {port}")
-    if not 1 < connections <= _MOST_CONNECTIONS:
-        raise InvalidError(f"connections: expected 2 to {_MOST_CONNECTIONS}, got {connections}")
     out = out.resolve()
-    if set(str(out)) & set("\n\r"):
-        raise InvalidError("output folder: expected a path of one line")
+    _check(out, port, connections)
     everywhere = host in ("0.0.0.0", "::")  # noqa: S104 - compared
     issued = authority.issue_broker((host,) if host and not everywhere else ())
-    config = _config(out, port, host, connections, _CLIENTS if visitor else "ca.pem")
+    config = _config(out, port, host, connections, _CLIENTS if visitor else "ca.pem") + bridge
     try:
         files = {
             "mosquitto.conf": (config.encode(), 0o644),
@@ -155,6 +152,15 @@ def write(
         return _write(out, files)
     except OSError as error:
         raise SettingsError(f"{out}: {error.strerror or error}") from error
+
+
+def _check(out: Path, port: int, connections: int) -> None:
+    if not 0 < port <= _TOP_PORT:
+        raise InvalidError(f"port: expected 1 to {_TOP_PORT}, got {port}")
+    if not 1 < connections <= _MOST_CONNECTIONS:
+        raise InvalidError(f"connections: expected 2 to {_MOST_CONNECTIONS}, got {connections}")
+    if set(str(out)) & set("\n\r"):
+        raise InvalidError("output folder: expected a path of one line")
 
 
 def _lists(path: Path, authority: FleetAuthority, issued_at: int, visitor: Authority | None) -> bytes:

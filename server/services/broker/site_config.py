@@ -177,41 +177,46 @@ def write(
         InvalidError: an address is none.
         SettingsError: a folder cannot be written.
     """
-    cloud_host, cloud_port = _address(uplink)
     out = out.resolve()
+    bridge = _bridge_lines(site, uplink, out)
     try:
-        visitor = site_visits.visitor(out, clock)
-    except OSError as error:
-        raise SettingsError(f"{out}: {error.strerror or error}") from error
-    files = broker_config.write(
-        out,
-        authority,
-        clock,
-        port=port,
-        host=host,
-        connections=connections,
-        rules=gateway_rules(site),
-        visitor=visitor,
-    )
-    issued = authority.issue_bridge(site.user)
-    bridge = _BRIDGE.format(
-        host=cloud_host, port=cloud_port, out=out, user=site.user, trust=topics.TRUST, topics=_crossing()
-    )
-    try:
+        files = broker_config.write(
+            out,
+            authority,
+            clock,
+            port=port,
+            host=host,
+            connections=connections,
+            rules=gateway_rules(site),
+            visitor=site_visits.visitor(out, clock),
+            bridge=bridge,
+        )
+        issued = authority.issue_bridge(site.user)
+        # Before it is anywhere: a certificate that nobody remembers could not be revoked.
+        _remember(sites, site, _bridge(authority, issued.certificate), clock, revoke_earlier=revoke_earlier)
         write_file(out / "bridge.pem", issued.certificate, 0o644)
         write_file(out / "bridge.key.pem", issued.key, 0o600)
-        write_file(files[0], files[0].read_bytes() + bridge.encode(), 0o644)
-        sites.mkdir(parents=True, exist_ok=True)
-        kept = sites / f"{site.name}.json"
-        before = _read(kept).bridges if kept.exists() else ()
-        earlier = [msgspec.structs.replace(x, revoked=x.revoked or revoke_earlier) for x in before]
-        now = _bridge(authority, issued.certificate)
-        bridges = (*(x for x in earlier if x.not_after > clock.now() - _LISTED), now)
-        site = msgspec.structs.replace(site, bridges=bridges)
-        write_file(kept, msgspec.json.encode(site, enc_hook=plain), 0o644)
     except OSError as error:
-        raise SettingsError(f"{out}: {error.strerror or error}") from error
+        raise SettingsError(f"{error.filename or out}: {error.strerror or error}") from error
     return (*files, out / "bridge.pem", out / "bridge.key.pem", *site_visits.visitor_files(out))
+
+
+def _bridge_lines(site: Site, uplink: str, out: Path) -> str:
+    host, port = _address(uplink)
+    return _BRIDGE.format(
+        host=host, port=port, out=out, user=site.user, trust=topics.TRUST, topics=_crossing()
+    )
+
+
+def _remember(sites: Path, site: Site, bridge: Bridge, clock: Clock, *, revoke_earlier: bool) -> None:
+    """Keep a site, with its bridge's new certificate beside those before it that may still be shown."""
+    sites.mkdir(parents=True, exist_ok=True)
+    kept = sites / f"{site.name}.json"
+    before = _read(kept).bridges if kept.exists() else ()
+    earlier = [msgspec.structs.replace(x, revoked=x.revoked or revoke_earlier) for x in before]
+    bridges = (*(x for x in earlier if x.not_after > clock.now() - _LISTED), bridge)
+    site = msgspec.structs.replace(site, bridges=bridges)
+    write_file(kept, msgspec.json.encode(site, enc_hook=plain), 0o644)
 
 
 def _bridge(authority: FleetAuthority, certificate: bytes) -> Bridge:
