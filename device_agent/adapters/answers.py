@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -15,9 +14,10 @@ import httpx
 
 from device_agent.errors import UnreachableError
 
-#: No honest answer about certificates is longer, nor takes longer once it has begun.
+#: No honest answer about certificates is longer, nor takes longer, nor says nothing for longer.
 LIMIT: Final = 1024 * 1024
 _SECONDS: Final = 60.0
+_SILENCE: Final = 30.0
 
 #: Looks at the address that a connection was made to before anything is sent, and raises when it is no good.
 CheckPeer: TypeAlias = Callable[[str], None]
@@ -46,40 +46,32 @@ def tag(headers: Mapping[str, str]) -> str:
     return found if found.isascii() and found.isprintable() else ""
 
 
-def get(by: httpx.Client, url: str, limit: int = LIMIT) -> Answer:
+def get(url: str) -> Answer:
     """Ask for something, and return the answer; redirections are not followed.
 
     Raises:
         UnreachableError: no answer came, or an endless one.
     """
-    return _ask(by, "GET", url, None, limit)
+    return _ask("GET", url, None)
 
 
-def post(by: httpx.Client, url: str, body: bytes, limit: int = LIMIT) -> Answer:
+def post(url: str, body: bytes) -> Answer:
     """Send JSON, and return the answer; redirections are not followed.
 
     Raises:
         UnreachableError: no answer came, or an endless one.
     """
-    return _ask(by, "POST", url, body, limit)
+    return _ask("POST", url, body)
 
 
-def _ask(by: httpx.Client, method: str, url: str, body: bytes | None, limit: int) -> Answer:
-    # Compressed, a few bytes may become many before they can be counted.
-    headers = {"accept-encoding": "identity"}
-    if body is not None:
-        headers["content-type"] = "application/json"
-    until, data = time.monotonic() + _SECONDS, bytearray()
-    try:
-        with by.stream(method, url, content=body, headers=headers) as response:
-            for piece in response.iter_raw():
-                data += piece
-                if len(data) > limit or time.monotonic() > until:
-                    raise UnreachableError(
-                        f"{url}: expected at most {limit} bytes within {_SECONDS:g} s, got {len(data)}"
-                    )
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise UnreachableError(f"{url}: {error}") from error
+def _ask(method: str, url: str, body: bytes | None) -> Answer:
+    headers = {} if body is None else {"content-type": "application/json"}
+    data = bytearray()
+    with client(_SILENCE) as by, Timed(by).stream(method, url, headers, _SECONDS, body=body) as response:
+        for piece in response.iter_raw():
+            data += piece
+            if len(data) > LIMIT:
+                raise UnreachableError(f"{url}: expected at most {LIMIT} bytes, got {len(data)} or more")
     return Answer(response.status_code, bytes(data))
 
 
@@ -95,28 +87,43 @@ class Timed:
         self._sockets: Final[list[socket.socket]] = []
 
     @contextlib.contextmanager
-    def get(
-        self, url: str, headers: Mapping[str, str], seconds: float, check: CheckPeer = lambda _address: None
+    def stream(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        seconds: float,
+        *,
+        body: bytes | None = None,
+        check: CheckPeer = lambda _address: None,
     ) -> Iterator[httpx.Response]:
         """Ask for something, and give the answer, its body still to be read; redirections are not followed.
 
         Args:
+            method: of HTTP.
             url: what to ask for.
             headers: to send along; that nothing is to be compressed is added.
             seconds: that all of it may take, the reading too.
+            body: what to send.
             check: asked of the address of each connection that is made for this.
 
         Raises:
             UnreachableError: no answer came, or none in time.
         """
         late = threading.Event()
+
+        def look(address: str) -> None:
+            check(address)
+            if late.is_set():  # the watchdog has been here already, and found no connection
+                raise httpx.ConnectTimeout("connected too late")
+
         watchdog = threading.Timer(seconds, self._hang_up, (late,))
         watchdog.daemon = True
         watchdog.start()
         # Compressed, a few bytes may become many before they can be counted.
-        sent, watched = {**headers, "accept-encoding": "identity"}, {"trace": partial(self._connected, check)}
+        sent, watched = {**headers, "accept-encoding": "identity"}, {"trace": partial(self._connected, look)}
         try:
-            with self._client.stream("GET", url, headers=sent, extensions=watched) as response:
+            with self._client.stream(method, url, content=body, headers=sent, extensions=watched) as response:
                 yield response
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             if not late.is_set():
@@ -130,19 +137,19 @@ class Timed:
         """Close the connections."""
         self._client.close()
 
-    def _connected(self, check: CheckPeer, event: str, info: Mapping[str, Any]) -> None:
+    def _connected(self, look: CheckPeer, event: str, info: Mapping[str, Any]) -> None:
         """Remember a connection's socket (httpcore tells of each connection that it makes)."""
         # TLS takes the first one's place.
         if event not in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             return
         stream = info["return_value"]
+        self._sockets[:] = [x for x in self._sockets if x.fileno() >= 0]
+        self._sockets.append(stream.get_extra_info("socket"))
         try:
-            check(str(stream.get_extra_info("server_addr")[0]))
+            look(str(stream.get_extra_info("server_addr")[0]))
         except BaseException:
             stream.close()
             raise
-        self._sockets[:] = [x for x in self._sockets if x.fileno() >= 0]
-        self._sockets.append(stream.get_extra_info("socket"))
 
     def _hang_up(self, late: threading.Event) -> None:
         """End an answer that comes a byte at a time: a timeout between two bytes never would."""

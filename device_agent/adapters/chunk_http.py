@@ -183,7 +183,8 @@ class HttpSource:
     ) -> Generator[bytes, None, str | None]:
         """Yield the chunks; return where the answer points to instead, if it does."""
         size = sum(chunk.size for chunk in part)
-        with client.get(url, headers, self._deadline + size / _SLOWEST, check) as response:
+        seconds = self._deadline + size / _SLOWEST
+        with client.stream("GET", url, headers, seconds, check=check) as response:
             if response.has_redirect_location:
                 return str(pointed(response))
             if response.status_code in (httpx.codes.NOT_FOUND, httpx.codes.GONE):

@@ -107,7 +107,7 @@ def ask(state: StateFolder, asking: Asking) -> Identity | PendingReply:
         root = fetcher.fetch(_FIRST_ROOT, ROOT_LIMIT) or b""
         # before the secret is sent: a server that is not the token's must not see it
         ClaimToken(asking.claim, asking.root_fingerprint).check_root(root)
-        reply = _asked(client, asking.server, request)
+        reply = _asked(asking.server, request)
         if isinstance(reply, PendingReply):
             state.save_asking(asking)
             return reply
@@ -156,10 +156,9 @@ def wait(state: StateFolder, pause: Callable[[float], bool]) -> Identity | None:
     return None
 
 
-def _asked(client: httpx.Client, server: str, request: EnrolRequest) -> EnrolReply | PendingReply:
+def _asked(server: str, request: EnrolRequest) -> EnrolReply | PendingReply:
     url = server.rstrip("/") + _PATH
-    body = msgspec.json.encode(request, enc_hook=str)
-    answer = answers.post(client, url, body)
+    answer = answers.post(url, msgspec.json.encode(request, enc_hook=str))
     if not answer.good:
         text = f"{url}: the server refuses ({answer.status}): {_reason(answer.content)}"
         raise (UnreachableError if answer.status >= httpx.codes.INTERNAL_SERVER_ERROR else RejectedError)(

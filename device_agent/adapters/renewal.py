@@ -25,7 +25,6 @@ from fleet.wire.enrolment import RenewReply, RenewRequest, TrustedAuthorities
 _LOG: Final = logging.getLogger(__name__)
 _PATH: Final = "/api/v1/renew"
 _AUTHORITIES: Final = "/api/v1/authorities"
-_TIMEOUT: Final = 30.0
 #: Seconds between two looks at the certificate, at most; a short-lived one is looked at more often.
 _EVERY: Final = 6 * 3600.0
 _SOONEST: Final = 5.0
@@ -190,8 +189,7 @@ class Renewal:
 
 def _authorities(server: str) -> TrustedAuthorities:
     url = server.rstrip("/") + _AUTHORITIES
-    with answers.client(_TIMEOUT) as client:
-        answer = answers.get(client, url)
+    answer = answers.get(url)
     if not answer.good:
         raise UnreachableError(f"{url}: the server refuses ({answer.status})")
     try:
@@ -202,8 +200,7 @@ def _authorities(server: str) -> TrustedAuthorities:
 
 def _asked(server: str, request: RenewRequest) -> RenewReply:
     url = server.rstrip("/") + _PATH
-    with answers.client(_TIMEOUT) as client:
-        answer = answers.post(client, url, msgspec.json.encode(request))
+    answer = answers.post(url, msgspec.json.encode(request))
     if not answer.good:
         raise UnreachableError(f"{url}: the server refuses ({answer.status})")
     try:

@@ -125,7 +125,7 @@ class HttpFetcher:
         headers = {"user-agent": "kedge"}
         if self._tag and name == _TIMESTAMP:
             headers["if-none-match"] = self._tag
-        with self._client.get(url, headers, self._timeout) as response:
+        with self._client.stream("GET", url, headers, self._timeout) as response:
             return self._answer(response, url, name, limit)
 
     def _answer(self, response: httpx.Response, url: str, name: str, limit: int) -> bytes | None:

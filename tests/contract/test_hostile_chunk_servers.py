@@ -198,7 +198,7 @@ def test_an_answer_without_end_ends_over_tls_too(tmp_path: Path) -> None:
         began = time.monotonic()
         with (
             pytest.raises(UnreachableError, match="not whole after"),
-            answers.Timed(client).get(liar.url, {}, 0.3) as response,
+            answers.Timed(client).stream("GET", liar.url, {}, 0.3) as response,
         ):
             response.read()
     assert time.monotonic() - began < 3
@@ -240,6 +240,30 @@ class Names(httpcore.SyncBackend):
     def connect_tcp(self, host: str, port: int, *rest: object, **more: object) -> httpcore.NetworkStream:
         del host
         return super().connect_tcp("127.0.0.1", port, *rest, **more)  # type: ignore[arg-type]  # passed on as they came
+
+
+class SlowNames(Names):
+    """Takes longer to find a host than the whole answer may take."""
+
+    def connect_tcp(self, host: str, port: int, *rest: object, **more: object) -> httpcore.NetworkStream:
+        time.sleep(0.3)
+        return super().connect_tcp(host, port, *rest, **more)
+
+
+def test_a_connection_that_comes_too_late_is_not_used() -> None:
+    """The watchdog barks before there is anything to hang up on; then an answer without end would go on."""
+    transport = httpx.HTTPTransport()
+    transport._pool = httpcore.ConnectionPool(network_backend=SlowNames())
+    began = time.monotonic()
+    with (
+        lying(drip(HONEST, b"x")) as liar,
+        httpx.Client(transport=transport, timeout=5.0) as client,
+        pytest.raises(UnreachableError, match="not whole after"),
+        answers.Timed(client).stream("GET", liar.url, {}, 0.05) as response,
+    ):
+        response.read()
+    assert time.monotonic() - began < 3
+    assert liar.asked == []
 
 
 def test_a_server_that_points_to_a_service_of_the_device_has_nothing_sent_there() -> None:
