@@ -64,7 +64,7 @@ class Issuer(Started):
         Raises:
             ClockError: this server's clock cannot be believed.
         """
-        with self._lock:
+        with self._changing():
             self._check_clock()
             if self._image.snapshot.expires < until:
                 self._publish(self._image.targets, {})
@@ -117,7 +117,7 @@ class Issuer(Started):
         Raises:
             ClockError: this server's clock cannot be believed.
         """
-        with self._lock:
+        with self._changing():
             self._check_clock()
             document = receipt.build(device, reports, self._sealer.until(TARGETS), answers)
             return signed_file(document, [self._signers[DIRECTOR]])
@@ -152,7 +152,7 @@ class Issuer(Started):
             NotFoundError: a bundle is not in the image repository; no device would take it.
             ClockError: this server's clock cannot be believed.
         """
-        with self._lock:
+        with self._changing():
             self._check_clock()
             known, signer = self._image.entries, self._signers[DIRECTOR]
         for bundle in bundles:

@@ -47,6 +47,8 @@ class Keeper:
         # The keys of the roles that the server alone may sign for, and no others.
         self._signers: dict[str, CryptoSigner] = {}
         self._lost: dict[str, str] = {}
+        # A change failed after something of it was written.
+        self._cut_off = False
         self._root: Root
         self._image: Image
 

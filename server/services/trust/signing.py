@@ -45,7 +45,7 @@ class SigningService(Issuer):
             TrustError: a path would come to mean another bundle; a release never changes. Or somebody else
                 signs for one.
         """
-        with self._lock:
+        with self._changing():
             new = list(bundles)
             for bundle in new:
                 project = repository.owner(self._image.projects, bundle.path)
@@ -59,7 +59,7 @@ class SigningService(Issuer):
 
         Those that another project has signed stay until it signs again.
         """
-        with self._lock:
+        with self._changing():
             return self._change_own(withdraw=set(paths))
 
     def _change_own(self, add: Sequence[AssignedBundle] = (), withdraw: Collection[str] = ()) -> bool:
@@ -89,7 +89,7 @@ class SigningService(Issuer):
             TrustError: devices would refuse it, or would lose what they may depend on; nothing has changed.
             ClockError: this server's clock cannot be believed.
         """
-        with self._lock:
+        with self._changing():
             overlay = self.lay_over(files)
             signers = handover.signers_for(overlay, self._keys)
             handover.sign_again(overlay, signers, self._store, self._terms(), self._limits, withdraw=withdraw)
@@ -130,7 +130,7 @@ class SigningService(Issuer):
         Raises:
             ClockError: this server's clock cannot be believed.
         """
-        with self._lock:
+        with self._changing():
             self._check_clock()
             image, changed = self._image, dict[str, Targets]()
             root = self._aged(image.root, ROOT) and ROOT in self._signers
@@ -165,7 +165,7 @@ class SigningService(Issuer):
             ClockError: this server's clock cannot be believed.
         """
         metadata = rules.parse(Timestamp, held, TIMESTAMP)
-        with self._lock:
+        with self._changing():
             rules.check_signatures(metadata, self._root, TIMESTAMP)
             newer, image = metadata.signed, self._image
             ahead = newer.version - image.timestamp.version
@@ -210,7 +210,7 @@ class SigningService(Issuer):
             ClockError: this server's clock cannot be believed, and no new key of this role mends that.
         """
         _check_role(role, ROLES)
-        with self._lock:
+        with self._changing():
             for needed in (role, named_by(role)):
                 if needed not in self._signers:
                     raise ConflictError(

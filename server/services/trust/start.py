@@ -1,8 +1,14 @@
-"""How the signing service starts: from nothing, or from what lies on disk, mended where that can be done."""
+"""How the signing service starts: from nothing, or from what lies on disk, mended where that can be done.
+
+What a full disk has cut off is mended in the same way, before the next change.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 from tuf.api.metadata import Targets
 
@@ -16,6 +22,8 @@ from server.services.trust.image import Image, files_of
 from server.services.trust.keeper import Keeper
 from server.services.trust.load import Loaded, load
 from server.services.trust.roles import ROLES
+
+LOG: Final = logging.getLogger("kedge.trust")
 
 
 class Started(Keeper):
@@ -36,11 +44,34 @@ class Started(Keeper):
             if not self._store.versions(ROOT):
                 self._create()
                 return []
-            loaded = load(self._keys, self._store)
-            self._root, self._signers, self._lost = loaded.root, dict(loaded.signers), dict(loaded.lost)
-            self._mend(loaded)
+            problems = self._load()
             wrong = self.clock()
-            return [*loaded.problems, *([wrong] if wrong else [])]
+            return [*problems, *([wrong] if wrong else [])]
+
+    def _load(self) -> list[str]:
+        """Go on from what lies on disk; return what was damaged or missing."""
+        loaded = load(self._keys, self._store)
+        self._root, self._signers, self._lost = loaded.root, dict(loaded.signers), dict(loaded.lost)
+        self._mend(loaded)
+        self._cut_off = False
+        return loaded.problems
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Hold the lock for signing or a change, and go on from the disk after one that it has cut off.
+
+        Keys and metadata in memory are then ahead of those on disk, or behind: what is signed next would be
+        signed with a key that nothing names, and devices would refuse it.
+        """
+        with self._lock:
+            if self._cut_off:
+                for problem in self._load():
+                    LOG.warning("a change was cut off: %s", problem)
+            try:
+                yield
+            except OSError:
+                self._cut_off = True
+                raise
 
     def clock(self) -> str:
         """Return why this server signs nothing by its clock, and what to do; "" when it signs."""
