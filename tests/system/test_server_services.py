@@ -133,6 +133,19 @@ def test_guessing_passwords_is_slowed_down_and_locks_nobody_else_out(kedge: Part
     assert kedge.accounts.login("admin", first.password, "his address")
 
 
+def test_a_stolen_session_is_no_way_to_guess_at_the_password(kedge: Parts) -> None:
+    first = kedge.accounts.first_start()
+    assert first is not None
+    admin = kedge.accounts.by_cookie(kedge.accounts.login("admin", first.password, "here"))
+    assert admin is not None
+    for _ in range(10):
+        with pytest.raises(UnauthenticatedError):
+            kedge.accounts.change_password(admin, "guess", "a new password of his")
+    with pytest.raises(TooManyError):
+        kedge.accounts.change_password(admin, first.password, "a new password of his")
+    assert kedge.accounts.login("admin", first.password, "here")
+
+
 def test_sessions_and_tokens_end(kedge: Parts) -> None:
     first = kedge.accounts.first_start()
     assert first is not None

@@ -101,19 +101,26 @@ class Accounts:
             UnauthenticatedError: no such person, or another password.
             TooManyError: too many failures.
         """
+        user = self._proven(name, password, address)
+        if user is None:
+            raise UnauthenticatedError("wrong name or password")
+        with self._database.write() as session:
+            return self.begin_session(session, user, "password")
+
+    def _proven(self, name: str, password: str, address: str) -> User | None:
+        """Return the person whose password it is, or None; who guesses is slowed down."""
         self._failures.attempt(address, name, self._clock.now())
         with self._database.read() as session:
-            user = session.exec(select(User).where(User.name == name)).first()
+            user: User | None = session.exec(select(User).where(User.name == name)).first()
         try:
             verified = self._verified(user, password)
         except TooManyError:
             self._failures.take_back(address, name)
             raise
-        if not verified or user is None:
-            raise UnauthenticatedError("wrong name or password")
+        if not verified:
+            return None
         self._failures.succeeded(address, name)
-        with self._database.write() as session:
-            return self.begin_session(session, user, "password")
+        return user
 
     def begin_session(self, session: Session, user: User, how: str) -> str:
         """Let a person in whose identity is proven; return the secret of their session, for the cookie.
@@ -232,13 +239,13 @@ class Accounts:
 
         Raises:
             UnauthenticatedError: the old password is wrong, or the caller is no person.
+            TooManyError: too many wrong ones; a stolen session is no way to guess at it.
             InvalidError: the new one is too short.
         """
         _check_password(new)
-        with self._database.read() as session:
-            found = session.exec(select(User).where(User.name == actor.name)).first()
         # Outside of the transaction: checking takes long, and on SQLite every other writer would wait for it.
-        if not self._verified(found, old) or found is None:
+        found = self._proven(actor.name, old, "a session")
+        if found is None:
             raise UnauthenticatedError("wrong password")
         made = self._hasher.hash(new)
         with self._database.write() as session:
