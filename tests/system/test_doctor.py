@@ -25,6 +25,9 @@ from server import checkup as server_checkup
 from server.settings import Settings
 from sim_devices import Server
 
+#: From now to when a clock without a battery begins anew.
+SINCE_1970 = datetime(1970, 1, 1, 1, tzinfo=timezone.utc) - datetime.now(timezone.utc)
+
 
 class Folders(NamedTuple):
     """What a server and a device with one model have left on disk."""
@@ -130,15 +133,15 @@ def test_a_model_file_with_one_altered_byte_is_named(folders: Folders) -> None:
 
 def test_a_clock_at_1970_is_told_and_not_believed(folders: Folders) -> None:
     """After a power cut the clock begins anew: nothing looks fresh because of it."""
-    found = folders.device(datetime(1970, 1, 1, tzinfo=timezone.utc))
+    found = folders.device(SINCE_1970)
     assert found["clock"].health == "warn"
     assert found["certificate"].health == "ok"
 
 
 def test_a_servers_clock_by_which_nothing_is_signed_is_told(folders: Folders) -> None:
-    """It stands at about 1970, or two years ahead; today's is as good as what the metadata says."""
-    for years in (-56, 2):
-        found = folders.server(timedelta(days=years * 365))["clock"]
+    """It stands at 1970, or two years ahead; today's is as good as what the metadata says."""
+    for ahead in (SINCE_1970, timedelta(days=730)):
+        found = folders.server(ahead)["clock"]
         assert (found.health, found.action.partition(";")[0]) == ("fail", "set the clock")
         assert "nothing is signed" in found.found
     assert folders.server()["clock"].health == "ok"
