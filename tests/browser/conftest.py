@@ -53,3 +53,11 @@ def own_console(browser: Browser, fleet: Fleet, tmp_path: Path) -> Iterator[Cons
     del browser
     with serve(copied(fleet.data, tmp_path / "data"), fleet.people) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def desk(browser: Browser, fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
+    """Serve one copy of the fleet for a module's tests that change devices of their own."""
+    del browser
+    with serve(copied(fleet.data, tmp_path_factory.mktemp("desk") / "data"), fleet.people) as running:
+        yield running

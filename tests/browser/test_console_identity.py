@@ -82,19 +82,17 @@ def test_an_operator_lets_one_in_refuses_one_and_has_one_wiped(
     assert heard == []
 
 
-def test_several_are_let_in_together_after_a_page_that_names_them(
-    own_console: Console, browser: Browser
-) -> None:
+def test_several_are_let_in_together_after_a_page_that_names_them(desk: Console, browser: Browser) -> None:
     """A pallet of devices is unpacked: two are let in at once, of two more a colleague has decided on one."""
-    with own_console.client() as client:
+    with desk.client() as client:
         claim = client.post("/api/v1/claims", json={"quota": 4, "approval": True}).json()["token"]
         keys = {name: csr() for name in ("box-1", "box-2", "box-3", "box-4")}
         for name, pem in keys.items():
-            assert ask(own_console, claim, name, pem).status_code == 202
+            assert ask(desk, claim, name, pem).status_code == 202
         context = browser.new_context(viewport={"width": 390, "height": 844}, reduced_motion="reduce")
         page = context.new_page()
-        log_in(page, own_console)
-        page.goto(f"{own_console.url}/devices")
+        log_in(page, desk)
+        page.goto(f"{desk.url}/devices")
         page.get_by_role("button", name="Approve chosen…").click()
         expect(page.get_by_role("heading", name="No device is chosen")).to_be_visible()
         page.get_by_role("link", name="Back to the devices").click()
@@ -110,7 +108,7 @@ def test_several_are_let_in_together_after_a_page_that_names_them(
         expect(page.locator("#waiting tbody tr")).to_have_count(2)
         context.close()
         for name in ("box-1", "box-2"):
-            assert ask(own_console, claim, name, keys[name]).status_code == 201
+            assert ask(desk, claim, name, keys[name]).status_code == 201
             assert audited(client, f"device {name}").count("device.approved") == 1
 
         # as a browser without scripts does it
@@ -118,7 +116,7 @@ def test_several_are_let_in_together_after_a_page_that_names_them(
         assert [value.rpartition(":")[2] for value in ticked] == ["box-3", "box-4"]
         form = {"decision": "reject", "chosen": ticked}
         assert "Reject these 2 devices?" in client.post("/pending", data=form).text
-        assert ask(own_console, claim, "box-3", keys["box-3"]).status_code == 202, "asking decides nothing"
+        assert ask(desk, claim, "box-3", keys["box-3"]).status_code == 202, "asking decides nothing"
         alone = {"fingerprint": ticked[0].partition(":")[0]}
         assert client.post("/pending/box-3/approve", data=alone).status_code == 303
         assert "1 of those chosen does not wait any more" in client.post("/pending", data=form).text
@@ -126,7 +124,7 @@ def test_several_are_let_in_together_after_a_page_that_names_them(
         assert partly.status_code == 409
         assert "approved by admin already" in partly.text
         assert "1 is rejected, 1 is not" in partly.text
-        assert ask(own_console, claim, "box-4", keys["box-4"]).status_code == 403
+        assert ask(desk, claim, "box-4", keys["box-4"]).status_code == 403
         assert client.post("/pending", data={"decision": "burn"}).status_code == 422
 
 
@@ -136,18 +134,18 @@ def audited(client: httpx.Client, subject: str) -> list[str]:
     return [entry["action"] for entry in found if entry["subject"] == subject]
 
 
-def test_labels_are_changed_on_a_devices_page(own_console: Console, browser: Browser) -> None:
+def test_labels_are_changed_on_a_devices_page(desk: Console, browser: Browser) -> None:
     """A camera moves to another line; a colleague relabels it in between, and neither change is lost."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
     page = context.new_page()
-    log_in(page, own_console)
-    page.goto(f"{own_console.url}/devices/cam-north-06")
+    log_in(page, desk)
+    page.goto(f"{desk.url}/devices/cam-north-06")
     page.locator("#labels summary").press("Enter")
     box = page.get_by_label("One key=value per line")
     expect(box).to_have_value("line=4\nsite=north\n")
     accessible(page)
     box.fill("line=5\nsite north")
-    with own_console.client() as client:
+    with desk.client() as client:
         body = {"labels": {"line": "4", "site": "east"}}
         assert client.put("/api/v1/devices/cam-north-06/labels", json=body).status_code == 200
         expect(page.get_by_role("link", name="site=east")).to_be_visible()
@@ -166,15 +164,15 @@ def test_labels_are_changed_on_a_devices_page(own_console: Console, browser: Bro
     context.close()
 
 
-def test_who_only_looks_decides_nothing(own_console: Console) -> None:
-    people = own_console.people
-    with own_console.client() as client:
+def test_who_only_looks_decides_nothing(desk: Console) -> None:
+    people = desk.people
+    with desk.client() as client:
         claim = client.post("/api/v1/claims", json={"approval": True}).json()["token"]
-        shown = msgspec.json.decode(ask(own_console, claim, "cam-9", csr()).content, type=PendingReply)
+        shown = msgspec.json.decode(ask(desk, claim, "cam-9", csr()).content, type=PendingReply)
         wrong = client.post("/pending/cam-9/approve", data={"fingerprint": "0" * 64})
         assert wrong.status_code == 409
         assert client.post("/pending/cam-9/burn", data={"fingerprint": shown.fingerprint}).status_code == 404
-    with own_console.client(people.viewer, people.viewer_password) as viewer:
+    with desk.client(people.viewer, people.viewer_password) as viewer:
         assert "takes an operator" in viewer.get("/devices").text
         assert "Change labels" not in viewer.get("/devices/cam-north-06").text
         for path, form in (
@@ -185,6 +183,9 @@ def test_who_only_looks_decides_nothing(own_console: Console) -> None:
             ("/pending", {"decision": "approve", "chosen": f"{shown.fingerprint}:cam-9", "sure": "1"}),
         ):
             assert viewer.post(path, data=form).status_code == 403
+    with desk.client() as client:
+        refused = client.post("/pending/cam-9/reject", data={"fingerprint": shown.fingerprint})
+        assert refused.status_code == 303
 
 
 def test_the_first_device_of_a_fleet_can_be_let_in_from_a_phone(browser: Browser, tmp_path: Path) -> None:
