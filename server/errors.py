@@ -14,7 +14,8 @@
     │   │   │   └── ClockError       the server's clock cannot be believed, so it signs nothing
     │   │   ├── TooLargeError        413: more bytes than allowed
     │   │   ├── TooManyError         429: slower, please
-    │   │   └── ProviderError        502: the identity provider does not answer, or not as one
+    │   │   ├── ProviderError        502: the identity provider does not answer, or not as one
+    │   │   └── StoreError           502: the object store does not answer, or refuses
     │   ├── OfflineKeyError      a key that a person keeps cannot be made or used as asked
     │   └── ClientError          the server that a command spoke to refused, or cannot be reached
     └── BrokerError              the broker is not connected, or did not acknowledge in time
@@ -99,6 +100,13 @@ class OfflineKeyError(UserError):
 
 class ProviderError(RequestError):
     """The identity provider does not answer, or not as one."""
+
+    status = 502
+    title = "No answer"
+
+
+class StoreError(RequestError):
+    """The object store does not answer, or refuses."""
 
     status = 502
     title = "No answer"

@@ -14,9 +14,10 @@ import pytest
 from fleet.errors import BundleError
 from fleet.ids import Digest
 from object_store import s3
+from processes import free_port
 from server.adapters.blobs_folder import FolderBlobStore
 from server.adapters.blobs_object_store import ObjectBlobStore
-from server.errors import NotFoundError, SettingsError, TooLargeError
+from server.errors import NotFoundError, SettingsError, StoreError, TooLargeError
 from server.ports.blobs import BlobStore
 from trust_world import MemoryBlobs
 
@@ -148,6 +149,18 @@ def test_addresses_of_a_bucket_are_signed_and_end(monkeypatch: pytest.MonkeyPatc
     assert "X-Amz-Expires=900" in address
     assert "X-Amz-Signature=" in address
     assert "secret" not in address
+
+
+def test_an_object_store_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is down: whoever asks is told so in one line, soon, and not of a bug in the server."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    for name, value in (("ALLOW_HTTP", "true"), ("ACCESS_KEY_ID", "who"), ("SECRET_ACCESS_KEY", "secret")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    store, digest = ObjectBlobStore("s3://bucket"), Digest.of(b"x")
+    for ask in (store.has, store.read, store.delete, lambda x: store.write(x, [b"x"], 1)):
+        with pytest.raises(StoreError, match=r"object store: .*127\.0\.0\.1") as raised:
+            ask(digest)
+        assert "\n" not in str(raised.value)
 
 
 def test_a_folder_forgets_half_an_upload_at_the_next_start(tmp_path: Path) -> None:
