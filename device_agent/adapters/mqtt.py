@@ -151,6 +151,9 @@ class MqttLink:
                 _LOG.info("disconnected before the last message was out; the will stands for it")
         self._client.disconnect()
         self._client.loop_stop()
+        left = self._client.socket()
+        if left is not None:  # it was being made when paho was told to end, which then leaves it open
+            left.close()
 
     def publish(self, topic: str, payload: bytes, qos: int = 1, retain: bool = False) -> None:
         """Send a message, or queue it when there is no connection."""
