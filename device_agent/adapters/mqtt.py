@@ -64,6 +64,10 @@ class _Client(paho.Client):
         """Use another context from the next connection on; paho takes one only once."""
         self._ssl_context = context
 
+    def close(self) -> None:
+        """Close every socket: paho leaves its own, and one just being made, to garbage collection."""
+        self._reset_sockets()
+
     def forget_outgoing(self) -> None:
         """Forget what the broker has not acknowledged, of which paho would keep everything for ever."""
         with self._out_message_mutex:
@@ -151,9 +155,7 @@ class MqttLink:
                 _LOG.info("disconnected before the last message was out; the will stands for it")
         self._client.disconnect()
         self._client.loop_stop()
-        left = self._client.socket()
-        if left is not None:  # it was being made when paho was told to end, which then leaves it open
-            left.close()
+        self._client.close()
 
     def publish(self, topic: str, payload: bytes, qos: int = 1, retain: bool = False) -> None:
         """Send a message, or queue it when there is no connection."""
