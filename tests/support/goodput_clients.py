@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from device_agent.update.chunk_plan import ChunkPlan
+from fleet.bundle import packing
 from fleet.bundle.chunks import Chunk
 from fleet.ids import Digest
 from fleet.wire import topics
@@ -169,9 +170,13 @@ class MqttDevice(_ChunkDevice):
             end = 2 + int.from_bytes(body[:2], "big")
             self._send(0x40, bytes(body[end : end + 2]))
             digest = Digest.from_hex(bytes(body[end - 64 : end]).decode())
-            if self.took(digest, body[end + 2 :]):
+            if self.took(digest, self._unpacked(digest, body[end + 2 :])):
                 self._finished.append(digest)
             self.start()
+
+    def _unpacked(self, digest: Digest, sent: memoryview) -> memoryview:
+        size = self.plan.size_of(digest)
+        return sent if len(sent) >= size else memoryview(packing.unpack(bytes(sent), size))
 
     def _next(self) -> bytes:
         self._packet = self._packet % 65535 + 1
